@@ -1,0 +1,1 @@
+"""Record LLM agent runs as OpenTelemetry trajectories."""

@@ -1,0 +1,1 @@
+"""Fine-tune on trajectory datasets offline with StarPO, and gate the release."""

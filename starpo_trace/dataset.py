@@ -1,0 +1,253 @@
+"""Span sources -> trajectory dataset, with every span accounted for."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from starpo_trace.columns import build_frame
+from starpo_trace.dialects import convert_span
+from starpo_trace.dialects.canonical import Rejection
+from starpo_trace.errors import ConfigError, SourceError
+from starpo_trace.frames import build_frames
+from starpo_trace.manifest import (
+    Accounting,
+    Manifest,
+    check_output,
+    digest_tables,
+    lock_output,
+    read_manifest,
+    scan_table,
+    write_manifest,
+    write_tables,
+)
+from starpo_trace.otlp import MalformedSpan, SpanRow
+from starpo_trace.schema import REJECTED
+from starpo_trace.sources import (
+    SourceFingerprint,
+    find_source_files,
+    fingerprint_file,
+    read_span_batches,
+)
+from starpo_trace.trajectories import build_tables
+from starpo_trace.tree import assign_trajectories, build_span_forest, deduplicate_spans
+
+__all__ = ["Conversion", "build_dataset", "convert_sources", "read_manifest", "scan_table"]
+
+TRUST_SOURCES: Final = ("environment", "rule", "user")
+"""Reward sources that count by default: not `judge`, which the judged text can talk to."""
+
+_LOSSES: Final = frozenset({"history_mismatch", "malformed_attributes", "cycle"})
+"""Reasons to reject a span that leave a hole in its trajectory."""
+
+_SORT_KEYS: Final = {
+    "trajectories": ("trajectory_id",),
+    "turns": ("trajectory_id", "turn"),
+    "messages": ("trajectory_id", "depth", "node_id"),
+    "states": ("trajectory_id", "step", "time_ns", "name", "hash", "value"),
+    "rewards": ("trajectory_id", "time_ns", "reward_id", "span_id", "name", "value"),
+    "rejected": ("trace_id", "span_id", "name", "reason", "detail", "scope", "source"),
+}
+
+Progress = Callable[[str, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """A dataset that is not written yet."""
+
+    tables: dict[str, pl.DataFrame]
+    """The tables of `starpo_trace.schema`, sorted."""
+    accounting: Accounting
+    """Where every span went."""
+    sources: tuple[SourceFingerprint, ...]
+    """The files read."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Spans:
+    """Everything read from the sources."""
+
+    rows: list[SpanRow]
+    malformed: list[MalformedSpan]
+    num_damaged: int
+    sources: list[SourceFingerprint]
+
+
+def build_dataset(
+    sources: Sequence[Path],
+    output: Path,
+    *,
+    test_fraction: float = 0.0,
+    trust_sources: Sequence[str] = TRUST_SOURCES,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Stores and OTLP files -> dataset folder at `output`, as a new version if there is one.
+
+    Args:
+        sources: trace store folders, segment files, OTLP files or folders of them.
+        output: the dataset's folder, new or an earlier dataset.
+        test_fraction: share of the tasks (by hash of the task id) whose trajectories form the
+            split `test`; trajectories without a task are always `train`.
+        trust_sources: reward sources that count.
+        progress: called with the name of each stage and a number of spans or rows.
+
+    Raises:
+        SourceError: a source does not exist, is empty or holds no spans.
+        DatasetError: `output` holds something else, or cannot be written.
+        ConfigError: `test_fraction` is not within [0, 1].
+    """
+    if not 0.0 <= test_fraction <= 1.0:
+        raise ConfigError(f"test_fraction is {test_fraction}; it must be between 0 and 1")
+    check_output(output)
+    conversion = convert_sources(
+        sources, test_fraction=test_fraction, trust_sources=trust_sources, progress=progress
+    )
+    tables = conversion.tables
+    verdicts = Counter(tables["trajectories"]["usable_for"].to_list())
+    with lock_output(output):
+        written = write_tables(output, tables)
+        manifest = Manifest(
+            starpo_version=version("starpo"),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            parameters={"test_fraction": test_fraction, "trust_sources": list(trust_sources)},
+            sources=[
+                {"path": file.path, "bytes": file.num_bytes, "blake2b": file.blake2b}
+                for file in conversion.sources
+            ],
+            counts={name: table.height for name, table in tables.items()},
+            accounting=conversion.accounting,
+            tables=written,
+            usable_for={verdict: verdicts[verdict] for verdict in ("rl", "sft", "none")},
+            digest=digest_tables(tables),
+        )
+        write_manifest(output, manifest)
+    _report(progress, "written", sum(manifest.counts.values()))
+    return manifest
+
+
+def convert_sources(
+    sources: Sequence[Path],
+    *,
+    test_fraction: float = 0.0,
+    trust_sources: Sequence[str] = TRUST_SOURCES,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Stores and OTLP files -> tables in memory; see `build_dataset`."""
+    spans = _read_spans(sources, progress)
+    num_read = len(spans.rows) + len(spans.malformed)
+    if not num_read:
+        raise SourceError(
+            f"{', '.join(map(str, sources))}: no spans in {len(spans.sources)} file(s)"
+            + (f", {spans.num_damaged} damaged record(s)" if spans.num_damaged else "")
+            + "; has the agent run with tracing on, and was it flushed?"
+        )
+    rows, num_duplicates = deduplicate_spans(spans.rows)
+    tables = convert_rows(rows, trust_sources=trust_sources)
+    _report(progress, "converted", len(rows))
+    num_used = len(rows) - tables["rejected"].height
+    rejected = pl.concat([tables["rejected"], _malformed_frame(spans.malformed)])
+    tables["rejected"] = rejected
+    tables["trajectories"] = _split_by_task(tables["trajectories"], test_fraction)
+    tables = {name: table.sort(_SORT_KEYS[name], nulls_last=True) for name, table in tables.items()}
+    accounting = Accounting(
+        spans_read=num_read,
+        spans_used=num_used,
+        spans_rejected_by_reason=dict(sorted(Counter(rejected["reason"].to_list()).items())),
+        duplicates=num_duplicates,
+        damaged_records=spans.num_damaged,
+    )
+    return Conversion(tables=tables, accounting=accounting, sources=tuple(spans.sources))
+
+
+def convert_rows(
+    rows: Sequence[SpanRow], *, trust_sources: Sequence[str] = TRUST_SOURCES
+) -> dict[str, pl.DataFrame]:
+    """Different span rows -> tables; `rejected` has one row per span that is not used."""
+    forest = build_span_forest(
+        [row.trace_id for row in rows],
+        [row.span_id for row in rows],
+        [row.parent_id for row in rows],
+    )
+    assignment = assign_trajectories(forest, rows, [convert_span(row) for row in rows])
+    frames = build_frames(rows, forest, assignment)
+    losses = [
+        {"trajectory_id": trajectory, "reason": span.reason}
+        for span, trajectory in zip(assignment.spans, assignment.trajectory_ids, strict=True)
+        if isinstance(span, Rejection) and span.reason in _LOSSES and trajectory is not None
+    ]
+    tables = build_tables(
+        frames,
+        build_frame(losses, {"trajectory_id": "str", "reason": "str"}),
+        trust_sources=trust_sources,
+    )
+    rejected = [
+        _rejected_row(row, span)
+        for row, span in zip(rows, assignment.spans, strict=True)
+        if isinstance(span, Rejection)
+    ]
+    tables["rejected"] = pl.concat([tables["rejected"], build_frame(rejected, REJECTED)])
+    return tables
+
+
+def _read_spans(sources: Sequence[Path], progress: Progress | None) -> _Spans:
+    spans = _Spans(rows=[], malformed=[], num_damaged=0, sources=[])
+    for file in find_source_files(sources):
+        spans.sources.append(fingerprint_file(file.path))
+        for batch in read_span_batches(file):
+            spans.rows.extend(batch.rows)
+            spans.malformed.extend(batch.malformed)
+            spans.num_damaged += len(batch.damaged)
+        _report(progress, "read", len(spans.rows))
+    return spans
+
+
+def _rejected_row(row: SpanRow, rejection: Rejection) -> dict[str, Any]:
+    return {
+        "source": row.source,
+        "trace_id": row.trace_id,
+        "span_id": row.span_id,
+        "name": row.name,
+        "scope": row.scope,
+        "reason": rejection.reason,
+        "detail": rejection.detail,
+    }
+
+
+def _malformed_frame(malformed: Sequence[MalformedSpan]) -> pl.DataFrame:
+    rows = [
+        {
+            "source": span.source,
+            "trace_id": span.trace_id,
+            "span_id": span.span_id,
+            "name": span.name,
+            "scope": span.scope,
+            "reason": "malformed_span",
+            "detail": span.detail,
+        }
+        for span in malformed
+    ]
+    return build_frame(rows, REJECTED)
+
+
+def _split_by_task(trajectories: pl.DataFrame, test_fraction: float) -> pl.DataFrame:
+    split = [_split_of(task, test_fraction) for task in trajectories["task_id"]]
+    return trajectories.with_columns(pl.Series("split", split, dtype=pl.String))
+
+
+def _split_of(task_id: str | None, test_fraction: float) -> str:
+    if task_id is None:
+        return "train"
+    digest = blake2b(task_id.encode(), digest_size=8).digest()
+    return "test" if int.from_bytes(digest, "big") / 2**64 < test_fraction else "train"
+
+
+def _report(progress: Progress | None, stage: str, count: int) -> None:
+    if progress is not None:
+        progress(stage, count)

@@ -1,0 +1,220 @@
+"""GenAI message attributes -> message-graph nodes, text, reasoning, tool calls.
+
+Node ids are the chain hashes of `starpo_trace.messages`, so a sampled message and its echo in the
+next prompt are the same node, and a rewritten history is another branch.
+"""
+
+import json
+from array import array
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import orjson
+
+from starpo_trace import semconv as keys
+from starpo_trace.dialects.canonical import Columns
+from starpo_trace.messages import Message, chain_hashes, dump_json
+
+
+class HistoryMismatchError(ValueError):
+    """The recorded messages do not give the recorded chain hash."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """The prompt of a call, or what an observation saw."""
+
+    nodes: tuple[Columns, ...]
+    """Rows of the frame `nodes` for the messages that this span holds."""
+    base_node: str | None
+    """Node they continue from; None when they begin a history."""
+    last_node: str | None
+    """Node the prompt ends at."""
+    length: int
+    """Messages in the whole prompt."""
+    is_recorded: bool
+    """False when content was off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """What the model answered."""
+
+    nodes: tuple[Columns, ...] = ()
+    """One row of the frame `nodes` per choice."""
+    node_id: str | None = None
+    """Node of the first choice."""
+    text: str | None = None
+    """Its text parts, joined."""
+    reasoning: str | None = None
+    """Its reasoning parts, joined."""
+    tool_calls: list[Columns] | None = None
+    """The calls it asked for, arguments verbatim; None without an answer."""
+    finish_reason: str | None = None
+    """Why it ended, when the message says so."""
+
+
+def read_json(value: Any) -> Any:
+    """JSON text (or an already structured value) -> Python value.
+
+    Raises:
+        ValueError: the text is not JSON.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return json.loads(value)  # lone surrogates
+
+
+def read_history(attributes: dict[str, Any]) -> History:
+    """Input messages of a span -> nodes; the chain hash is verified when one was recorded.
+
+    Raises:
+        HistoryMismatchError: messages and recorded chain hash disagree.
+        ValueError, TypeError: the messages are not GenAI messages.
+    """
+    value = attributes.get(keys.INPUT_MESSAGES)
+    base = _text_or_none(attributes.get(keys.HISTORY_BASE))
+    if value is None and base is None:
+        return History(nodes=(), base_node=None, last_node=None, length=0, is_recorded=False)
+    base_length = int(attributes.get(keys.HISTORY_BASE_LENGTH) or 0)
+    messages = _messages(value) if value is not None else []
+    messages = [*_system_message(attributes), *messages]
+    nodes = _chain_nodes(messages, base, base_length)
+    if keys.HISTORY_HASH in attributes:
+        expected = attributes[keys.HISTORY_HASH]
+        if isinstance(value, str) and _last_node(nodes, base) != expected:
+            # orjson reads integers beyond 64 bits as floats; the standard library does not.
+            messages = [*_system_message(attributes), *json.loads(value)]
+            nodes = _chain_nodes(messages, base, base_length)
+        _verify_history(attributes, nodes, base, base_length)
+    return History(
+        nodes=nodes,
+        base_node=base,
+        last_node=_last_node(nodes, base),
+        length=base_length + len(nodes),
+        is_recorded=True,
+    )
+
+
+def read_output(attributes: dict[str, Any], history: History) -> Output:
+    """Output messages of a span -> nodes after the prompt's last one, and the answer's parts."""
+    value = attributes.get(keys.OUTPUT_MESSAGES)
+    if value is None:
+        return Output()
+    messages = _messages(value)
+    if not messages:
+        return Output()
+    nodes = tuple(
+        {**node, "sampled": True}
+        for message in messages
+        for node in _chain_nodes([message], history.last_node, history.length)
+    )
+    parts = messages[0]["parts"]
+    return Output(
+        # Without the prompt the chain would claim that the answer begins a history.
+        nodes=nodes if history.is_recorded else (),
+        node_id=nodes[0]["node_id"] if history.is_recorded else None,
+        text=_joined(parts, "text"),
+        reasoning=_joined(parts, "reasoning"),
+        tool_calls=[_tool_call(part) for part in parts if part.get("type") == "tool_call"],
+        finish_reason=_text_or_none(messages[0].get("finish_reason")),
+    )
+
+
+def read_numbers(value: Any, typecode: str) -> list[Any] | None:
+    """JSON list of 32-bit integers (`i`) or floats (`d`) -> list; None when absent.
+
+    Raises:
+        ValueError, TypeError, OverflowError: it is not such a list.
+    """
+    if value is None:
+        return None
+    numbers = read_json(value)
+    if not isinstance(numbers, list):
+        raise TypeError(f"expected a JSON list of numbers, found {type(numbers).__name__}")
+    return array(typecode, numbers).tolist()
+
+
+def valid_text(text: str) -> str:
+    """Text -> text that UTF-8 can hold: lone surrogates become `?`."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
+
+
+def _messages(value: Any) -> list[Message]:
+    messages = read_json(value)
+    if not isinstance(messages, list):
+        raise TypeError(f"messages are a {type(messages).__name__}, not a list")
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("parts"), list):
+            raise TypeError("a message has no list `parts`")
+        if not all(isinstance(part, dict) for part in message["parts"]):
+            raise TypeError("a message part is not an object")
+        message.setdefault("role", "user")
+    return messages
+
+
+def _system_message(attributes: dict[str, Any]) -> list[Message]:
+    parts = read_json(attributes.get("gen_ai.system_instructions"))
+    return [{"role": "system", "parts": parts}] if isinstance(parts, list) and parts else []
+
+
+def _chain_nodes(messages: list[Message], base: str | None, depth: int) -> tuple[Columns, ...]:
+    chain = bytes.fromhex(base) if base else b""
+    ids = [node.hex() for node in chain_hashes(messages, chain)]
+    return tuple(
+        {
+            "node_id": node_id,
+            "parent_id": parent_id,
+            "depth": depth + i,
+            "role": valid_text(str(message["role"])),
+            "message": dump_json(message),
+            "sampled": False,
+        }
+        for i, (message, (parent_id, node_id)) in enumerate(
+            zip(messages, pairwise([base, *ids]), strict=True)
+        )
+    )
+
+
+def _last_node(nodes: tuple[Columns, ...], base: str | None) -> str | None:
+    return nodes[-1]["node_id"] if nodes else base
+
+
+def _verify_history(
+    attributes: dict[str, Any], nodes: tuple[Columns, ...], base: str | None, base_length: int
+) -> None:
+    expected = attributes[keys.HISTORY_HASH] or None
+    actual = _last_node(nodes, base)
+    if actual != expected:
+        raise HistoryMismatchError(f"messages give {actual}, the span says {expected}")
+    length = attributes.get(keys.HISTORY_LENGTH)
+    if length is not None and length != base_length + len(nodes):
+        raise HistoryMismatchError(f"{base_length} + {len(nodes)} messages, the span says {length}")
+
+
+def _joined(parts: list[dict[str, Any]], kind: str) -> str | None:
+    texts = [str(part.get("content") or "") for part in parts if part.get("type") == kind]
+    return valid_text("".join(texts)) if texts else None
+
+
+def _tool_call(part: dict[str, Any]) -> Columns:
+    arguments = part.get("arguments")
+    return {
+        "id": _text_or_none(part.get("id")),
+        "name": _text_or_none(part.get("name")),
+        "arguments": arguments
+        if arguments is None
+        else valid_text(arguments if isinstance(arguments, str) else dump_json(arguments)),
+    }
+
+
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None else valid_text(str(value))

@@ -1,0 +1,289 @@
+"""OpenTelemetry GenAI span, with or without our `starpo.*` keys -> canonical span.
+
+Old names of a key are read where the conventions renamed it. Content may sit in span attributes
+(JSON text) or in the event `gen_ai.client.inference.operation.details` (structured).
+"""
+
+import math
+from typing import Any, Final
+
+from starpo_trace import semconv as keys
+from starpo_trace.dialects.canonical import RECORDS, CanonicalSpan, Columns, Rejection
+from starpo_trace.dialects.content import (
+    Output,
+    read_history,
+    read_json,
+    read_numbers,
+    read_output,
+    valid_text,
+)
+from starpo_trace.messages import dump_json
+from starpo_trace.otlp import SpanRow
+
+_RECORD_OF_OPERATION: Final = {
+    "chat": "llm",
+    "generate_content": "llm",
+    "text_completion": "llm",
+    "invoke_agent": "agent",
+    "invoke_workflow": "agent",
+    "create_agent": "agent",
+    "execute_tool": "step",
+    "retrieval": "step",
+    "embeddings": "step",
+    "fetch_response": "step",
+    "plan": "step",
+    "create_memory": "step",
+    "search_memory": "step",
+    "update_memory": "step",
+    "upsert_memory": "step",
+    "delete_memory": "step",
+}
+_STEP_KIND_OF_OPERATION: Final = {"execute_tool": "tool", "retrieval": "retriever"}
+_STREAM_FAILURES: Final = frozenset({"closed", "dropped", "cancelled", "error"})
+_DETAILS_EVENT: Final = "gen_ai.client.inference.operation.details"
+_EVALUATION_EVENT: Final = "gen_ai.evaluation.result"
+_INPUT_USAGE: Final = (keys.USAGE_INPUT_TOKENS, "gen_ai.usage.prompt_tokens")
+_OUTPUT_USAGE: Final = (keys.USAGE_OUTPUT_TOKENS, "gen_ai.usage.completion_tokens")
+_INT64_MAX: Final = 2**63 - 1
+
+
+def matches(span: SpanRow) -> bool:
+    """Whether the span names a GenAI operation as its kind, or is one of ours."""
+    attributes = span.attributes
+    if keys.RECORD in attributes:
+        return True
+    # traceAI and some OpenLLMetry versions write the operation too, beside flattened messages.
+    flattened = (
+        "gen_ai.span.kind",
+        "gen_ai.input.messages.0.message.role",
+        "gen_ai.prompt.0.role",
+        "openinference.span.kind",
+    )
+    return keys.OPERATION_NAME in attributes and not any(key in attributes for key in flattened)
+
+
+def convert(span: SpanRow) -> CanonicalSpan | Rejection:
+    """GenAI span -> canonical span.
+
+    Raises:
+        ValueError, TypeError: an attribute has a value that cannot be read.
+    """
+    attributes = _merge_details(span)
+    record = _record_of(attributes)
+    if isinstance(record, Rejection):
+        return record
+    columns = _span_columns(span, attributes, record)
+    rewards = [
+        _evaluation_event(event, time_ns, record)
+        for name, time_ns, event in span.events
+        if name == _EVALUATION_EVENT
+    ]
+    call = None
+    nodes: tuple[Columns, ...] = ()
+    states: tuple[Columns, ...] = ()
+    if record == "llm":
+        call, nodes = _call_columns(span, attributes)
+        columns["step_kind"] = columns["step_kind"] or _call_kind(call)
+    elif record == "observation":
+        nodes = read_history(attributes).nodes
+    elif record == "step":
+        kind = _STEP_KIND_OF_OPERATION.get(attributes.get(keys.OPERATION_NAME, ""), "other")
+        columns["step_kind"] = columns["step_kind"] or kind
+    elif record == "state":
+        states = (_state_columns(attributes),)
+    elif record == "reward":
+        reward = _reward_columns(span, attributes)
+        if reward["value"] is None:
+            value = attributes.get(keys.EVALUATION_VALUE)
+            return Rejection(reason="reward_value", detail=f"{value!r} is not a finite number")
+        rewards.append(reward)
+    return CanonicalSpan(
+        record=record,
+        columns=columns,
+        call=call,
+        nodes=nodes,
+        states=states,
+        rewards=tuple(rewards),
+    )
+
+
+def _record_of(attributes: dict[str, Any]) -> str | Rejection:
+    record = attributes.get(keys.RECORD)
+    if record is not None:
+        if record in RECORDS:
+            return record
+        return Rejection(reason="unknown_record", detail=str(record))
+    operation = attributes.get(keys.OPERATION_NAME)
+    record = _RECORD_OF_OPERATION.get(str(operation))
+    return record or Rejection(reason="unknown_operation", detail=str(operation))
+
+
+def _merge_details(span: SpanRow) -> dict[str, Any]:
+    for name, _, event in span.events:
+        if name == _DETAILS_EVENT:
+            return {**event, **span.attributes}
+    return span.attributes
+
+
+def _span_columns(span: SpanRow, attributes: dict[str, Any], record: str) -> Columns:
+    return {
+        "is_ours": keys.RECORD in attributes,
+        "trajectory_id": _text(attributes.get(keys.TRAJECTORY_ID)),
+        "trace_id": span.trace_id,
+        "span_id": span.span_id,
+        "source": span.source,
+        "scope": span.scope,
+        "start_ns": span.start_ns,
+        "end_ns": span.end_ns,
+        "step": _int(attributes.get(keys.STEP)),
+        "step_kind": _text(attributes.get(keys.STEP_KIND)),
+        "agent_name": _text(attributes.get(keys.AGENT_NAME)),
+        "task_id": _text(attributes.get(keys.TASK_ID)),
+        "attempt": _int(attributes.get(keys.ATTEMPT)),
+        "seed": _int(attributes.get(keys.SEED)),
+        "policy_id": _text(attributes.get(keys.POLICY_ID)),
+        "environment_name": _text(attributes.get(keys.ENVIRONMENT_NAME)),
+        "environment_version": _text(attributes.get(keys.ENVIRONMENT_VERSION)),
+        "cohort": _text(attributes.get(keys.COHORT)),
+        "conversation_id": _text(attributes.get(keys.CONVERSATION_ID)),
+        "end": _text(attributes.get(keys.TRAJECTORY_END)) if record == "trajectory" else None,
+        "num_steps": _int(attributes.get(keys.TRAJECTORY_NUM_STEPS)),
+    }
+
+
+def _call_columns(span: SpanRow, attributes: dict[str, Any]) -> tuple[Columns, tuple[Columns, ...]]:
+    history = read_history(attributes)
+    output = read_output(attributes, history)
+    response_ids = read_numbers(attributes.get(keys.RESPONSE_TOKEN_IDS), "i")
+    logprobs = read_numbers(attributes.get(keys.RESPONSE_LOGPROBS), "d")
+    if response_ids is None or logprobs is None or len(logprobs) != len(response_ids):
+        logprobs = None
+    call = {
+        "model": _text(attributes.get(keys.RESPONSE_MODEL) or attributes.get(keys.REQUEST_MODEL)),
+        "temperature": _number(attributes.get(keys.REQUEST_TEMPERATURE)),
+        "top_p": _number(attributes.get(keys.REQUEST_TOP_P)),
+        "top_k": _number(attributes.get(keys.REQUEST_TOP_K)),
+        "finish_reason": _finish_reason(attributes, output),
+        "outcome": _outcome(span, attributes),
+        "error": _error(span, attributes),
+        "history_length": history.length,
+        "base_node": history.base_node,
+        "input_node": history.last_node,
+        "output_node": output.node_id,
+        "has_input": history.is_recorded,
+        "input_tokens": _first_int(attributes, _INPUT_USAGE),
+        "output_tokens": _first_int(attributes, _OUTPUT_USAGE),
+        "reasoning": output.reasoning,
+        "text": output.text,
+        "tool_calls": output.tool_calls,
+        "tool_definitions": _json_text(attributes.get(keys.TOOL_DEFINITIONS)),
+        "prompt_ids": read_numbers(attributes.get(keys.PROMPT_TOKEN_IDS), "i"),
+        "prompt_base_step": _int(attributes.get(keys.PROMPT_TOKEN_IDS_BASE_STEP)),
+        "prompt_base_length": _int(attributes.get(keys.PROMPT_TOKEN_IDS_BASE_LENGTH)) or 0,
+        "response_ids": response_ids,
+        "response_logprobs": logprobs,
+    }
+    return call, history.nodes + output.nodes
+
+
+def _call_kind(call: Columns) -> str:
+    return "planner" if call["tool_calls"] or call["tool_definitions"] is None else "finalizer"
+
+
+def _state_columns(attributes: dict[str, Any]) -> Columns:
+    state = {
+        "name": _text(attributes.get(keys.STATE_NAME)) or "state",
+        "hash": _text(attributes.get(keys.STATE_HASH)),
+        "value": _text(attributes.get(keys.STATE_VALUE)),
+        "base": _text(attributes.get(keys.STATE_BASE)),
+        "diff": _text(attributes.get(keys.STATE_DIFF)),
+    }
+    if state["value"] is None and state["diff"] is None:
+        raise ValueError(f"a state span needs {keys.STATE_VALUE} or {keys.STATE_DIFF}")
+    return state
+
+
+def _reward_columns(span: SpanRow, attributes: dict[str, Any]) -> Columns:
+    scope = _text(attributes.get(keys.REWARD_SCOPE)) or "trajectory"
+    kind = "outcome" if scope == "trajectory" else "process"
+    name = _text(attributes.get(keys.EVALUATION_NAME)) or "reward"
+    return {
+        "reward_id": _text(attributes.get(keys.REWARD_ID)) or f"{span.trace_id}:{span.span_id}",
+        "name": name,
+        "value": _number(attributes.get(keys.EVALUATION_VALUE)),
+        "scope": scope,
+        "kind": _text(attributes.get(keys.REWARD_KIND)) or kind,
+        "source": _text(attributes.get(keys.REWARD_SOURCE)),
+        "min": _number(attributes.get(keys.REWARD_MIN)),
+        "max": _number(attributes.get(keys.REWARD_MAX)),
+        "step": _int(attributes.get(keys.REWARD_STEP)),
+        "judge_id": _text(attributes.get(keys.REWARD_JUDGE_ID)),
+        "judge_prompt_hash": _text(attributes.get(keys.REWARD_JUDGE_PROMPT_HASH)),
+        "explanation": _text(attributes.get(keys.EVALUATION_EXPLANATION)),
+        "time_ns": span.start_ns,
+        "recorded_by_us": span.scope == keys.SCOPE_NAME,
+    }
+
+
+def _evaluation_event(event: dict[str, Any], time_ns: int, record: str) -> Columns:
+    # Anybody may add such an event to a span, so it never counts as recorded by us.
+    scope = "trajectory" if record in {"trajectory", "agent"} else "turn"
+    name = _text(event.get(keys.EVALUATION_NAME)) or "evaluation"
+    return {
+        "reward_id": None,
+        "name": name,
+        "value": _number(event.get(keys.EVALUATION_VALUE)),
+        "scope": scope,
+        "kind": "outcome" if scope == "trajectory" else "process",
+        "explanation": _text(event.get(keys.EVALUATION_EXPLANATION)),
+        "time_ns": time_ns,
+        "recorded_by_us": False,
+    }
+
+
+def _finish_reason(attributes: dict[str, Any], output: Output) -> str | None:
+    reasons = attributes.get(keys.RESPONSE_FINISH_REASONS)
+    if isinstance(reasons, str):
+        reasons = read_json(reasons) if reasons.startswith("[") else [reasons]
+    if reasons:
+        return _text(reasons[0])
+    return _text(attributes.get("gen_ai.response.finish_reason")) or output.finish_reason
+
+
+def _outcome(span: SpanRow, attributes: dict[str, Any]) -> str:
+    outcome = attributes.get(keys.STREAM_OUTCOME)
+    if outcome in _STREAM_FAILURES:
+        return str(outcome)
+    error_type = attributes.get(keys.ERROR_TYPE)
+    if error_type and "Cancelled" in str(error_type):
+        return "cancelled"
+    return "error" if span.error is not None or error_type else "ok"
+
+
+def _error(span: SpanRow, attributes: dict[str, Any]) -> str | None:
+    parts = [str(part) for part in (attributes.get(keys.ERROR_TYPE), span.error) if part]
+    return ": ".join(parts) or None
+
+
+def _json_text(value: Any) -> str | None:
+    return value if isinstance(value, str) or value is None else dump_json(value)
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else valid_text(value if isinstance(value, str) else str(value))
+
+
+def _int(value: Any) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _INT64_MAX:
+        return None
+    return value
+
+
+def _first_int(attributes: dict[str, Any], names: tuple[str, ...]) -> int | None:
+    return next((v for name in names if (v := _int(attributes.get(name))) is not None), None)
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,187 @@
+"""Tables + accounting -> dataset folder; the manifest makes them one version.
+
+Each table is a Delta table, overwritten as a new version. The manifest names the versions that
+belong together and is replaced last, so that whoever reads through it sees the last whole build,
+also while another is being written or after one was killed.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from starpo_trace.errors import DatasetError
+from starpo_trace.schema import DATASET_SCHEMA_VERSION, MANIFEST_FILE, TABLES
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_LOCK_FILE: Final = ".build.lock"
+_TEMPORARY_MANIFEST: Final = ".manifest.json.tmp"
+_SLICE_ROWS: Final = 20_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accounting:
+    """Where every span that was read went: read = used + rejected + duplicates."""
+
+    spans_read: int
+    """Spans found in the sources."""
+    spans_used: int
+    """Spans that made rows of the dataset."""
+    spans_rejected_by_reason: dict[str, int]
+    """Spans that did not, by reason; each is a row of the table `rejected`."""
+    duplicates: int
+    """Further copies of a span that was already read."""
+    damaged_records: int
+    """Pieces of the sources that hold no readable spans (how many spans is not known)."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether every span read is accounted for."""
+        num_rejected = sum(self.spans_rejected_by_reason.values())
+        return self.spans_read == self.spans_used + num_rejected + self.duplicates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What `manifest.json` says about a dataset."""
+
+    starpo_version: str
+    """Version of the package that built it."""
+    created: str
+    """Time of the build, ISO 8601, UTC."""
+    parameters: dict[str, Any]
+    """Arguments of the build."""
+    sources: list[dict[str, Any]]
+    """`path`, `bytes`, `blake2b` of each file read."""
+    counts: dict[str, int]
+    """Rows per table."""
+    accounting: Accounting
+    """Where every span went."""
+    usable_for: dict[str, int]
+    """Trajectories per verdict: rl, sft, none."""
+    digest: str
+    """Hash of all rows in a fixed order, without their source paths."""
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """`path` and Delta `version` per table."""
+    schema_version: str = DATASET_SCHEMA_VERSION
+    """Version of tables and columns."""
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Dataset folder -> its manifest.
+
+    Raises:
+        DatasetError: the folder is no dataset, or one of another schema version.
+    """
+    file = path / MANIFEST_FILE
+    try:
+        fields = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise DatasetError(
+            f"{path}: no {MANIFEST_FILE}, so this is no dataset; build one with "
+            f"`starpo-trace export SOURCE -o {path}`"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{file}: cannot be read: {error}") from error
+    version = fields.get("schema_version") if isinstance(fields, dict) else None
+    if version != DATASET_SCHEMA_VERSION:
+        raise DatasetError(
+            f"{file}: schema version {version!r}, this starpo reads "
+            f"{DATASET_SCHEMA_VERSION!r}; export the sources again"
+        )
+    try:
+        return Manifest(**{**fields, "accounting": Accounting(**fields["accounting"])})
+    except (KeyError, TypeError) as error:
+        raise DatasetError(f"{file}: fields missing or unknown: {error}") from error
+
+
+def scan_table(path: Path, name: str) -> "pl.LazyFrame":
+    """Dataset folder and table name -> lazy frame, pinned at the manifest's version."""
+    import polars as pl
+
+    table = read_manifest(path).tables[name]
+    return pl.scan_delta(str(path / table["path"]), version=table["version"])
+
+
+def check_output(path: Path) -> None:
+    """Refuse an output that holds something else than a dataset (or a killed build of one).
+
+    Raises:
+        DatasetError: `path` is a file, or a folder with other content.
+    """
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise DatasetError(f"{path}: is a file; give a new folder or an existing dataset")
+    ours = {*TABLES, MANIFEST_FILE, _LOCK_FILE, _TEMPORARY_MANIFEST}
+    others = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
+    if others:
+        raise DatasetError(
+            f"{path}: exists and is not a dataset (it holds {', '.join(others[:3])}); "
+            "give a new folder or an existing dataset"
+        )
+
+
+@contextmanager
+def lock_output(path: Path) -> Iterator[None]:
+    """Create the folder and hold it alone; the lock ends with the process, however it ends.
+
+    Raises:
+        DatasetError: another build writes there, or the folder cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / _LOCK_FILE).open("w")
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be written: {error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DatasetError(f"{path}: another build is writing it; wait for it") from error
+        yield
+
+
+def write_tables(path: Path, tables: Mapping[str, "pl.DataFrame"]) -> dict[str, dict[str, Any]]:
+    """Tables -> Delta tables in `path`; the `tables` entry of the manifest."""
+    from deltalake import DeltaTable
+
+    written = {}
+    for name, table in tables.items():
+        folder = str(path / name)
+        table.write_delta(folder, mode="overwrite")
+        written[name] = {"path": name, "version": DeltaTable(folder).version()}
+    return written
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Manifest -> `manifest.json`, replaced in one step once it is on disk."""
+    temporary = path / _TEMPORARY_MANIFEST
+    with temporary.open("w") as stream:
+        json.dump(asdict(manifest), stream, indent=2)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path / MANIFEST_FILE)
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def digest_tables(tables: Mapping[str, "pl.DataFrame"]) -> str:
+    """Sorted tables -> hash of their rows, independent of where the sources lay."""
+    digest = blake2b(digest_size=32)
+    for name in sorted(tables):
+        table = tables[name].drop("source", strict=False) if name != "rewards" else tables[name]
+        digest.update(f"{name}:{table.height}\n".encode())
+        for part in table.iter_slices(_SLICE_ROWS):
+            digest.update(part.write_ndjson().encode())
+    return digest.hexdigest()

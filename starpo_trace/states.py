@@ -1,0 +1,111 @@
+"""State spans (whole values and merge patches) -> whole values.
+
+Merge patch: RFC 7396. Each patch is checked against the recorded hash of its result.
+"""
+
+import json
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+import polars as pl
+
+from starpo_trace.messages import dump_json
+
+_STATE_COLUMNS = ("name", "hash", "value", "base", "diff")
+_REJECTED_SCHEMA = {
+    "row": pl.Int64,
+    "trajectory_id": pl.String,
+    "source": pl.String,
+    "trace_id": pl.String,
+    "span_id": pl.String,
+    "name": pl.String,
+    "scope": pl.String,
+    "reason": pl.String,
+    "detail": pl.String,
+}
+
+
+def apply_states(states: pl.DataFrame, spans: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Canonical states and spans -> rows of the table `states`, and rejected spans.
+
+    Reasons: `state_base_missing`, `state_mismatch`, `state_not_json`.
+    """
+    joined = states.join(
+        spans.select(
+            "row", "trajectory_id", "step", "start_ns", "source", "trace_id", "span_id", "scope"
+        ),
+        on="row",
+        how="inner",
+    ).sort("trajectory_id", "step", "start_ns", "trace_id", "span_id")
+    known: dict[tuple[str, str], Any] = {}
+    kept: list[dict[str, Any]] = []
+    rejected: list[dict[str, Any]] = []
+    for row in joined.iter_rows(named=True):
+        value, reason = _restore_value(row, known)
+        if reason is not None:
+            rejected.append({**row, "reason": reason, "detail": f"state {row['name']}"})
+            continue
+        if row["hash"] is not None:
+            known[row["trajectory_id"], row["hash"]] = value
+        text = row["value"] if row["value"] is not None else dump_json(value)
+        kept.append({**row, "value": text, "time_ns": row["start_ns"]})
+    table = pl.DataFrame(
+        kept,
+        schema={
+            "trajectory_id": pl.String,
+            "step": pl.Int64,
+            "name": pl.String,
+            "hash": pl.String,
+            "value": pl.String,
+            "time_ns": pl.Int64,
+        },
+    )
+    return table, pl.DataFrame(rejected, schema=_REJECTED_SCHEMA)
+
+
+def merge_patch(base: Any, patch: Any) -> Any:
+    """Value and merge patch -> patched value (RFC 7396, section 2); `base` is left unchanged.
+
+    Example:
+        >>> merge_patch({"a": 1, "b": {"c": 2}}, {"a": None, "b": {"d": 3}})
+        {'b': {'c': 2, 'd': 3}}
+    """
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(base) if isinstance(base, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merge_patch(result.get(key), value)
+    return result
+
+
+def hash_state(value: Any) -> str:
+    """JSON value -> hash of its canonical form (sorted keys, no spaces), 16 bytes as hex."""
+    try:
+        data = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except (TypeError, ValueError):
+        data = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    return blake2b(data, digest_size=16).hexdigest()
+
+
+def _restore_value(
+    row: dict[str, Any], known: dict[tuple[str, str], Any]
+) -> tuple[Any, str | None]:
+    text = row["value"] if row["value"] is not None else row["diff"]
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        try:
+            value = json.loads(text)
+        except ValueError:
+            return None, "state_not_json"
+    if row["value"] is not None:
+        return value, None
+    key = (row["trajectory_id"], row["base"])
+    if key not in known:
+        return None, "state_base_missing"
+    value = merge_patch(known[key], value)
+    return value, None if hash_state(value) == row["hash"] else "state_mismatch"

@@ -1,0 +1,264 @@
+"""Canonical frames of a partition -> the dataset's tables.
+
+A partition holds whole trajectories; the function is pure and its result does not depend on the
+order of the rows, so partitions may be built anywhere and in any order.
+"""
+
+from collections.abc import Collection, Mapping
+
+import polars as pl
+
+from starpo_trace import schema
+from starpo_trace.columns import polars_schema
+from starpo_trace.states import apply_states
+from starpo_trace.token_ids import share_prompts
+from starpo_trace.verdict import judge_trajectories
+
+_BY_TRAJECTORY = "trajectory_id"
+_IDENTITY = (
+    "task_id",
+    "attempt",
+    "seed",
+    "policy_id",
+    "environment_name",
+    "environment_version",
+    "cohort",
+    "conversation_id",
+    "agent_name",
+)
+
+
+def build_tables(
+    frames: Mapping[str, pl.DataFrame],
+    losses: pl.DataFrame,
+    *,
+    trust_sources: Collection[str],
+) -> dict[str, pl.DataFrame]:
+    """Canonical frames -> tables by name; `rejected` holds what is found only here.
+
+    Args:
+        frames: the frames of `starpo_trace.dialects.canonical.FRAMES`.
+        losses: `trajectory_id`, `reason` of rejected spans that belong to a trajectory.
+        trust_sources: reward sources that count.
+    """
+    spans = frames["spans"]
+    states, lost_states = apply_states(frames["states"], spans)
+    losses = pl.concat(
+        [losses, lost_states.select(_BY_TRAJECTORY, pl.col("reason"))], how="vertical"
+    )
+    spans = spans.join(lost_states.select("row"), on="row", how="anti")
+    turns = _build_turns(spans, frames["calls"])
+    rewards = _build_rewards(frames["rewards"], spans, turns, trust_sources)
+    turns = turns.join(_sum_turn_rewards(rewards), on=[_BY_TRAJECTORY, "turn"], how="left")
+    messages = _build_messages(frames["nodes"], spans, turns)
+    trajectories = _build_trajectories(spans, turns, messages, rewards)
+    trajectories = judge_trajectories(trajectories, spans, turns, messages, losses)
+    tables = {
+        "trajectories": trajectories,
+        "turns": turns,
+        "messages": messages,
+        "states": states,
+        "rewards": rewards,
+        "rejected": lost_states,
+    }
+    return {name: _select_columns(table, name) for name, table in tables.items()}
+
+
+def _select_columns(table: pl.DataFrame, name: str) -> pl.DataFrame:
+    columns = polars_schema(schema.TABLES[name])
+    missing = [pl.lit(None, dtype=kind).alias(n) for n, kind in columns.items() if n not in table]
+    return table.with_columns(missing).select(
+        pl.col(column).cast(kind) for column, kind in columns.items()
+    )
+
+
+def _build_turns(spans: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
+    turns = (
+        spans.lazy()
+        .filter(pl.col("record") == "llm")
+        .join(calls.lazy(), on="row", how="inner", validate="1:1")
+        .with_columns(
+            # Recorded step numbers decide only where every call of the trajectory has one.
+            position=pl.when(pl.col("step").is_not_null().all().over(_BY_TRAJECTORY))
+            .then("step")
+            .otherwise("step_order"),
+            step=pl.coalesce("step", "step_order"),
+        )
+        .sort(_BY_TRAJECTORY, "position", "start_ns", "history_length", "trace_id", "span_id")
+        .with_columns(turn=pl.int_range(pl.len()).over(_BY_TRAJECTORY))
+        .collect()
+    )
+    turns = share_prompts(turns)
+    has_ids = pl.col("prompt_token_ids").is_not_null() & pl.col("response_ids").is_not_null()
+    # A log-probability is the policy's own only when sampling did not reshape the distribution.
+    unshaped = (
+        pl.col("temperature").fill_null(1.0).eq(1.0)
+        & pl.col("top_p").fill_null(1.0).eq(1.0)
+        & pl.col("top_k").fill_null(0.0).le(0.0)
+    )
+    return turns.with_columns(
+        pl.col("response_ids").alias("response_token_ids"),
+        token_provenance=pl.when(has_ids).then(pl.lit("exact")).otherwise(pl.lit("missing")),
+        logprob_provenance=pl.when(pl.col("response_logprobs").is_null())
+        .then(pl.lit("missing"))
+        .when(has_ids & unshaped)
+        .then(pl.lit("exact"))
+        .otherwise(pl.lit("estimated")),
+    )
+
+
+def _build_rewards(
+    rewards: pl.DataFrame,
+    spans: pl.DataFrame,
+    turns: pl.DataFrame,
+    trust_sources: Collection[str],
+) -> pl.DataFrame:
+    own = spans.select("row", _BY_TRAJECTORY, "trace_id", "span_id")
+    targets = spans.select(target_row="row", target_step=pl.coalesce("step", "step_order"))
+    target_turns = turns.select(target_row="row", target_turn="turn")
+    in_range = pl.col("value").ge(pl.col("min")).fill_null(value=True) & pl.col("value").le(
+        pl.col("max")
+    ).fill_null(value=True)
+    of_trajectory = pl.col("scope") == "trajectory"
+    placed = (
+        rewards.rename({"step": "named_step"})
+        .join(own, on="row", how="inner")
+        .join(targets, on="target_row", how="left")
+        .join(target_turns, on="target_row", how="left")
+        .with_columns(
+            step=pl.when(~of_trajectory).then(pl.coalesce("named_step", "target_step")),
+            reward_id=pl.coalesce(
+                "reward_id", pl.format("{}:{}:{}", "trace_id", "span_id", "name")
+            ),
+            trusted=(
+                pl.col("recorded_by_us")
+                & pl.col("source").is_in(list(trust_sources))
+                & pl.col("value").is_not_null()
+                & in_range
+            ).fill_null(value=False),
+        )
+    )
+    # A reward of a tool step belongs to the turn that asked for the tool: the last one before it.
+    steps = turns.select(_BY_TRAJECTORY, "step", "turn").sort("step")
+    return (
+        placed.sort("step", nulls_last=True)
+        .join_asof(steps, on="step", by=_BY_TRAJECTORY, strategy="backward", check_sortedness=False)
+        .with_columns(turn=pl.when(~of_trajectory).then(pl.coalesce("target_turn", "turn")))
+        .sort("trusted", "time_ns", "trace_id", "span_id", "name", descending=True)
+        .with_columns(
+            # An untrusted record never replaces a trusted one, however late it comes.
+            superseded=pl.int_range(pl.len()).over(_BY_TRAJECTORY, "reward_id") > 0
+        )
+    )
+
+
+def _sum_turn_rewards(rewards: pl.DataFrame) -> pl.DataFrame:
+    counted = pl.col("trusted") & ~pl.col("superseded") & (pl.col("kind") == "process")
+    return (
+        rewards.filter(counted & pl.col("scope").is_in(["step", "turn"]))
+        .filter(pl.col("turn").is_not_null())
+        .group_by(_BY_TRAJECTORY, "turn")
+        .agg(reward=pl.col("value").sort_by("reward_id").sum())
+        .with_columns(pl.col("turn").cast(pl.Int64))
+    )
+
+
+def _build_messages(nodes: pl.DataFrame, spans: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
+    messages = (
+        nodes.lazy()
+        .join(spans.lazy().select("row", _BY_TRAJECTORY, "trace_id", "span_id"), on="row")
+        .join(turns.lazy().select("row", "turn"), on="row", how="left")
+        # What was sampled keeps its own JSON: the echo in the next prompt lacks the reasoning.
+        .sort(pl.col("sampled").not_(), "turn", "trace_id", "span_id", "message", nulls_last=True)
+        .group_by(_BY_TRAJECTORY, "node_id", maintain_order=True)
+        .agg(
+            pl.col("parent_id").first(),
+            pl.col("depth").min(),
+            pl.col("role").first(),
+            pl.col("message").first(),
+            sampled_turn=pl.col("turn").filter(pl.col("sampled")).min(),
+            first_turn=pl.col("turn").min(),
+        )
+        .sort(_BY_TRAJECTORY, "depth", "node_id")
+        .collect()
+    )
+    return messages.with_columns(first_turn=_first_turns(messages))
+
+
+def _first_turns(messages: pl.DataFrame) -> pl.Series:
+    """A turn that saw a message saw all before it, though in delta mode it wrote only the rest."""
+    keys = list(zip(messages[_BY_TRAJECTORY], messages["node_id"], strict=True))
+    first = dict(zip(keys, messages["first_turn"], strict=True))
+    parents = messages["parent_id"]
+    for i in reversed(range(len(keys))):  # deepest first within each trajectory
+        trajectory, _ = keys[i]
+        parent, turn = (trajectory, parents[i]), first[keys[i]]
+        if turn is None or parent not in first:
+            continue
+        known = first[parent]
+        first[parent] = turn if known is None else min(known, turn)
+    return pl.Series("first_turn", [first[key] for key in keys], dtype=pl.Int64)
+
+
+def _build_trajectories(
+    spans: pl.DataFrame, turns: pl.DataFrame, messages: pl.DataFrame, rewards: pl.DataFrame
+) -> pl.DataFrame:
+    has_usage = pl.col("input_tokens").is_not_null() & pl.col("output_tokens").is_not_null()
+    of_turns = turns.group_by(_BY_TRAJECTORY).agg(
+        num_turns=pl.len(),
+        num_tool_calls=pl.col("tool_calls").list.len().sum(),
+        input_tokens=pl.when(has_usage.all()).then(pl.col("input_tokens").sum()),
+        output_tokens=pl.when(has_usage.all()).then(pl.col("output_tokens").sum()),
+    )
+    is_leaf = ~pl.struct(_BY_TRAJECTORY, "node_id").is_in(
+        messages.filter(pl.col("parent_id").is_not_null())
+        .select(key=pl.struct(_BY_TRAJECTORY, node_id="parent_id"))["key"]
+        .implode()
+    )
+    of_messages = messages.group_by(_BY_TRAJECTORY).agg(
+        num_messages=pl.len(), num_branches=is_leaf.sum()
+    )
+    counts = ["num_turns", "num_tool_calls", "num_messages", "num_branches"]
+    return (
+        _summarise_spans(spans)
+        .join(of_turns, on=_BY_TRAJECTORY, how="left")
+        .join(of_messages, on=_BY_TRAJECTORY, how="left")
+        .join(_pick_outcome(rewards), on=_BY_TRAJECTORY, how="left")
+        .with_columns(pl.col(counts).fill_null(0))
+    )
+
+
+def _summarise_spans(spans: pl.DataFrame) -> pl.DataFrame:
+    is_root = pl.col("record") == "trajectory"
+    root_end = pl.col("end_ns").filter(is_root).max()
+    return (
+        spans.filter(pl.col("record") != "reward")
+        .sort(is_root.not_(), "start_ns", "trace_id", "span_id")
+        .group_by(_BY_TRAJECTORY, maintain_order=True)
+        .agg(
+            *(pl.col(name).drop_nulls().first() for name in _IDENTITY),
+            pl.col("trace_id").first(),
+            pl.col("source").first(),
+            end=pl.col("end").drop_nulls().last().fill_null("unknown"),
+            started_ns=pl.col("start_ns").min(),
+            ended_ns=pl.when(pl.col("is_ours").any())
+            .then(root_end)
+            .otherwise(pl.col("end_ns").max()),
+            num_steps=pl.col("record").is_in(["llm", "step"]).sum(),
+        )
+    )
+
+
+def _pick_outcome(rewards: pl.DataFrame) -> pl.DataFrame:
+    """The trajectory's reward: the one named `reward` if there is one, the latest otherwise."""
+    return (
+        rewards.filter(
+            pl.col("trusted"),
+            ~pl.col("superseded"),
+            pl.col("scope") == "trajectory",
+            pl.col("kind") == "outcome",
+        )
+        .sort(pl.col("name") == "reward", "time_ns", "reward_id", descending=True)
+        .group_by(_BY_TRAJECTORY, maintain_order=True)
+        .agg(reward=pl.col("value").first())
+    )

@@ -21,6 +21,10 @@ class ModelError(StarpoTrainError, ValueError):
     """A model folder cannot be loaded or lacks what is needed, such as a chat template."""
 
 
+class TrainingError(StarpoTrainError, ArithmeticError):
+    """A training step gave numbers that cannot be trained on."""
+
+
 class CheckpointError(StarpoTrainError, OSError):
     """A checkpoint is missing, uncommitted, torn or tampered with."""
 

@@ -1,0 +1,268 @@
+"""TOML run file -> RunConfig. An unknown key is an error that names the nearest known one."""
+
+import dataclasses
+import json
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from starpo_train.errors import ConfigError
+
+ConfigT = TypeVar("ConfigT")
+
+AlgorithmName = Literal["auto", "starpo", "filtered_bc"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSection:
+    """Where the run goes."""
+
+    output: Path
+    """Folder of the run; must not hold another run."""
+    seed: int = 0
+    """Order of the trajectories and everything else that is random."""
+    name: str | None = None
+    """Name shown in reports; the folder's name when absent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSection:
+    """What is trained on."""
+
+    dataset: Path
+    """Folder written by `starpo-trace export`, with its `manifest.json`."""
+    split: str = "train"
+    """Which rows of the dataset: train | test."""
+    models: tuple[str, ...] = ()
+    """Train only turns sampled by these models; empty: every turn."""
+    truncated: Literal["keep", "drop"] = "keep"
+    """Trajectories cut by a limit: keep (their recorded reward counts; bi-level GAE bootstraps
+    from the critic) or drop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSection:
+    """What is trained."""
+
+    path: str
+    """Model folder; a name that is no folder is left to transformers."""
+    lora_rank: int = 0
+    """0 trains every weight, otherwise a LoRA of this rank on the linear layers."""
+    lora_alpha: float | None = None
+    """LoRA scale; twice the rank when absent."""
+    attention: Literal["auto", "packed", "rows"] = "auto"
+    """packed: several rows per forward pass, each its own causal segment; rows: one at a time.
+    auto packs when a check on the loaded model shows that both give the same numbers."""
+    device: str = "auto"
+    """cpu | cuda | cuda:1 ...; auto: cuda when there is one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the matrix products; weights stay float32. auto: bfloat16 on cuda, else float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlgorithmSection:
+    """How rewards become gradients."""
+
+    name: AlgorithmName = "auto"
+    """auto picks from what the data allows and says why."""
+    advantage: Literal["group", "bilevel_gae"] = "group"
+    """group: against other attempts at the same task; bilevel_gae: against a turn-level critic."""
+    normalize_std: bool = True
+    """Group advantages: divide by the group's standard deviation (GRPO) or not (Dr.GRPO)."""
+    singleton: Literal["drop", "global_baseline"] = "drop"
+    """A task with one attempt: advantage 0, or against the mean over all trajectories."""
+    keep_groups: float = 1.0
+    """StarPO-S: train on this share of the groups, those of highest reward deviation."""
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    kl_ceiling: float | None = None
+    """An epoch ends early when KL(behaviour | trained) on a step is above this, in nats/token."""
+    gamma_turn: float = 0.95
+    """Bi-level GAE: discount from turn to turn."""
+    lambda_: float = 1.0
+    """Bi-level GAE: `lambda` in the run file."""
+    process_reward_weight: float = 0.0
+    """Bi-level GAE: weight of the turns' own rewards beside the outcome at the last turn."""
+    reward_threshold: float | None = None
+    """Filtered BC keeps rewards at or above this; absent: the middle of the range seen."""
+    aggregation: Literal["traj-mean", "token-mean"] = "traj-mean"
+    """traj-mean: each trajectory weighs the same (the paper's 1/|tau|); token-mean: each token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSection:
+    """How the steps are taken."""
+
+    epochs: int = 1
+    trajectories_per_step: int = 64
+    tokens_per_pack: int = 8192
+    """Tokens per forward pass; a longer row is a pack of its own."""
+    learning_rate: float = 1e-5
+    schedule: Literal["constant", "cosine"] = "constant"
+    weight_decay: float = 0.0
+    beta2: float = 0.999
+    warmup_fraction: float = 0.03
+    """Share of all steps over which the learning rate rises from 0."""
+    max_grad_norm: float = 1.0
+    checkpoint_every_steps: int = 0
+    """0: at the end only."""
+    keep_checkpoints: int = 2
+    """Older ones are removed after a newer one is committed; 0 keeps all."""
+    threads: int = 0
+    """Torch threads; 0 leaves torch's choice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """One training run, every default resolved."""
+
+    run: RunSection
+    data: DataSection
+    model: ModelSection
+    algorithm: AlgorithmSection = field(default_factory=AlgorithmSection)
+    train: TrainSection = field(default_factory=TrainSection)
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run could use."""
+        for where, value, low, high in (
+            ("algorithm.keep_groups", self.algorithm.keep_groups, 0.0, 1.0),
+            ("algorithm.clip_low", self.algorithm.clip_low, 0.0, 1.0),
+            ("algorithm.gamma_turn", self.algorithm.gamma_turn, 0.0, 1.0),
+            ("algorithm.lambda", self.algorithm.lambda_, 0.0, 1.0),
+            ("train.warmup_fraction", self.train.warmup_fraction, 0.0, 1.0),
+        ):
+            if not low <= value <= high:
+                raise ConfigError(f"{where} = {value}: must be between {low:g} and {high:g}.")
+        for where, count in (
+            ("train.epochs", self.train.epochs),
+            ("train.trajectories_per_step", self.train.trajectories_per_step),
+            ("train.tokens_per_pack", self.train.tokens_per_pack),
+            ("train.learning_rate", self.train.learning_rate),
+            ("train.max_grad_norm", self.train.max_grad_norm),
+        ):
+            if not count > 0:
+                raise ConfigError(f"{where} = {count}: must be greater than 0.")
+
+
+def read_run_config(path: Path) -> RunConfig:
+    """Run file -> RunConfig; relative paths resolve against the run file's folder.
+
+    Raises:
+        ConfigError: no such file, no TOML, an unknown key, a value of the wrong type or range.
+    """
+    return read_config(path, RunConfig)
+
+
+def read_config(path: Path, cls: type[ConfigT]) -> ConfigT:
+    """TOML file -> a frozen dataclass whose fields are dataclasses, one per TOML table."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such run file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}.") from None
+    return _build(cls, values, where="", folder=path.resolve().parent, source=path)
+
+
+def write_config(config: Any, path: Path) -> None:
+    """Every value of a config dataclass -> TOML that `read_config` reads back equal."""
+    lines = ["# Every setting of this run, defaults included."]
+    for section in dataclasses.fields(config):
+        lines += ["", f"[{section.name}]"]
+        values = getattr(config, section.name)
+        for option in dataclasses.fields(values):
+            value = getattr(values, option.name)
+            if value is not None:
+                lines.append(f"{_key(option.name)} = {_toml_value(value)}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def to_json_dict(config: Any) -> dict[str, Any]:
+    """Config dataclass -> plain dict for JSON; paths become strings."""
+    plain = dataclasses.asdict(config)
+    return json.loads(json.dumps(plain, default=str))
+
+
+def _build(cls: Any, values: Any, *, where: str, folder: Path, source: Path) -> Any:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: {where} = {values!r}: must be a table, [{where}].")
+    hints = typing.get_type_hints(cls)
+    options = {_key(option.name): option for option in dataclasses.fields(cls)}
+    for key in values:
+        if key not in options:
+            raise ConfigError(_unknown_key(source, where, key, list(options)))
+    built = {}
+    for key, option in options.items():
+        inner = f"{where}.{key}" if where else key
+        required = (
+            option.default is dataclasses.MISSING and option.default_factory is dataclasses.MISSING
+        )
+        if key in values or (required and dataclasses.is_dataclass(hints[option.name])):
+            value = values.get(key, {})
+            built[option.name] = _convert(
+                hints[option.name], value, where=inner, folder=folder, source=source
+            )
+        elif required:
+            raise ConfigError(f"{source}: {inner} is missing; write `{key} = ...` in [{where}].")
+    return cls(**built)
+
+
+def _convert(hint: Any, value: Any, *, where: str, folder: Path, source: Path) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where=where, folder=folder, source=source)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        inner = next(argument for argument in arguments if argument is not type(None))
+        return _convert(inner, value, where=where, folder=folder, source=source)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        expected = " | ".join(map(str, arguments))
+    elif origin is tuple:
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        expected = "a list of strings"
+    elif hint is Path:
+        if isinstance(value, str):
+            return (folder / Path(value).expanduser()).resolve()
+        expected = "a path"
+    elif hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, hint) and not (hint is not bool and isinstance(value, bool)):
+        if where == "model.path" and (folder / Path(value).expanduser()).exists():
+            return str((folder / Path(value).expanduser()).resolve())
+        return value
+    else:
+        expected = {int: "a whole number", float: "a number", bool: "true or false"}.get(
+            hint, "a string"
+        )
+    raise ConfigError(f"{source}: {where} = {value!r}: must be {expected}.")
+
+
+def _unknown_key(source: Path, where: str, key: str, known: list[str]) -> str:
+    name = f"{where}.{key}" if where else f"[{key}]"
+    near = get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(known))}."
+    return f"{source}: unknown key {name}; {hint}"
+
+
+def _key(name: str) -> str:
+    return name.rstrip("_")  # lambda_ -> lambda
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Path | str):
+        return json.dumps(str(value), ensure_ascii=False)  # JSON strings are TOML basic strings
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    return repr(value)

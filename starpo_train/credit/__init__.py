@@ -1,0 +1,1 @@
+"""Rewards -> advantages. One small file per estimator; pure tensors in and out."""

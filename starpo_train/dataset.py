@@ -1,0 +1,247 @@
+"""Dataset folder (manifest + pinned Delta tables) -> Trajectory records.
+
+Array suffix: T tokens.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from starpo_trace.schema import DATASET_SCHEMA_VERSION, MANIFEST_FILE, TABLES
+from starpo_train.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What belongs together in a dataset folder."""
+
+    path: Path
+    """The dataset folder."""
+    digest: str
+    """Identifies the dataset's content."""
+    versions: dict[str, int]
+    """Delta version of each table."""
+    values: dict[str, Any]
+    """The manifest file as written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One model call of a trajectory."""
+
+    turn: int
+    """0.. in the order of the trajectory."""
+    model: str | None
+    prompt_ids_T: np.ndarray | None
+    """int32, the whole prompt; None when ids were not recorded."""
+    response_ids_T: np.ndarray | None
+    """int32, exactly as sampled."""
+    logprobs_T: np.ndarray | None
+    """float32, of the response under the policy that sampled it."""
+    logprobs_exact: bool
+    """The log-probabilities are those of the distribution that was sampled from."""
+    reward: float | None
+    """Sum of the turn's own (process) rewards."""
+    input_node: str | None
+    output_node: str | None
+    tool_definitions: str | None
+    """JSON list as sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """One attempt at one task."""
+
+    trajectory_id: str
+    task_id: str | None
+    """The group that StarPO compares within."""
+    policy_id: str | None
+    reward: float | None
+    end: str
+    """terminated | truncated | abandoned | error | unknown."""
+    usable_for: str
+    """rl | sft | none."""
+    reasons: tuple[str, ...]
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageNode:
+    """One message of a trajectory's message graph."""
+
+    parent_id: str | None
+    message: dict[str, Any]
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Dataset folder -> Manifest.
+
+    Raises:
+        DataError: no folder, no readable manifest, or one of another schema version.
+    """
+    file = path / MANIFEST_FILE
+    if not file.is_file():
+        raise DataError(
+            f"{path}: no dataset here ({MANIFEST_FILE} is missing); "
+            "build one with `starpo-trace export SOURCE -o DATASET`."
+        )
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        version = str(values["schema_version"])
+        versions = {name: int(table["version"]) for name, table in values["tables"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file}: not a dataset manifest ({error!r}); build it again.") from None
+    if version != DATASET_SCHEMA_VERSION:
+        raise DataError(
+            f"{file}: schema version {version}, this release reads {DATASET_SCHEMA_VERSION}; "
+            "build the dataset again with this release."
+        )
+    return Manifest(
+        path=path, digest=str(values.get("digest", "")), versions=versions, values=values
+    )
+
+
+def scan_table(path: Path, name: str) -> pl.LazyFrame:
+    """Table `name` of the dataset at `path`, lazily, at the version its manifest pins."""
+    return _scan(read_manifest(path), name)
+
+
+def read_trajectories(path: Path, *, split: str = "train") -> list[Trajectory]:
+    """Every trajectory of one split, turns in order, in the order of trajectory ids.
+
+    Raises:
+        DataError: no dataset, or no trajectory in the split.
+    """
+    manifest = read_manifest(path)
+    rows = _scan(manifest, "trajectories").sort("trajectory_id").collect()
+    chosen = rows.filter(pl.col("split") == split)
+    if chosen.is_empty():
+        sizes = dict(rows.group_by("split").len().sort("split").iter_rows())
+        raise DataError(
+            f"{path}: no trajectory in split {split!r}; it holds {sizes or 'nothing'}. "
+            "Choose another split or record more."
+        )
+    turns = (
+        _scan(manifest, "turns")
+        .join(chosen.lazy().select("trajectory_id"), on="trajectory_id", how="semi")
+        .sort("trajectory_id", "turn")
+        .collect()
+    )
+    turns_of = _build_turns(turns)
+    return [
+        Trajectory(
+            trajectory_id=row["trajectory_id"],
+            task_id=row["task_id"],
+            policy_id=row["policy_id"],
+            reward=row["reward"],
+            end=row["end"],
+            usable_for=row["usable_for"],
+            reasons=tuple(row["reasons"] or ()),
+            turns=tuple(turns_of.get(row["trajectory_id"], ())),
+        )
+        for row in chosen.iter_rows(named=True)
+    ]
+
+
+def read_message_graphs(path: Path, trajectory_ids: list[str]) -> dict[str, dict[str, MessageNode]]:
+    """Message graphs of some trajectories: trajectory id -> node id -> MessageNode."""
+    wanted = pl.LazyFrame({"trajectory_id": trajectory_ids}, schema={"trajectory_id": pl.String})
+    rows = (
+        scan_table(path, "messages")
+        .join(wanted, on="trajectory_id", how="semi")
+        .select("trajectory_id", "node_id", "parent_id", "message")
+        .collect()
+    )
+    graphs: dict[str, dict[str, MessageNode]] = {}
+    for trajectory_id, node_id, parent_id, message in rows.iter_rows():
+        graphs.setdefault(trajectory_id, {})[node_id] = MessageNode(
+            parent_id=parent_id, message=json.loads(message)
+        )
+    return graphs
+
+
+def _scan(manifest: Manifest, name: str) -> pl.LazyFrame:
+    if name not in TABLES:
+        raise DataError(f"{manifest.path}: no table {name!r}; known: {', '.join(TABLES)}.")
+    try:
+        return pl.scan_delta(str(manifest.path / name), version=manifest.versions[name])
+    except Exception as error:
+        raise DataError(
+            f"{manifest.path / name}: table unreadable at version "
+            f"{manifest.versions.get(name)} ({error}); build the dataset again."
+        ) from error
+
+
+def _build_turns(rows: pl.DataFrame) -> dict[str, list[Turn]]:
+    columns = {
+        name: rows[name].to_list()
+        for name in (
+            "trajectory_id",
+            "turn",
+            "model",
+            "prompt_base_turn",
+            "prompt_base_length",
+            "logprob_provenance",
+            "token_provenance",
+            "reward",
+            "input_node",
+            "output_node",
+            "tool_definitions",
+        )
+    }
+    prompts = _list_arrays(rows["prompt_token_ids"], np.int32)
+    responses = _list_arrays(rows["response_token_ids"], np.int32)
+    logprobs = _list_arrays(rows["response_logprobs"], np.float32)
+    turns_of: dict[str, list[Turn]] = {}
+    sequences: dict[int, np.ndarray] = {}  # turn -> its prompt + response ids
+    for i, trajectory_id in enumerate(columns["trajectory_id"]):
+        turns = turns_of.get(trajectory_id)
+        if turns is None:
+            turns = turns_of[trajectory_id] = []
+            sequences = {}
+        prompt, response = prompts[i], responses[i]
+        base = columns["prompt_base_turn"][i]
+        if prompt is not None and base is not None:
+            whole = sequences.get(base)
+            length = columns["prompt_base_length"][i] or 0
+            known = whole is not None and length <= len(whole)
+            prompt = np.concatenate([whole[:length], prompt]) if known else None
+        if prompt is not None:
+            whole = prompt if response is None else np.concatenate([prompt, response])
+            sequences[columns["turn"][i]] = whole
+        exact = columns["token_provenance"][i] == "exact" and prompt is not None
+        if response is None or len(response) == 0 or not exact:
+            prompt = response = None
+        scores = logprobs[i]
+        if scores is None or response is None or len(scores) != len(response):
+            scores = None
+        turns.append(
+            Turn(
+                turn=columns["turn"][i],
+                model=columns["model"][i],
+                prompt_ids_T=prompt,
+                response_ids_T=response,
+                logprobs_T=scores,
+                logprobs_exact=(scores is not None and columns["logprob_provenance"][i] == "exact"),
+                reward=columns["reward"][i],
+                input_node=columns["input_node"][i],
+                output_node=columns["output_node"][i],
+                tool_definitions=columns["tool_definitions"][i],
+            )
+        )
+    return turns_of
+
+
+def _list_arrays(column: pl.Series, dtype: Any) -> list[np.ndarray | None]:
+    """Polars list column -> one array (a view of one buffer) per row; None for null."""
+    flat = column.filter(column.list.len() > 0).explode().to_numpy().astype(dtype)
+    ends = column.list.len().fill_null(0).cum_sum().to_list()
+    starts = [0, *ends[:-1]]
+    valid = column.is_not_null().to_list()
+    return [
+        flat[start:end] if ok else None for start, end, ok in zip(starts, ends, valid, strict=True)
+    ]

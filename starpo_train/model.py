@@ -1,0 +1,294 @@
+"""Model folder -> Policy: a causal language model that scores packed rows.
+
+Suffixes: T packed tokens, A action tokens, S turn starts, H hidden.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from starpo_train.attention import PACKED_ATTENTION, register_packed_attention
+from starpo_train.config import ModelSection
+from starpo_train.errors import ModelError
+from starpo_train.head import compute_logprobs
+from starpo_train.pack import TokenBatch
+
+PROBE_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyScores:
+    """What the policy says about the trained tokens of a pack."""
+
+    logprobs_A: Tensor
+    """float32, at temperature 1."""
+    entropies_A: Tensor
+    """float32, nats; of the whole distribution at each trained token."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Policy:
+    """A loaded model, how it must be run, and its tokenizer."""
+
+    model: Any
+    """The transformers model; with LoRA its linear layers are wrapped in place."""
+    tokenizer: Any
+    device: torch.device
+    autocast: bool
+    """Matrix products in bfloat16."""
+    packed: bool
+    """Several rows per forward pass; False: one at a time."""
+    fast_head: bool
+    """The output head is one plain linear layer, so its logits may be computed in chunks."""
+    lora: bool
+
+    def score_actions(self, batch: TokenBatch) -> PolicyScores:
+        """Log-probabilities and entropies of a pack's trained tokens, with gradient."""
+        ids_A = batch.action_ids_A.to(self.device)
+        before_A = batch.action_at_A.to(self.device) - 1  # a token is predicted from the last one
+        with self._precision():
+            if not self.fast_head:
+                return _score_logits(self._compute_logits(batch), ids_A)
+            hidden_AH = self._compute_hidden(batch)[before_A]
+            head = self.model.get_output_embeddings()
+            logprobs_A, entropies_A = compute_logprobs(hidden_AH, head.weight, head.bias, ids_A)
+            return PolicyScores(logprobs_A=logprobs_A, entropies_A=entropies_A)
+
+    @torch.no_grad()
+    def compute_state_features(self, batch: TokenBatch) -> Tensor:
+        """Hidden states [S, H] at the last prompt token before each trained turn, float32."""
+        with self._precision():
+            hidden_TH = self._compute_hidden(batch)
+        return hidden_TH[batch.turn_starts_S.to(self.device)].float()
+
+    def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and tensors that the optimizer changes, tied ones once."""
+        return (item for item in self.model.named_parameters() if item[1].requires_grad)
+
+    @property
+    def num_vocabulary(self) -> int:
+        """Rows of the embedding: ids at or above this cannot be trained on."""
+        return self.model.get_input_embeddings().num_embeddings
+
+    def _compute_hidden(self, batch: TokenBatch) -> Tensor:
+        decoder = self.model.base_model
+        return torch.cat(
+            [decoder(**inputs).last_hidden_state[0] for inputs, _ in self._forward_inputs(batch)]
+        )
+
+    def _compute_logits(self, batch: TokenBatch) -> Tensor:
+        """Logits [A, V] through whatever the model puts around its head (scaling, capping)."""
+        before_A = batch.action_at_A - 1
+        logits = []
+        for inputs, (start, end) in self._forward_inputs(batch):
+            inside_A = before_A[(before_A >= start) & (before_A < end)] - start
+            keep_A = inside_A.to(self.device)
+            logits.append(self.model(**inputs, logits_to_keep=keep_A).logits[0])
+        return torch.cat(logits)
+
+    def _forward_inputs(
+        self, batch: TokenBatch
+    ) -> Iterator[tuple[dict[str, Any], tuple[int, int]]]:
+        """Arguments of each forward pass, and the part of T that it covers."""
+        ids_T = batch.input_ids_T.to(self.device)
+        if self.packed:
+            positions_T = batch.position_ids_T.to(self.device)
+            yield (
+                {
+                    "input_ids": ids_T[None],
+                    "position_ids": positions_T[None],
+                    "use_cache": False,
+                    "row_lengths": batch.row_lengths_R,
+                },
+                (0, len(ids_T)),
+            )
+            return
+        start = 0
+        for length in batch.row_lengths_R:
+            row_T = ids_T[start : start + length]
+            yield {"input_ids": row_T[None], "use_cache": False}, (start, start + length)
+            start += length
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.autocast:
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+
+def load_policy(section: ModelSection, *, seed: int = 0) -> Policy:
+    """Model folder -> Policy, every weight float32.
+
+    Raises:
+        ModelError: no such model, no tokenizer, no causal language model, or a model that cannot
+            be run as asked.
+    """
+    device = torch.device(_choose_device(section.device))
+    model, tokenizer = _load_folder(section.path)
+    _silence_dropout(model)
+    if section.lora_rank > 0:
+        model = _add_lora(model, section, seed=seed)
+    model.to(device)
+    model.train(section.gradient_checkpointing)
+    if section.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    policy = Policy(
+        model=model,
+        tokenizer=tokenizer,
+        device=device,
+        autocast=section.precision == "bfloat16"
+        or (section.precision == "auto" and device.type == "cuda"),
+        packed=False,
+        fast_head=False,
+        lora=section.lora_rank > 0,
+    )
+    return _configure(policy, section)
+
+
+def merged_state_dict(policy: Policy) -> dict[str, Tensor]:
+    """Weights as the plain model has them; LoRA updates are added in, on copies."""
+    if not policy.lora:
+        return policy.model.state_dict()
+    from peft.tuners.lora import LoraLayer
+
+    layers = {
+        name: module
+        for name, module in policy.model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    merged: dict[str, Tensor] = {}
+    for name, tensor in policy.model.state_dict().items():
+        owner, is_base, leaf = name.partition(".base_layer.")
+        if is_base:
+            merged[f"{owner}.{leaf}"] = (
+                tensor + layers[owner].get_delta_weight("default") if leaf == "weight" else tensor
+            )
+        elif ".lora_" not in name:
+            merged[name] = tensor
+    return merged
+
+
+def _load_folder(path: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not Path(path).exists() and path.startswith((".", "/", "~")):
+        raise ModelError(f"model.path = {path!r}: no such folder.")
+    register_packed_attention()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"model.path = {path!r}: cannot be loaded as a causal language model with its "
+            f"tokenizer ({error}); give a folder that transformers can load."
+        ) from error
+    return model, tokenizer
+
+
+def _choose_device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"model.device = {name!r}: there is no CUDA device; use 'cpu'.")
+    return name
+
+
+def _silence_dropout(model: nn.Module) -> None:
+    """Dropout would make the ratio to the recorded log-probabilities noise."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def _add_lora(model: Any, section: ModelSection, *, seed: int) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)  # the A matrices are random
+    rank = section.lora_rank
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=int(section.lora_alpha if section.lora_alpha is not None else 2 * rank),
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config).get_base_model()
+
+
+def _configure(policy: Policy, section: ModelSection) -> Policy:
+    """Decide how the model runs by comparing against its plain forward pass on random tokens."""
+    rows = _probe_rows(policy)
+    with torch.no_grad():
+        expected_A = torch.cat([_plain_logprobs(policy.model, ids_T) for ids_T in rows])
+    head = policy.model.get_output_embeddings()
+    wanted = section.attention
+    if wanted != "rows":
+        policy.model.set_attn_implementation(PACKED_ATTENTION)
+    candidates = [(True, True), (True, False)] if wanted != "rows" else []
+    if wanted != "packed":
+        candidates += [(False, True), (False, False)]
+    worst = float("inf")
+    for packed, fast_head in candidates:
+        if fast_head and type(head) is not nn.Linear:
+            continue
+        if not packed and policy.model.config._attn_implementation == PACKED_ATTENTION:
+            policy.model.set_attn_implementation("sdpa")
+        trial = replace(policy, packed=packed, fast_head=fast_head, autocast=False)
+        error = _probe_error(trial, rows, expected_A)
+        worst = min(worst, error)
+        if error <= PROBE_TOLERANCE:
+            return replace(trial, autocast=policy.autocast)
+    raise ModelError(
+        f"model.attention = {wanted!r}: log-probabilities of {section.path!r} differ by {worst:.2g} "
+        "nats from the model's own forward pass; use 'auto' or 'rows'."
+    )
+
+
+def _score_logits(logits_AV: Tensor, ids_A: Tensor) -> PolicyScores:
+    logprobs_AV = torch.log_softmax(logits_AV.float(), dim=-1)
+    return PolicyScores(
+        logprobs_A=logprobs_AV.gather(1, ids_A[:, None])[:, 0],
+        entropies_A=-(logprobs_AV.exp() * logprobs_AV).sum(1),
+    )
+
+
+def _probe_rows(policy: Policy) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randint(policy.num_vocabulary, (length,), generator=generator).to(policy.device)
+        for length in (7, 12, 3)
+    ]
+
+
+def _probe_error(policy: Policy, rows: list[Tensor], expected_A: Tensor) -> float:
+    lengths = [len(ids_T) for ids_T in rows]
+    ids_T = torch.cat(rows)
+    positions_T = torch.cat([torch.arange(length) for length in lengths])
+    action_at_A = torch.nonzero(positions_T > 0).flatten()
+    batch = TokenBatch(
+        input_ids_T=ids_T,
+        position_ids_T=positions_T,
+        row_lengths_R=tuple(lengths),
+        rows_R=tuple(range(len(rows))),
+        action_at_A=action_at_A,
+        action_ids_A=ids_T[action_at_A],
+        row_of_A=torch.zeros_like(action_at_A),
+        weights_A=torch.ones(len(action_at_A)),
+        behaviour_logprobs_A=None,
+        turn_starts_S=torch.empty(0, dtype=torch.long),
+    )
+    try:
+        with torch.no_grad():
+            scores = policy.score_actions(batch)
+    except (TypeError, NotImplementedError, AttributeError, KeyError, RuntimeError):
+        return float("inf")  # an architecture that cannot be run this way
+    return float((scores.logprobs_A - expected_A).abs().max())
+
+
+def _plain_logprobs(model: Any, ids_T: Tensor) -> Tensor:
+    logits_TV = model(input_ids=ids_T[None], use_cache=False).logits[0, :-1]
+    return torch.log_softmax(logits_TV.float(), -1).gather(1, ids_T[1:, None])[:, 0]

@@ -1,0 +1,94 @@
+"""Gradients -> new weights: AdamW, warm-up, clipping, and a state that restores exactly."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from starpo_train.config import TrainSection
+from starpo_train.errors import CheckpointError
+from starpo_train.model import Policy
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+class Optimizer:
+    """AdamW over a policy's trained parameters; vectors (norms, biases) are not decayed."""
+
+    def __init__(self, policy: Policy, section: TrainSection, *, total_steps: int) -> None:
+        self._section = section
+        self._total_steps = total_steps
+        self._names, self._parameters = zip(*policy.trained_parameters(), strict=True)
+        matrices = [p for p in self._parameters if p.dim() >= 2]
+        vectors = [p for p in self._parameters if p.dim() < 2]
+        groups = [
+            {"params": matrices, "weight_decay": section.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        self._adamw = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=section.learning_rate,
+            betas=(0.9, section.beta2),
+        )
+
+    def clip_gradients(self) -> float:
+        """Scale gradients down to the configured norm; returns the norm before."""
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._section.max_grad_norm)
+        return float(norm)
+
+    def apply(self, step: int) -> float:
+        """Take optimizer step number `step` (0..); returns the learning rate used."""
+        learning_rate = self.learning_rate_at(step)
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate
+        self._adamw.step()
+        self.discard_gradients()
+        return learning_rate
+
+    def discard_gradients(self) -> None:
+        """Forget gradients without using them."""
+        self._adamw.zero_grad(set_to_none=True)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up from one step's share, then constant or a cosine down to a tenth."""
+        section = self._section
+        warmup = round(section.warmup_fraction * self._total_steps)
+        if step < warmup:
+            return section.learning_rate * (step + 1) / (warmup + 1)
+        if section.schedule == "constant":
+            return section.learning_rate
+        progress = (step - warmup) / max(1, self._total_steps - warmup)
+        return section.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Moments by parameter name: `adamw.exp_avg.<name>` and so on."""
+        return {
+            f"adamw.{moment}.{name}": self._adamw.state[parameter][moment].detach().cpu()
+            for name, parameter in zip(self._names, self._parameters, strict=True)
+            for moment in _MOMENTS
+            if parameter in self._adamw.state
+        }
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take moments over from `snapshot`.
+
+        Raises:
+            CheckpointError: a moment is missing or has another shape.
+        """
+        if not any(name.startswith("adamw.") for name in tensors):
+            return  # a checkpoint from before the first step
+        for name, parameter in zip(self._names, self._parameters, strict=True):
+            moments = {moment: tensors.get(f"adamw.{moment}.{name}") for moment in _MOMENTS}
+            average, square, step = (moments[moment] for moment in _MOMENTS)
+            if average is None or square is None or step is None:
+                raise CheckpointError(f"optimizer state of {name!r} is missing.")
+            if average.shape != parameter.shape:
+                raise CheckpointError(
+                    f"optimizer state of {name!r} has shape {tuple(average.shape)}, the parameter "
+                    f"{tuple(parameter.shape)}; the run's model has changed."
+                )
+            self._adamw.state[parameter] = {
+                "exp_avg": average.to(parameter.device).clone(),
+                "exp_avg_sq": square.to(parameter.device).clone(),
+                "step": step.clone(),
+            }

@@ -1,0 +1,114 @@
+"""Training records -> what a person sees in a terminal."""
+
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from starpo_train.provenance import DataFacts, Ruling
+from starpo_train.trainer import TrainResult
+
+
+class TrainingDisplay:
+    """A progress bar with loss, tokens per second and time left."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}"),
+            TextColumn("{task.fields[tokens_per_s]:,.0f} tokens/s"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        """Start drawing."""
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop drawing, whatever happened."""
+        self._bar.stop()
+
+    def show(self, record: dict[str, Any]) -> None:
+        """Take the start record or a step's record."""
+        if "event" in record:
+            self._console.print(_describe_start(record), markup=False, soft_wrap=True)
+            self._task = self._bar.add_task(
+                "train",
+                total=record["total_steps"],
+                completed=record.get("step", 0),
+                epoch=0,
+                loss=float("nan"),
+                tokens_per_s=0.0,
+            )
+            return
+        self._bar.update(
+            self._task,
+            completed=record["step"],
+            epoch=record["epoch"],
+            loss=record["loss"],
+            tokens_per_s=record["tokens_per_s"],
+        )
+
+    def print_end(self, result: TrainResult) -> None:
+        """Say where the checkpoint is."""
+        verb = "stopped" if result.interrupted else "done"
+        self._console.print(
+            f"{verb} after {result.num_steps} steps: {result.final_path}",
+            markup=False,
+            soft_wrap=True,
+        )
+        if result.interrupted:
+            run = result.metrics_path.parent
+            self._console.print(f"go on with: starpo-train resume {run}", soft_wrap=True)
+
+
+def print_facts(
+    facts: DataFacts, rulings: list[Ruling], *, title: str, console: Console | None = None
+) -> None:
+    """What a dataset holds and which algorithms it allows."""
+    console = console or Console(highlight=False)
+    table = Table(title=title, show_header=False)
+    table.add_row("trajectories", f"{facts.num_trajectories:,}")
+    table.add_row("with a trusted reward", f"{facts.num_rewarded:,}")
+    table.add_row("with exact ids and log-probabilities", f"{facts.num_exact:,}")
+    table.add_row("tasks among those", f"{facts.num_groups:,}")
+    table.add_row("tasks whose attempts differ in reward", f"{facts.num_comparable_groups:,}")
+    table.add_row("rewards", f"{facts.reward_low:g} to {facts.reward_high:g}")
+    for reason, count in facts.reasons.items():
+        table.add_row(f"not exact: {reason}", f"{count:,}")
+    console.print(table)
+    for ruling in rulings:
+        verdict = "allowed" if ruling.legal else "refused"
+        console.print(
+            f"{ruling.algorithm}: {verdict}; {ruling.reason}", markup=False, soft_wrap=True
+        )
+
+
+def _describe_start(record: dict[str, Any]) -> str:
+    lines = [
+        f"{record['algorithm']}: {record['algorithm_reason']}",
+        f"{record['num_trajectories']:,} trajectories, {record['num_rows']:,} rows, "
+        f"{record['num_tokens']:,} tokens of which {record['num_action_tokens']:,} trained",
+    ]
+    if record["left_out"]:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in record["left_out"].items())
+        lines.append(f"left out: {reasons}")
+    if record.get("logprob_drift_mean_abs") is not None:
+        lines.append(
+            f"recorded log-probabilities differ from the starting model's by "
+            f"{record['logprob_drift_mean_abs']:.4f} nats/token on average"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,122 @@
+"""A run's output folder: who owns it, its checkpoints, its end."""
+
+import json
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from starpo_train.checkpoint import (
+    Checkpoint,
+    list_checkpoints,
+    read_checkpoint,
+    remove_checkpoint,
+    write_checkpoint,
+)
+from starpo_train.config import RunConfig, read_run_config, to_json_dict, write_config
+from starpo_train.dataset import Manifest
+from starpo_train.errors import CheckpointError, ConfigError
+from starpo_train.model import Policy, merged_state_dict
+
+
+class RunFolder:
+    """`run.toml`, `metrics.jsonl`, `checkpoints/step_.../`, `final.json`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_path = path / "run.toml"
+        self.metrics_path = path / "metrics.jsonl"
+        self.checkpoints_path = path / "checkpoints"
+        self.final_path = path / "final.json"
+
+    def claim(self, config: RunConfig, *, resume: bool) -> Checkpoint | None:
+        """Make the folder this run's; when resuming, return the checkpoint to go on from.
+
+        None means from the beginning: a new run, or one killed before its first checkpoint.
+
+        Raises:
+            ConfigError: a new run finds another one here, or there is nothing to resume.
+            CheckpointError: the newest committed checkpoint is damaged.
+        """
+        if resume:
+            if not self.config_path.is_file():
+                raise ConfigError(f"{self.path}: no run to resume (run.toml is missing).")
+            checkpoints = list_checkpoints(self.checkpoints_path)
+            return read_checkpoint(checkpoints[-1]) if checkpoints else None
+        if self.config_path.exists() or self.checkpoints_path.exists():
+            raise ConfigError(
+                f"run.output = {str(self.path)!r} already holds a run; "
+                f"`starpo-train resume {self.path}` goes on with it, or choose another folder."
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_config(config, self.config_path)
+        return None
+
+    def save_checkpoint(
+        self,
+        policy: Policy,
+        *,
+        step: int,
+        tensors: dict[str, Any],
+        values: dict[str, Any],
+        manifest: Manifest,
+        config: RunConfig,
+    ) -> Path:
+        """Commit a checkpoint and remove those the run no longer keeps."""
+
+        def save_model(folder: Path) -> None:
+            policy.model.save_pretrained(folder, state_dict=merged_state_dict(policy))
+            policy.tokenizer.save_pretrained(folder)
+
+        folder = write_checkpoint(
+            self.checkpoints_path / f"step_{step:06d}",
+            save_model=save_model,
+            tensors=tensors,
+            values=values,
+            lineage={
+                "starpo_version": version("starpo"),
+                "dataset": {
+                    "path": str(manifest.path),
+                    "digest": manifest.digest,
+                    "versions": manifest.versions,
+                },
+                "base_model": config.model.path,
+                "config": to_json_dict(config),
+            },
+        )
+        if config.train.keep_checkpoints > 0:
+            for old in list_checkpoints(self.checkpoints_path)[: -config.train.keep_checkpoints]:
+                remove_checkpoint(old)
+        return folder
+
+    def write_final(self, checkpoint: Path, *, step: int) -> None:
+        """Name the checkpoint that the run ended with."""
+        values = {"path": checkpoint.relative_to(self.path).as_posix(), "step": step}
+        pending = self.final_path.with_suffix(".tmp")
+        pending.write_text(json.dumps(values) + "\n", encoding="utf-8")
+        pending.replace(self.final_path)
+
+
+def read_final_path(run: Path) -> Path:
+    """Run folder -> its final checkpoint.
+
+    Raises:
+        CheckpointError: the run has not ended.
+    """
+    file = RunFolder(run).final_path
+    if not file.is_file():
+        raise CheckpointError(f"{run}: the run has not ended; `starpo-train resume {run}`.")
+    return run / json.loads(file.read_text(encoding="utf-8"))["path"]
+
+
+def read_resumed_config(run: Path) -> RunConfig:
+    """Run folder -> its resolved configuration, output set to where the folder is now.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
+    file = RunFolder(run).config_path
+    if not file.is_file():
+        raise ConfigError(f"{run}: no run to resume (run.toml is missing).")
+    config = read_run_config(file)
+    return replace(config, run=replace(config.run, output=run.resolve()))

@@ -1,0 +1,411 @@
+"""TrainingData + Policy -> checkpoints and metrics.
+
+StarPO here is offline: PPO's clipped objective over whole logged trajectories, with the recorded
+log-probabilities as the behaviour policy throughout; nothing is sampled. A step is a number of
+trajectories; its packs share one set of denominators, so packing cannot change the loss.
+
+Suffixes: A trained tokens of a pack, N trajectories of the step.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from starpo_train.checkpoint import Checkpoint
+from starpo_train.config import ModelSection, RunConfig
+from starpo_train.errors import DataError, TrainingError
+from starpo_train.losses.aggregation import compute_coefficients
+from starpo_train.losses.filtered_bc import compute_filtered_bc_loss
+from starpo_train.losses.output import LossOutput
+from starpo_train.losses.ppo_clip import compute_ppo_clip_loss
+from starpo_train.metrics import MetricsWriter
+from starpo_train.model import Policy, load_policy
+from starpo_train.optimizer import Optimizer
+from starpo_train.pack import TokenBatch, pack_rows, plan_packs
+from starpo_train.prepare import TrainingData, prepare_training_data
+from starpo_train.run_folder import RunFolder
+from starpo_train.signals import StopRequest
+
+Progress = Callable[[dict[str, Any]], None]
+"""Called with the start record, then with each step's record."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """Where a run ended."""
+
+    final_path: Path
+    """Folder of the last committed checkpoint."""
+    num_steps: int
+    metrics_path: Path
+    interrupted: bool = False
+    """Stopped by SIGINT or SIGTERM; resuming goes on."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Position:
+    """How far a run is: all that resuming needs beside tensors."""
+
+    step: int = 0
+    """Optimizer steps taken."""
+    epoch: int = 0
+    batch: int = 0
+    """Batches of this epoch that are done."""
+    finished: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPack:
+    """One pack of a step with what its loss needs."""
+
+    batch: TokenBatch
+    coefficients_A: Tensor
+    advantages_A: Tensor | None
+
+
+def train(
+    config: RunConfig, *, resume: bool = False, progress: Progress | None = None
+) -> TrainResult:
+    """Run the training that `config` describes, from its start or from its last checkpoint.
+
+    Raises:
+        ConfigError: the output folder holds another run.
+        DataError, ProvenanceError, ModelError: the run cannot start.
+        TrainingError: a loss or gradient is not a number; names the trajectories.
+        CheckpointError: the checkpoint to resume from is damaged.
+    """
+    if config.train.threads > 0:
+        torch.set_num_threads(config.train.threads)
+    with StopRequest() as stop:
+        return open_trainer(config, resume=resume, progress=progress).run(stop)
+
+
+def open_trainer(config: RunConfig, *, resume: bool, progress: Progress | None) -> "Trainer":
+    """Load what a new or a resumed run needs."""
+    policy = None if resume else load_policy(config.model, seed=config.run.seed)
+    data = None if policy is None else prepare_training_data(config, policy)
+    folder = RunFolder(config.run.output)
+    checkpoint = folder.claim(config, resume=resume)  # only after the data was found usable
+    if policy is None or data is None:
+        policy = _load_resumed_policy(config, checkpoint)
+        values = checkpoint.tensors.get("critic.values_K") if checkpoint else None
+        data = prepare_training_data(config, policy, critic_values_K=values)
+    return Trainer(
+        config, policy=policy, data=data, folder=folder, checkpoint=checkpoint, progress=progress
+    )
+
+
+class Trainer:
+    """One run: its policy, data, optimizer and position."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        policy: Policy,
+        data: TrainingData,
+        folder: RunFolder,
+        checkpoint: Checkpoint | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Put the parts together; with a checkpoint, restore optimizer and position from it."""
+        self.config = config
+        self.policy = policy
+        self.data = data
+        self.folder = folder
+        self.position = Position()
+        self._batches_per_epoch = math.ceil(
+            len(data.rows_of_N) / config.train.trajectories_per_step
+        )
+        self._total_steps = config.train.epochs * self._batches_per_epoch
+        self._optimizer = Optimizer(policy, config.train, total_steps=self._total_steps)
+        if checkpoint is not None:
+            _require_same_data(checkpoint, data)
+            self._optimizer.restore(checkpoint.tensors)
+            self.position = Position(**checkpoint.values["position"])
+        self._metrics = MetricsWriter(folder.metrics_path, keep_up_to_step=self.position.step)
+        self._progress = progress or (lambda record: None)
+        self._checkpoint = checkpoint.path if checkpoint is not None else None
+
+    def run(self, stop: StopRequest) -> TrainResult:
+        """Train to the end, or until `stop`; either way the last step is committed."""
+        self._announce()
+        config, position = self.config.train, self.position
+        while position.epoch < config.epochs and not position.finished and not stop.requested:
+            batches = self._plan_epoch(position.epoch)
+            while position.batch < len(batches):
+                record = self.train_step(batches[position.batch])
+                if record is None:
+                    position.finished = position.batch == 0
+                    break
+                position.batch += 1
+                self._report(record)
+                if stop.requested:
+                    break
+                every = config.checkpoint_every_steps
+                if every and position.step % every == 0 and position.step < self._total_steps:
+                    self._commit()
+            if not stop.requested or position.batch == len(batches):
+                position.epoch, position.batch = position.epoch + 1, 0
+        final = self._commit()
+        ended = position.finished or position.epoch >= config.epochs
+        if ended:
+            self.folder.write_final(final, step=position.step)
+        self._metrics.close()
+        return TrainResult(
+            final_path=final,
+            num_steps=position.step,
+            metrics_path=self.folder.metrics_path,
+            interrupted=not ended,
+        )
+
+    def train_step(self, trajectories: list[int]) -> dict[str, Any] | None:
+        """One optimizer step on some trajectories; None when the KL ceiling forbids it."""
+        started = time.perf_counter()
+        packs = self._pack_step(trajectories)
+        sums = self._accumulate_gradients(packs)
+        if self._is_above_kl_ceiling(sums):
+            return None
+        grad_norm = self._clip_gradients(trajectories)
+        learning_rate = self._optimizer.apply(self.position.step)
+        self.position.step += 1
+        return self._summarize(
+            sums,
+            grad_norm=grad_norm,
+            learning_rate=learning_rate,
+            wall_s=time.perf_counter() - started,
+        )
+
+    def measure_drift(self) -> float | None:
+        """Mean |recorded - recomputed| log-probability on a sample, under the current policy."""
+        total, count = 0.0, 0
+        sample = self._plan_epoch(0)[0]
+        rows = [r for n in sample for r in self.data.rows_of_N[n]]
+        exact = [r for r in rows if self.data.rows[r].logprobs_T is not None]
+        lengths = [self.data.rows[r].num_tokens for r in exact]
+        for plan in plan_packs(lengths, tokens_per_pack=self.config.train.tokens_per_pack):
+            batch = pack_rows(self.data.rows, [exact[i] for i in plan])
+            with torch.no_grad():
+                logprobs_A = self.policy.score_actions(batch).logprobs_A.cpu()
+            if batch.behaviour_logprobs_A is not None:
+                total += float((logprobs_A - batch.behaviour_logprobs_A).abs().double().sum())
+                count += batch.num_actions
+        return total / count if count else None
+
+    def _plan_epoch(self, epoch: int) -> list[list[int]]:
+        """Trajectories of each step of an epoch; depends on seed and epoch only."""
+        order = np.random.default_rng([self.config.run.seed, epoch]).permutation(
+            len(self.data.rows_of_N)
+        )
+        return [part.tolist() for part in np.array_split(order, self._batches_per_epoch)]
+
+    def _pack_step(self, trajectories: list[int]) -> list[StepPack]:
+        data, algorithm = self.data, self.config.algorithm
+        rows = [r for n in trajectories for r in data.rows_of_N[n]]
+        weight_sums_N = torch.tensor([data.weight_sum(n) for n in trajectories])
+        coefficients_N = compute_coefficients(weight_sums_N, mode=algorithm.aggregation)
+        coefficient_of = dict(zip(trajectories, coefficients_N.tolist(), strict=True))
+        owner_of = {r: n for n in trajectories for r in data.rows_of_N[n]}
+        lengths = [data.rows[r].num_tokens for r in rows]
+        packs = []
+        for plan in plan_packs(lengths, tokens_per_pack=self.config.train.tokens_per_pack):
+            chosen = [rows[i] for i in plan]
+            batch = pack_rows(data.rows, chosen)
+            coefficients_R = torch.tensor([coefficient_of[owner_of[r]] for r in chosen])
+            advantages_A = None
+            if data.advantages_R:
+                advantages_A = torch.from_numpy(
+                    np.concatenate([data.advantages_R[r] for r in chosen])
+                )
+            packs.append(
+                StepPack(
+                    batch=batch,
+                    coefficients_A=coefficients_R[batch.row_of_A] * batch.weights_A,
+                    advantages_A=advantages_A,
+                )
+            )
+        return packs
+
+    def _accumulate_gradients(self, packs: list[StepPack]) -> dict[str, float]:
+        """Forward and backward of every pack; sums over the step's trained tokens."""
+        totals: dict[str, Tensor] = {}
+        for pack in packs:
+            output, entropies_A = self._compute_loss(pack)
+            if not torch.isfinite(output.loss):
+                self._refuse_pack(pack, float(output.loss.detach()))
+            output.loss.backward()
+            sums = output.sums | {
+                "loss": output.loss.detach().double(),
+                "entropy": entropies_A.detach().double().sum(),
+            }
+            if pack.advantages_A is not None:
+                sums["advantage_abs"] = pack.advantages_A.abs().double().sum()
+            for name, value in sums.items():
+                totals[name] = totals[name] + value if name in totals else value
+        return {
+            "num_tokens": sum(pack.batch.num_tokens for pack in packs),
+            "num_actions": sum(pack.batch.num_actions for pack in packs),
+        } | {name: float(value) for name, value in totals.items()}
+
+    def _compute_loss(self, pack: StepPack) -> tuple[LossOutput, Tensor]:
+        algorithm, device = self.config.algorithm, self.policy.device
+        scores = self.policy.score_actions(pack.batch)
+        coefficients_A = pack.coefficients_A.to(device)
+        behaviour_A = pack.batch.behaviour_logprobs_A
+        if pack.advantages_A is None:
+            output = compute_filtered_bc_loss(scores.logprobs_A, coefficients_A)
+        elif behaviour_A is None:
+            raise TrainingError("a row without behaviour log-probabilities reached StarPO.")
+        else:
+            output = compute_ppo_clip_loss(
+                scores.logprobs_A,
+                behaviour_A.to(device),
+                pack.advantages_A.to(device),
+                coefficients_A,
+                clip_low=algorithm.clip_low,
+                clip_high=algorithm.clip_high,
+            )
+        if algorithm.entropy_coef:
+            bonus = algorithm.entropy_coef * (coefficients_A * scores.entropies_A).sum()
+            output = replace(output, loss=output.loss - bonus)
+        return output, scores.entropies_A
+
+    def _is_above_kl_ceiling(self, sums: dict[str, float]) -> bool:
+        ceiling = self.config.algorithm.kl_ceiling
+        if ceiling is None or "kl" not in sums:
+            return False
+        divergence = sums["kl"] / sums["num_actions"]
+        if divergence <= ceiling:
+            return False
+        if self.position.step == 0:
+            raise DataError(
+                f"KL(behaviour | {self.config.model.path}) = {divergence:.4g} nats/token before "
+                f"the first step, above algorithm.kl_ceiling = {ceiling}; start from the model "
+                "that was recorded, or raise the ceiling."
+            )
+        self._optimizer.discard_gradients()
+        self._metrics.write(
+            {
+                "event": "kl_ceiling",
+                "step": self.position.step,
+                "epoch": self.position.epoch,
+                "approx_kl": divergence,
+            }
+        )
+        return True
+
+    def _clip_gradients(self, trajectories: list[int]) -> float:
+        grad_norm = self._optimizer.clip_gradients()
+        if not math.isfinite(grad_norm):
+            raise TrainingError(
+                f"step {self.position.step}: the gradient norm is {grad_norm}; trajectories "
+                f"{self._name(trajectories)}. Lower train.learning_rate or look at these."
+            )
+        return grad_norm
+
+    def _refuse_pack(self, pack: StepPack, loss: float) -> None:
+        """Name the trajectories whose own tokens give a loss that is no number."""
+        owner_of = {r: n for n, rows in enumerate(self.data.rows_of_N) for r in rows}
+        owners = sorted({owner_of[r] for r in pack.batch.rows_R})
+        guilty = []
+        for n in owners:
+            with torch.no_grad():
+                parts = [self._compute_loss(alone)[0].loss for alone in self._pack_step([n])]
+            if not all(bool(torch.isfinite(part)) for part in parts):
+                guilty.append(n)
+        raise TrainingError(
+            f"step {self.position.step}: the loss is {loss}; trajectories "
+            f"{self._name(guilty or owners)}. Lower train.learning_rate or look at these."
+        )
+
+    def _summarize(
+        self, sums: dict[str, float], *, grad_norm: float, learning_rate: float, wall_s: float
+    ) -> dict[str, Any]:
+        count = sums["num_actions"]
+        record: dict[str, Any] = {
+            "step": self.position.step,
+            "epoch": self.position.epoch,
+            "loss": sums["loss"],
+            "entropy": sums["entropy"] / count,
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate,
+            "tokens": int(sums["num_tokens"]),
+            "action_tokens": int(count),
+            "tokens_per_s": sums["num_tokens"] / wall_s,
+            "wall_s": wall_s,
+            "algorithm": self.data.choice.algorithm,
+        }
+        if "kl" in sums:
+            record |= {
+                "clip_fraction": sums["clipped"] / count,
+                "approx_kl": sums["kl"] / count,
+                "ess_fraction": sums["ratio"] ** 2 / (count * sums["ratio_squared"]),
+                "advantage_mean_abs": sums["advantage_abs"] / count,
+            }
+        return record
+
+    def _announce(self) -> None:
+        if self.position.step:
+            record = {"event": "resume", "step": self.position.step}
+        else:
+            record = {"event": "start", "logprob_drift_mean_abs": self.measure_drift()}
+            record |= {"attention": "packed" if self.policy.packed else "rows"}
+        self._report(record | self.data.facts | {"total_steps": self._total_steps})
+
+    def _report(self, record: dict[str, Any]) -> None:
+        self._metrics.write(record)
+        self._progress(record)
+
+    def _commit(self) -> Path:
+        path = self.folder.checkpoints_path / f"step_{self.position.step:06d}"
+        if self._checkpoint == path:  # resumed, and nothing trained since
+            return path
+        tensors = self._optimizer.snapshot()
+        if self.data.critic_values_K is not None:
+            tensors["critic.values_K"] = self.data.critic_values_K
+        if self.policy.lora:
+            tensors |= {
+                f"lora.{name}": p.detach().cpu() for name, p in self.policy.trained_parameters()
+            }
+        self._checkpoint = self.folder.save_checkpoint(
+            self.policy,
+            step=self.position.step,
+            tensors=tensors,
+            values={"step": self.position.step, "position": asdict(self.position)},
+            manifest=self.data.manifest,
+            config=self.config,
+        )
+        return self._checkpoint
+
+    def _name(self, trajectories: list[int]) -> str:
+        names = [self.data.trajectory_ids_N[n] for n in trajectories]
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        return ", ".join(names[:8]) + more
+
+
+def _load_resumed_policy(config: RunConfig, checkpoint: Checkpoint | None) -> Policy:
+    section: ModelSection = config.model
+    if checkpoint is not None and section.lora_rank == 0:
+        section = replace(section, path=str(checkpoint.path))
+    policy = load_policy(section, seed=config.run.seed)
+    if checkpoint is not None and policy.lora:
+        with torch.no_grad():
+            for name, parameter in policy.trained_parameters():
+                parameter.copy_(checkpoint.tensors[f"lora.{name}"])
+    return policy
+
+
+def _require_same_data(checkpoint: Checkpoint, data: TrainingData) -> None:
+    before = checkpoint.lineage["dataset"]["digest"]
+    if before != data.manifest.digest:
+        raise DataError(
+            f"{data.manifest.path}: the dataset has changed since the run began (digest {before} "
+            f"then, {data.manifest.digest} now); start a new run."
+        )

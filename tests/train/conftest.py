@@ -1,0 +1,163 @@
+"""Hand-made datasets and tiny models for the training tests."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+
+from starpo_trace.schema import DATASET_SCHEMA_VERSION, TABLES
+
+WriteDataset = Callable[..., Path]
+
+_TYPES: dict[str, Any] = {
+    "str": pl.String,
+    "i64": pl.Int64,
+    "f64": pl.Float64,
+    "bool": pl.Boolean,
+    "list[str]": pl.List(pl.String),
+    "list[i32]": pl.List(pl.Int32),
+    "list[f64]": pl.List(pl.Float64),
+    "list[struct[id:str,name:str,arguments:str]]": pl.List(
+        pl.Struct({"id": pl.String, "name": pl.String, "arguments": pl.String})
+    ),
+}
+
+
+def make_turn(
+    prompt: Sequence[int] | None,
+    response: Sequence[int] | None,
+    logprobs: Sequence[float] | None = None,
+    **columns: Any,
+) -> dict[str, Any]:
+    """One row of the turns table; ids and log-probabilities are exact when given."""
+    return {
+        "model": "tiny",
+        "prompt_base_length": 0,
+        "prompt_token_ids": None if prompt is None else list(prompt),
+        "response_token_ids": None if response is None else list(response),
+        "response_logprobs": None if logprobs is None else list(logprobs),
+        "token_provenance": "missing" if prompt is None else "exact",
+        "logprob_provenance": "missing" if logprobs is None else "exact",
+        **columns,
+    }
+
+
+def make_trajectory(
+    trajectory_id: str,
+    turns: Sequence[dict[str, Any]],
+    *,
+    reward: float | None,
+    task_id: str | None = "task",
+    messages: Sequence[dict[str, Any]] = (),
+    **columns: Any,
+) -> dict[str, Any]:
+    """One trajectory with its turns and messages, for `write_dataset`."""
+    row = {
+        "trajectory_id": trajectory_id,
+        "task_id": task_id,
+        "end": "terminated",
+        "reward": reward,
+        "usable_for": "rl",
+        "reasons": [],
+        "split": "train",
+        "num_turns": len(turns),
+        **columns,
+    }
+    return {
+        "trajectories": row,
+        "turns": [{"trajectory_id": trajectory_id, "turn": i, **t} for i, t in enumerate(turns)],
+        "messages": [{"trajectory_id": trajectory_id, **m} for m in messages],
+    }
+
+
+def write_tables(path: Path, trajectories: Sequence[dict[str, Any]]) -> Path:
+    """Trajectories -> the Delta tables and the manifest of a dataset."""
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
+    for trajectory in trajectories:
+        rows["trajectories"].append(trajectory["trajectories"])
+        rows["turns"] += trajectory["turns"]
+        rows["messages"] += trajectory["messages"]
+    for name, columns in TABLES.items():
+        schema = {column: _TYPES[kind] for column, kind in columns.items()}
+        frame = pl.DataFrame(
+            [{column: row.get(column) for column in columns} for row in rows[name]], schema=schema
+        )
+        frame.write_delta(str(path / name))
+    manifest = {
+        "schema_version": DATASET_SCHEMA_VERSION,
+        "digest": "made-by-hand",
+        "tables": {name: {"path": name, "version": 0} for name in TABLES},
+    }
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def build_tokenizer(*, chat_template: str | None = CHAT_TEMPLATE) -> Any:
+    """Byte-level BPE trained on a few words, with ChatML's special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["user assistant left right up down goal hole"] * 4, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
+    fast.chat_template = chat_template
+    return fast
+
+
+def build_model_folder(path: Path, *, family: str = "qwen3", seed: int = 0, **changes: Any) -> Path:
+    """A two-layer model with random weights and its tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+    config_class, model_class = {
+        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+        "llama": (LlamaConfig, LlamaForCausalLM),
+    }[family]
+    torch.manual_seed(seed)
+    sizes: dict[str, Any] = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "eos_token_id": 1,
+        "bos_token_id": None,
+        "pad_token_id": None,
+        "initializer_range": 0.2,
+    }
+    model_class(config_class(**sizes | changes)).save_pretrained(path)
+    build_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_model_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    return random.Random(0)

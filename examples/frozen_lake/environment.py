@@ -117,9 +117,7 @@ def split_of(lake_map: Map) -> str:
 
 def best_moves(lake_map: Map) -> dict[tuple[int, int], str]:
     """Cell -> first move of a shortest way to the goal, for every cell that has one."""
-    goal = next(
-        (row, line.index("G")) for row, line in enumerate(lake_map) if "G" in line
-    )
+    goal = next((row, line.index("G")) for row, line in enumerate(lake_map) if "G" in line)
     moves: dict[tuple[int, int], str] = {}
     reached, queue = {goal}, [goal]
     for cell in queue:  # grows while it is walked: breadth-first, backwards from the goal

@@ -1,0 +1,144 @@
+"""`starpo-trace`: run a script with tracing, export a dataset, look at it, add a late reward."""
+
+import argparse
+import runpy
+import sys
+from collections.abc import Sequence
+from math import isfinite
+from pathlib import Path
+
+from starpo_trace.errors import ConfigError, SourceError, StarpoTraceError, StoreError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line -> exit code: 0, or 1 with one line on stderr that says what to do."""
+    options = _build_parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except StarpoTraceError as error:
+        if options.command is _run:  # the script's own error passes unchanged
+            raise
+        print(f"starpo-trace: {error}", file=sys.stderr)
+        return 1
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="starpo-trace", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a Python script with tracing on")
+    run.add_argument("--store", type=Path, help="trace store folder (default: as instrument())")
+    run.add_argument("script", metavar="SCRIPT")
+    run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS")
+    run.set_defaults(command=_run)
+
+    export = commands.add_parser("export", help="trace stores and OTLP files -> dataset")
+    export.add_argument("sources", nargs="+", type=Path, metavar="SOURCE")
+    export.add_argument("-o", "--output", type=Path, required=True, metavar="DATASET")
+    export.add_argument(
+        "--test-fraction", type=float, default=0.0, help="share of the tasks held out as `test`"
+    )
+    export.add_argument(
+        "--trust",
+        action="append",
+        metavar="SOURCE",
+        help="reward source that counts; repeatable (default: environment, rule, user)",
+    )
+    export.set_defaults(command=_export)
+
+    show = commands.add_parser("show", help="look at a dataset or a trace store")
+    show.add_argument("path", type=Path, metavar="DATASET|STORE")
+    show.add_argument("--trajectory", metavar="ID", help="one trajectory, step by step")
+    show.add_argument("--limit", type=int, default=20, help="trajectories to list (default: 20)")
+    show.set_defaults(command=_show)
+
+    reward = commands.add_parser("reward", help="record a reward for a finished trajectory")
+    reward.add_argument("--trajectory", required=True, metavar="ID")
+    reward.add_argument("--value", required=True, type=float)
+    reward.add_argument("--name", default="reward")
+    reward.add_argument("--scope", choices=("trajectory", "turn", "step"), default="trajectory")
+    reward.add_argument("--step", type=int, help="step it belongs to, for scope turn or step")
+    reward.add_argument(
+        "--source", choices=("environment", "user", "rule", "judge"), default="user"
+    )
+    reward.add_argument("--min", type=float)
+    reward.add_argument("--max", type=float)
+    reward.add_argument("--explanation")
+    reward.add_argument("--id", dest="reward_id", help="a later reward with this id replaces it")
+    reward.add_argument("--store", type=Path, help="trace store folder (default: as instrument())")
+    reward.set_defaults(command=_reward)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    script = Path(options.script)
+    if not script.is_file():
+        print(f"starpo-trace: {script}: no such script", file=sys.stderr)
+        return 1
+    import starpo_trace
+
+    starpo_trace.instrument(store=options.store)
+    sys.argv = [str(script), *options.arguments]
+    sys.path.insert(0, str(script.resolve().parent))
+    # Exit codes and exceptions of the script leave through here as they are.
+    runpy.run_path(str(script), run_name="__main__")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from starpo_trace.dataset import TRUST_SOURCES, build_dataset
+    from starpo_trace.show import render_manifest
+
+    manifest = build_dataset(
+        options.sources,
+        options.output,
+        test_fraction=options.test_fraction,
+        trust_sources=options.trust or TRUST_SOURCES,
+    )
+    Console().print(render_manifest(manifest, title=str(options.output)))
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from starpo_trace.show import show_path
+
+    show_path(
+        options.path, Console(), trajectory_id=options.trajectory, max_trajectories=options.limit
+    )
+    return 0
+
+
+def _reward(options: argparse.Namespace) -> int:
+    if not isfinite(options.value):
+        raise ConfigError(f"--value {options.value}: a reward must be a finite number")
+    if options.scope != "trajectory" and options.step is None:
+        raise ConfigError(f"--scope {options.scope} needs --step, the step it belongs to")
+    if options.store is not None and not options.store.is_dir():
+        raise SourceError(f"--store {options.store}: no such folder; name the agent's trace store")
+    import starpo_trace
+
+    starpo_trace.instrument(store=options.store)
+    starpo_trace.reward(
+        options.value,
+        name=options.name,
+        scope=options.scope,
+        source=options.source,
+        min=options.min,
+        max=options.max,
+        explanation=options.explanation,
+        reward_id=options.reward_id,
+        trajectory_id=options.trajectory,
+        step=options.step,
+    )
+    if not starpo_trace.flush():
+        raise StoreError("the reward was not acknowledged in time; send it again (same id: once)")
+    print(f"{options.name} = {options.value:g} recorded for {options.trajectory}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

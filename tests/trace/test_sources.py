@@ -1,0 +1,203 @@
+"""Files of every kind -> the same spans; damage is counted and neighbours are read."""
+
+import json
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import Link, Status, StatusCode
+
+from starpo_trace.errors import SourceError
+from starpo_trace.otlp import MAX_TIME_NS
+from starpo_trace.segments import MAGIC, frame_record
+from starpo_trace.sources import find_source_files, read_span_batches
+
+
+@pytest.fixture
+def request_message():
+    """Two spans of the OTel SDK as one OTLP message: attributes of every type, event, link."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("my_scope")
+    with tracer.start_as_current_span("outer") as outer:
+        attributes = {"s": "ü", "i": -3, "f": 0.5, "b": True, "l": ["x", "y"]}
+        with tracer.start_as_current_span(
+            "inner", attributes=attributes, links=[Link(outer.get_span_context())]
+        ) as inner:
+            inner.add_event("gen_ai.evaluation.result", {"n": 1})
+            inner.add_event("other", {"n": 2})
+            inner.set_status(Status(StatusCode.ERROR, "boom"))
+    provider.shutdown()
+    return encode_spans(exporter.get_finished_spans())
+
+
+def otlp_json(message) -> str:
+    """OTLP JSON: as protobuf's JSON, but ids in hexadecimal digits."""
+    fields = MessageToDict(message)
+    spans = message.resource_spans[0].scope_spans[0].spans
+    for fields_of, span in zip(
+        fields["resourceSpans"][0]["scopeSpans"][0]["spans"], spans, strict=True
+    ):
+        fields_of["traceId"] = span.trace_id.hex()
+        fields_of["spanId"] = span.span_id.hex()
+        if span.parent_span_id:
+            fields_of["parentSpanId"] = span.parent_span_id.hex()
+        for link_of, link in zip(fields_of.get("links", ()), span.links, strict=True):
+            link_of["traceId"] = link.trace_id.hex()
+            link_of["spanId"] = link.span_id.hex()
+    return json.dumps(fields)
+
+
+def read_all(path):
+    (file,) = find_source_files([path])
+    batches = list(read_span_batches(file))
+    return (
+        [row for batch in batches for row in batch.rows],
+        [span for batch in batches for span in batch.malformed],
+        [damage for batch in batches for damage in batch.damaged],
+    )
+
+
+def write_length_prefixed(path, payloads):
+    path.write_bytes(b"".join(len(p).to_bytes(4, "big") + p for p in payloads))
+
+
+def test_every_format_gives_the_same_rows(tmp_path, request_message):
+    """Segment, raw protobuf, length-prefixed protobuf, JSON lines, one JSON document."""
+    payload = request_message.SerializeToString()
+    text = otlp_json(request_message)
+    (tmp_path / "a.otlp").write_bytes(MAGIC + frame_record(payload, 2))
+    (tmp_path / "b.pb").write_bytes(payload)
+    write_length_prefixed(tmp_path / "c.proto", [payload])
+    (tmp_path / "d.jsonl").write_text(text + "\n")
+    (tmp_path / "e.json").write_text(json.dumps(json.loads(text), indent=2))
+    inner = request_message.resource_spans[0].scope_spans[0].spans[0]
+    for name in ("a.otlp", "b.pb", "c.proto", "d.jsonl", "e.json"):
+        rows, malformed, damaged = read_all(tmp_path / name)
+        assert (len(rows), malformed, damaged) == (2, [], [])
+        row = rows[0]
+        assert row.source == str(tmp_path / name)
+        assert (row.name, row.scope, row.error) == ("inner", "my_scope", "boom")
+        assert row.attributes == {"s": "ü", "i": -3, "f": 0.5, "b": True, "l": ["x", "y"]}
+        assert row.parent_id == rows[1].span_id == inner.parent_span_id.hex()
+        assert row.links == ((row.trace_id, rows[1].span_id),)
+        assert (row.start_ns, row.end_ns) == (
+            inner.start_time_unix_nano,
+            inner.end_time_unix_nano,
+        )
+        assert [(event, values) for event, _, values in row.events] == [
+            ("gen_ai.evaluation.result", {"n": 1})
+        ]
+
+
+def test_store_folder_reads_open_segments(tmp_path, request_message):
+    """A store's sealed and unsealed segments are all read, and named by the folder."""
+    payload = request_message.SerializeToString()
+    for name in ("1.otlp", "2.otlp.open"):
+        (tmp_path / name).write_bytes(MAGIC + frame_record(payload, 2))
+    files = find_source_files([tmp_path])
+    assert [(file.path.name, file.source) for file in files] == [
+        ("1.otlp", str(tmp_path)),
+        ("2.otlp.open", str(tmp_path)),
+    ]
+
+
+def test_a_file_named_twice_is_read_once(tmp_path, request_message):
+    """A folder and a file in it do not double the spans."""
+    (tmp_path / "1.otlp").write_bytes(MAGIC)
+    assert len(find_source_files([tmp_path, tmp_path / "1.otlp"])) == 1
+
+
+def test_flipped_segment_record_is_counted(tmp_path, request_message):
+    """One damaged record, and the spans of its neighbours."""
+    record = frame_record(request_message.SerializeToString(), 2)
+    flipped = bytearray(record)
+    flipped[len(record) // 2] ^= 1
+    (tmp_path / "1.otlp").write_bytes(MAGIC + record + bytes(flipped) + record)
+    rows, _, damaged = read_all(tmp_path / "1.otlp")
+    assert (len(rows), len(damaged)) == (4, 1)
+
+
+def test_damaged_json_line_is_counted(tmp_path, request_message):
+    """Lines before and after a torn one are read, also when the first is torn."""
+    text = otlp_json(request_message)
+    for lines in ([text, text[:50], text], [text[:50], text, text]):
+        path = tmp_path / "spans.jsonl"
+        path.write_text("\n".join(lines))
+        rows, _, damaged = read_all(path)
+        assert (len(rows), len(damaged)) == (4, 1)
+
+
+def test_torn_length_prefixed_tail_is_counted(tmp_path, request_message):
+    """What is whole before the tear is read."""
+    payload = request_message.SerializeToString()
+    path = tmp_path / "spans.proto"
+    write_length_prefixed(path, [payload, payload])
+    path.write_bytes(path.read_bytes()[:-3])
+    rows, _, damaged = read_all(path)
+    assert (len(rows), [damage.reason for damage in damaged]) == (2, ["torn_tail"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"traceId": "00" * 16},
+        {"traceId": "zz" * 16},
+        {"spanId": "1234"},
+        {"spanId": None},
+        {"startTimeUnixNano": "-5"},
+        {"attributes": [{"value": {"intValue": "1"}}]},
+        {"attributes": [{"key": "a", "value": {"intValue": "many"}}]},
+        {"attributes": 7},
+    ],
+)
+def test_malformed_span_is_set_aside(tmp_path, request_message, change):
+    """One span with impossible fields does not take its neighbour along."""
+    fields = json.loads(otlp_json(request_message))
+    fields["resourceSpans"][0]["scopeSpans"][0]["spans"][0].update(change)
+    path = tmp_path / "spans.jsonl"
+    path.write_text(json.dumps(fields))
+    rows, malformed, damaged = read_all(path)
+    assert ([row.name for row in rows], len(malformed), damaged) == (["outer"], 1, [])
+
+
+def test_times_beyond_the_column_are_cut(tmp_path, request_message):
+    """An unsigned time above 2^63 does not overflow, and zero means never ended."""
+    span = request_message.resource_spans[0].scope_spans[0].spans[0]
+    span.start_time_unix_nano = 2**64 - 1
+    span.end_time_unix_nano = 0
+    (tmp_path / "a.pb").write_bytes(request_message.SerializeToString())
+    rows, _, _ = read_all(tmp_path / "a.pb")
+    assert (rows[0].start_ns, rows[0].end_ns) == (MAX_TIME_NS, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"", "empty"),
+        ("a.pb", b"\x28\xb5\x2f\xfdxxxx", "zstd"),
+        ("a.pb", b"\x00\x00\x00\x09\x28\xb5\x2f\xfdxxxx", "zstd"),
+        ("a.json", b"\x1f\x8bxxxx", "gzip"),
+        ("a.json", b"hello", "neither"),
+    ],
+)
+def test_unusable_file_says_what_to_do(tmp_path, name, content, message):
+    """Empty, compressed and foreign files are named in the error."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=message) as caught:
+        read_all(path)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_path_and_empty_folder(tmp_path):
+    """The error names the path."""
+    for path in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(SourceError, match=str(path)):
+            find_source_files([path])
+    with pytest.raises(SourceError, match="no source given"):
+        find_source_files([])

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import orjson
 import polars as pl
 
 _SCALARS: dict[str, type[pl.DataType]] = {
@@ -26,13 +27,23 @@ def polars_schema(columns: Mapping[str, str]) -> pl.Schema:
 
 def build_frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> pl.DataFrame:
     """Row mappings (a missing key is null) -> frame with exactly these columns."""
+    return columns_to_frame({name: [row.get(name) for row in rows] for name in columns}, columns)
+
+
+def columns_to_frame(
+    values: Mapping[str, Sequence[Any]], columns: Mapping[str, str]
+) -> pl.DataFrame:
+    """Column name -> values -> frame with exactly these columns."""
     schema = polars_schema(columns)
-    return pl.DataFrame(
-        [
-            pl.Series(name, [row.get(name) for row in rows], dtype=kind, strict=True)
-            for name, kind in schema.items()
-        ]
-    )
+    return pl.DataFrame([_build_series(name, values[name], kind) for name, kind in schema.items()])
+
+
+def _build_series(name: str, values: Sequence[Any], kind: pl.DataType) -> pl.Series:
+    if isinstance(kind, pl.List) and isinstance(kind.inner, pl.Struct):
+        # Polars builds lists of structs from Python one row at a time; from JSON all at once.
+        texts = [None if value is None else orjson.dumps(value).decode() for value in values]
+        return pl.Series(name, texts, dtype=pl.String).str.json_decode(kind)
+    return pl.Series(name, values, dtype=kind, strict=True)
 
 
 def _polars_type(kind: str) -> pl.DataType:

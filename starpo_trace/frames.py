@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from starpo_trace.columns import build_frame
+from starpo_trace.columns import columns_to_frame
 from starpo_trace.dialects.canonical import FRAMES, CanonicalRows, CanonicalSpan, Rejection
 from starpo_trace.order import OrderedItem, order_items
 from starpo_trace.otlp import SpanRow
@@ -29,12 +29,15 @@ def build_frames(
             step_order=step_order.get(i),
             flag=",".join(flags) or None,
         )
-    for reward in gathered.frames["rewards"]:
-        is_event = reward["reward_id"] is None  # an evaluation event of the span that holds it
-        reward["target_row"] = (
-            reward["row"] if is_event else assignment.reward_targets.get(reward["row"])
-        )
-    return {name: build_frame(gathered.frames[name], FRAMES[name]) for name in FRAMES}
+    rewards = gathered.frames["rewards"]
+    rewards["target_row"] = [
+        # An evaluation event, which has no id, is about the span that holds it.
+        row if reward_id is None else assignment.reward_targets.get(row)
+        for row, reward_id in zip(rewards["row"], rewards["reward_id"], strict=True)
+    ]
+    return {
+        name: columns_to_frame(columns, FRAMES[name]) for name, columns in gathered.frames.items()
+    }
 
 
 def _flags(row: SpanRow, span: CanonicalSpan, *, is_orphan: bool, is_skewed: bool) -> list[str]:

@@ -210,19 +210,16 @@ def _build_trajectories(
         input_tokens=pl.when(has_usage.all()).then(pl.col("input_tokens").sum()),
         output_tokens=pl.when(has_usage.all()).then(pl.col("output_tokens").sum()),
     )
-    is_leaf = ~pl.struct(_BY_TRAJECTORY, "node_id").is_in(
-        messages.filter(pl.col("parent_id").is_not_null())
-        .select(key=pl.struct(_BY_TRAJECTORY, node_id="parent_id"))["key"]
-        .implode()
-    )
-    of_messages = messages.group_by(_BY_TRAJECTORY).agg(
-        num_messages=pl.len(), num_branches=is_leaf.sum()
-    )
+    of_messages = messages.group_by(_BY_TRAJECTORY).agg(num_messages=pl.len())
+    parents = messages.select(_BY_TRAJECTORY, node_id="parent_id")
+    leaves = messages.join(parents, on=[_BY_TRAJECTORY, "node_id"], how="anti")
+    of_leaves = leaves.group_by(_BY_TRAJECTORY).agg(num_branches=pl.len())
     counts = ["num_turns", "num_tool_calls", "num_messages", "num_branches"]
     return (
         _summarise_spans(spans)
         .join(of_turns, on=_BY_TRAJECTORY, how="left")
         .join(of_messages, on=_BY_TRAJECTORY, how="left")
+        .join(of_leaves, on=_BY_TRAJECTORY, how="left")
         .join(_pick_outcome(rewards), on=_BY_TRAJECTORY, how="left")
         .with_columns(pl.col(counts).fill_null(0))
     )

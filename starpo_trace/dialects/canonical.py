@@ -145,19 +145,27 @@ class Rejection:
 
 @dataclass(slots=True, kw_only=True)
 class CanonicalRows:
-    """Rows of every frame, gathered span by span."""
+    """Columns of every frame, gathered span by span."""
 
-    frames: dict[str, list[Columns]] = field(default_factory=lambda: {name: [] for name in FRAMES})
-    """Frame name -> its rows."""
+    frames: dict[str, dict[str, list[Any]]] = field(
+        default_factory=lambda: {
+            name: {column: [] for column in columns} for name, columns in FRAMES.items()
+        }
+    )
+    """Frame name -> column name -> values."""
 
     def add(self, span: CanonicalSpan, row: int, **columns: Any) -> None:
         """Append `span`'s rows under the number `row`; `columns` go into its row of `spans`."""
-        self.frames["spans"].append({**span.columns, "row": row, "record": span.record, **columns})
+        self._append("spans", {**span.columns, **columns, "record": span.record}, row)
         if span.call is not None:
-            self.frames["calls"].append({**span.call, "row": row})
-        for name, rows in (
-            ("nodes", span.nodes),
-            ("states", span.states),
-            ("rewards", span.rewards),
-        ):
-            self.frames[name].extend({**columns_, "row": row} for columns_ in rows)
+            self._append("calls", span.call, row)
+        for node in span.nodes:
+            self._append("nodes", node, row)
+        for state in span.states:
+            self._append("states", state, row)
+        for reward in span.rewards:
+            self._append("rewards", reward, row)
+
+    def _append(self, frame: str, values: Columns, row: int) -> None:
+        for column, gathered in self.frames[frame].items():
+            gathered.append(row if column == "row" else values.get(column))

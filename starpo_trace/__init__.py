@@ -1,1 +1,64 @@
-"""Record LLM agent runs as OpenTelemetry trajectories."""
+"""Record LLM agent runs as OpenTelemetry trajectories.
+
+    import starpo_trace
+    starpo_trace.instrument()
+
+From there on every chat completion through the OpenAI SDK is a span. `trajectory` groups the calls
+of one run, `step`, `state` and `observe` add what happens between them, and `reward` says what the
+run was worth, at once or days later. Nothing here breaks or stalls the agent: what telemetry gets
+wrong is logged once and otherwise ignored.
+
+Importing this package loads nothing else; each name below is loaded when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from starpo_trace.episode import Trajectory, current_trajectory, trajectory
+    from starpo_trace.rewards import reward
+    from starpo_trace.runtime import flush, instrument, stats, uninstrument
+    from starpo_trace.steps import Step, observe, state, step
+
+_HOMES = {
+    "Step": "starpo_trace.steps",
+    "Trajectory": "starpo_trace.episode",
+    "current_trajectory": "starpo_trace.episode",
+    "flush": "starpo_trace.runtime",
+    "instrument": "starpo_trace.runtime",
+    "observe": "starpo_trace.steps",
+    "reward": "starpo_trace.rewards",
+    "state": "starpo_trace.steps",
+    "stats": "starpo_trace.runtime",
+    "step": "starpo_trace.steps",
+    "trajectory": "starpo_trace.episode",
+    "uninstrument": "starpo_trace.runtime",
+}
+
+__all__ = [
+    "Step",
+    "Trajectory",
+    "current_trajectory",
+    "flush",
+    "instrument",
+    "observe",
+    "reward",
+    "state",
+    "stats",
+    "step",
+    "trajectory",
+    "uninstrument",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

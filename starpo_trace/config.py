@@ -1,0 +1,82 @@
+"""Arguments and environment -> what to record, and where to."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, cast
+
+from starpo_trace.errors import ConfigError
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
+HistoryMode = Literal["full", "delta", "off"]
+
+DEFAULT_STORE: Final = Path(".starpo") / "traces"
+CAPTURE_CONTENT_VARIABLE: Final = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+_HISTORY_MODES: Final = ("full", "delta", "off")
+_NO_CONTENT_VALUES: Final = frozenset({"no_content", "false", "0", "event_only"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureConfig:
+    """What `instrument()` was asked for; the destination is chosen at the first span."""
+
+    store: Path | None = None
+    """Explicit folder of the local store."""
+    endpoint: str | None = None
+    """Explicit OTLP/HTTP traces endpoint."""
+    tracer_provider: "TracerProvider | None" = None
+    """Explicit provider of the caller's."""
+    history: HistoryMode | None = None
+    """Explicit history mode; None: delta into the local store, full elsewhere."""
+    policy_id: str | None = None
+    """Policy of trajectories that name none."""
+
+
+def read_config(
+    *,
+    store: str | os.PathLike[str] | None,
+    endpoint: str | None,
+    tracer_provider: "TracerProvider | None",
+    history: str | None,
+    policy_id: str | None,
+    environment: Mapping[str, str] = os.environ,
+) -> CaptureConfig:
+    """Arguments of `instrument()` and the environment -> configuration.
+
+    Raises:
+        ConfigError: `history` is no mode, or the endpoint is no http(s) URL.
+    """
+    if history is not None and history not in _HISTORY_MODES:
+        raise ConfigError(
+            f"history={history!r} in instrument(): use one of {', '.join(_HISTORY_MODES)}"
+        )
+    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"endpoint={endpoint!r} in instrument(): give the whole traces URL, "
+            "like http://collector:4318/v1/traces"
+        )
+    if environment.get(CAPTURE_CONTENT_VARIABLE, "").strip().lower() in _NO_CONTENT_VALUES:
+        history = "off"  # an operator's switch wins over the program's own wish
+    return CaptureConfig(
+        store=None if store is None else Path(store),
+        endpoint=endpoint,
+        tracer_provider=tracer_provider,
+        history=cast("HistoryMode | None", history),
+        policy_id=policy_id or environment.get("STARPO_POLICY_ID"),
+    )
+
+
+def read_default_store(environment: Mapping[str, str] = os.environ) -> Path:
+    """Folder of the local store when nobody named one."""
+    return Path(environment.get("STARPO_STORE") or DEFAULT_STORE)
+
+
+def has_otlp_environment(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the standard variables name an OTLP endpoint for traces."""
+    return bool(
+        environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+        or environment.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    )

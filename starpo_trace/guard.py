@@ -1,0 +1,67 @@
+"""The one place that catches what telemetry itself gets wrong.
+
+A fault of Starpo's never reaches the agent it records: it is logged once per place and kind, and
+the agent goes on. Under pytest, or with `STARPO_DEBUG=1`, it is raised instead, so that tests see
+it; `STARPO_DEBUG=0` switches that off.
+"""
+
+import logging
+import os
+from types import TracebackType
+from typing import Final
+
+_LOGGER: Final = logging.getLogger("starpo_trace")
+_reported: set[tuple[str, type[BaseException]]] = set()
+
+
+class Guard:
+    """Context manager around telemetry's own work: swallows and reports its `Exception`s."""
+
+    __slots__ = ("_doing",)
+
+    def __init__(self, doing: str) -> None:
+        """`doing` completes the sentence "failed while ..."."""
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        report_failure(self._doing, error)
+        return not is_debugging()
+
+
+def report_failure(doing: str, error: BaseException) -> None:
+    """Log a fault of telemetry's, the first time it happens at this place."""
+    key = (doing, type(error))
+    if key in _reported or is_debugging():
+        return
+    _reported.add(key)
+    _LOGGER.warning(
+        "starpo_trace failed while %s; the agent is not affected, but this part of its recording "
+        "is missing (further failures of this kind are not logged)",
+        doing,
+        exc_info=error,
+    )
+
+
+def warn_once(key: str, message: str, *args: object) -> None:
+    """Log a condition that the agent's owner should know, once per process."""
+    if (key, Warning) not in _reported:
+        _reported.add((key, Warning))
+        _LOGGER.warning(message, *args)
+
+
+def is_debugging() -> bool:
+    """Whether faults of telemetry's are raised."""
+    debug = os.environ.get("STARPO_DEBUG")
+    if debug is not None:
+        return debug.lower() not in {"", "0", "false"}
+    return "PYTEST_CURRENT_TEST" in os.environ

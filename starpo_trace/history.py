@@ -1,0 +1,116 @@
+"""Prompts -> what is new in them, as span attributes.
+
+An agent sends its whole history with every call. In delta mode a call's span holds only the
+messages after the longest prefix that an earlier span of the same trajectory already holds, and
+the chain hash of that prefix. Messages are hashed afresh from the wire each time, so an agent that
+edits its history in place is noticed: the chain no longer matches from the edit on.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from opentelemetry.util.types import AttributeValue
+
+from starpo_trace import semconv
+from starpo_trace.config import HistoryMode
+from starpo_trace.messages import Message, chain_hashes, dump_json, extend_chain
+
+_MAX_TOKEN_BASES: Final = 4
+"""How many earlier calls a prompt's token ids are compared with (parallel branches)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A history, described for a span and for the calls that will extend it."""
+
+    attributes: Mapping[str, AttributeValue]
+    """Attributes of the span."""
+    chains: Sequence[bytes]
+    """Chain hash after each message; empty when nothing may be recorded."""
+
+
+class History:
+    """What the spans of one trajectory already hold."""
+
+    def __init__(self) -> None:
+        self._chains: set[bytes] = set()
+        self._token_bases: deque[tuple[int, list[int]]] = deque(maxlen=_MAX_TOKEN_BASES)
+        self._lock = threading.RLock()
+
+    def describe_prompt(self, messages: Sequence[Message], mode: HistoryMode) -> Prompt:
+        """Messages of a prompt -> attributes that hold what is new."""
+        if mode == "off":
+            return Prompt(attributes={semconv.HISTORY_MODE: "off"}, chains=())
+        chains = chain_hashes(messages)
+        attributes: dict[str, AttributeValue] = {
+            semconv.HISTORY_MODE: mode,
+            semconv.HISTORY_LENGTH: len(messages),
+        }
+        if chains:
+            attributes[semconv.HISTORY_HASH] = chains[-1].hex()
+        num_known = self._count_known(chains) if mode == "delta" else 0
+        if num_known:
+            attributes[semconv.HISTORY_BASE] = chains[num_known - 1].hex()
+            attributes[semconv.HISTORY_BASE_LENGTH] = num_known
+        attributes[semconv.INPUT_MESSAGES] = dump_json(messages[num_known:])
+        return Prompt(attributes=attributes, chains=chains)
+
+    def learn_prompt(self, prompt: Prompt, answer: Message | None = None) -> None:
+        """Remember what a span that has ended holds: its prompt and the answer to it."""
+        with self._lock:
+            self._chains.update(prompt.chains)
+            if answer is not None and (prompt.chains or prompt.attributes.get(_LENGTH) == 0):
+                base = prompt.chains[-1] if prompt.chains else b""
+                self._chains.add(extend_chain(base, answer))
+
+    def describe_tokens(
+        self,
+        step: int,
+        prompt_ids: list[int],
+        response_ids: list[int],
+        mode: HistoryMode,
+    ) -> dict[str, AttributeValue]:
+        """Prompt ids of the call `step` -> attributes that hold what is new; remembers them."""
+        attributes: dict[str, AttributeValue] = {}
+        with self._lock:
+            base_step, base_length = -1, 0
+            for earlier_step, earlier_ids in self._token_bases if mode == "delta" else ():
+                length = count_common_prefix(earlier_ids, prompt_ids)
+                if length and length >= base_length:
+                    base_step, base_length = earlier_step, length
+            self._token_bases.append((step, prompt_ids + response_ids))
+        if base_length:
+            attributes[semconv.PROMPT_TOKEN_IDS_BASE_STEP] = base_step
+            attributes[semconv.PROMPT_TOKEN_IDS_BASE_LENGTH] = base_length
+        attributes[semconv.PROMPT_TOKEN_IDS] = dump_json(prompt_ids[base_length:])
+        return attributes
+
+    def _count_known(self, chains: Sequence[bytes]) -> int:
+        with self._lock:
+            for num_known in range(len(chains), 0, -1):
+                if chains[num_known - 1] in self._chains:
+                    return num_known
+        return 0
+
+
+_LENGTH: Final = semconv.HISTORY_LENGTH
+
+
+def count_common_prefix(first: list[int], second: list[int]) -> int:
+    """Length of the longest common prefix, by halving, so that C compares the slices.
+
+    Example: `count_common_prefix([1, 2, 3], [1, 2, 9, 9]) == 2`.
+    """
+    low, high = 0, min(len(first), len(second))
+    if first[:high] == second[:high]:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low

@@ -1,0 +1,56 @@
+"""Installed SDKs -> patched SDKs, and back.
+
+One small module per SDK, applied when the SDK is imported, at once if it already is. Adding a
+provider is adding its module to `_PATCHES`.
+"""
+
+import importlib
+import sys
+from typing import Final
+
+import wrapt
+
+from starpo_trace.guard import Guard
+from starpo_trace.patches.base import PatchSet
+
+_PATCHES: Final = {"openai._base_client": "starpo_trace.patches.openai"}
+"""Module to wait for -> module with `apply(patches, module)`."""
+
+_applied = PatchSet()
+_active_targets: set[str] = set()
+_hooked_targets: set[str] = set()
+_is_active = False
+
+
+def apply_patches() -> None:
+    """Patch every known SDK, now or when it is imported."""
+    global _is_active  # noqa: PLW0603 (import hooks cannot be removed, only switched)
+    _is_active = True
+    for target in _PATCHES:
+        if target in sys.modules:
+            _apply(target)
+        if target not in _hooked_targets:
+            _hooked_targets.add(target)
+            wrapt.register_post_import_hook(_on_import, target)
+
+
+def remove_patches() -> None:
+    """Put back every patched attribute."""
+    global _is_active  # noqa: PLW0603
+    _is_active = False
+    _active_targets.clear()
+    _applied.restore()
+
+
+def _on_import(module: object) -> None:
+    target = getattr(module, "__name__", "")
+    if _is_active and target in _PATCHES:
+        _apply(target)
+
+
+def _apply(target: str) -> None:
+    if target in _active_targets:
+        return
+    _active_targets.add(target)
+    with Guard(f"patching {target}"):
+        importlib.import_module(_PATCHES[target]).apply(_applied, sys.modules[target])

@@ -1,0 +1,179 @@
+"""A stream being read -> one finished call, however the reading ends.
+
+The SDK's stream object stays what it is; only the iterator inside it is replaced by one that
+notes each chunk. Reading ends in one of five ways, and the first that happens counts: `exhausted`,
+`error` and `cancelled` are seen while reading, `closed` through the response's close method, and
+`dropped` when the stream is collected, or still open at its trajectory's end.
+"""
+
+import sys
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Protocol
+
+from starpo_trace.guard import Guard
+from starpo_trace.invocation import LLMCall, LLMResponse, StreamOutcome, watch_stream
+
+
+class ChunkAccumulator(Protocol):
+    """Puts the chunks of one provider's streams together."""
+
+    def add(self, chunk: Any) -> None:
+        """Take one chunk in."""
+        ...
+
+    def build_response(self) -> LLMResponse:
+        """What was received so far."""
+        ...
+
+
+class StreamRecording:
+    """What the readers of both kinds of streams have in common."""
+
+    def __init__(self, call: LLMCall, accumulator: ChunkAccumulator) -> None:
+        self.call = call
+        self.is_reading = False
+        """Whether the SDK's own code runs, which also closes the response when it is done."""
+        self._accumulator = accumulator
+        self._has_chunk = False
+        self._is_finished = False
+        watch_stream(self)
+
+    def note_chunk(self, chunk: Any) -> None:
+        """Take one chunk in, after the program's read and before it sees the chunk."""
+        with Guard("recording a chunk"):
+            if not self._has_chunk:
+                self._has_chunk = True
+                self.call.note_first_chunk()
+            self._accumulator.add(chunk)
+
+    def finish(self, outcome: StreamOutcome, error: BaseException | None = None) -> None:
+        """Finish the call; only the first time counts."""
+        if self._is_finished:
+            return
+        self._is_finished = True
+        response = LLMResponse()
+        with Guard("assembling a streamed answer"):
+            response = self._accumulator.build_response()
+        self.call.finish(response, error=error, outcome=outcome)
+
+    def note_failure(self, error: BaseException) -> None:
+        """Finish the call after a read that raised."""
+        self.finish("error" if isinstance(error, Exception) else "cancelled", error)
+
+    def note_close(self) -> None:
+        """Finish the call because the program closed the stream before its end."""
+        if self.is_reading:
+            return
+        leaving = sys.exc_info()[1]  # a `with` block that is left by cancellation
+        is_cancelled = leaving is not None and not isinstance(leaving, (Exception, GeneratorExit))
+        self.finish("cancelled" if is_cancelled else "closed")
+
+    def abandon(self) -> None:
+        """Finish the call because nobody will read on."""
+        self.finish("dropped")
+
+    def __del__(self) -> None:
+        if not self._is_finished and not sys.is_finalizing():
+            self.abandon()
+
+
+class RecordedIterator(StreamRecording):
+    """Stands in for the iterator of a synchronous stream."""
+
+    def __init__(
+        self, iterator: Iterator[Any], call: LLMCall, accumulator: ChunkAccumulator
+    ) -> None:
+        super().__init__(call, accumulator)
+        self._iterator = iterator
+
+    def __iter__(self) -> "RecordedIterator":
+        return self
+
+    def __next__(self) -> Any:
+        self.is_reading = True
+        try:
+            chunk = next(self._iterator)
+        except StopIteration:
+            self.finish("exhausted")
+            raise
+        except BaseException as error:
+            self.note_failure(error)
+            raise
+        finally:
+            self.is_reading = False
+        self.note_chunk(chunk)
+        return chunk
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._iterator, name)  # send, throw, close of a generator
+
+
+class RecordedAsyncIterator(StreamRecording):
+    """Stands in for the iterator of an asynchronous stream."""
+
+    def __init__(
+        self, iterator: AsyncIterator[Any], call: LLMCall, accumulator: ChunkAccumulator
+    ) -> None:
+        super().__init__(call, accumulator)
+        self._iterator = iterator
+
+    def __aiter__(self) -> "RecordedAsyncIterator":
+        return self
+
+    async def __anext__(self) -> Any:
+        self.is_reading = True
+        try:
+            chunk = await anext(self._iterator)
+        except StopAsyncIteration:
+            self.finish("exhausted")
+            raise
+        except GeneratorExit:  # the reading coroutine itself was dropped
+            self.abandon()
+            raise
+        except BaseException as error:
+            self.note_failure(error)
+            raise
+        finally:
+            self.is_reading = False
+        self.note_chunk(chunk)
+        return chunk
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._iterator, name)  # asend, athrow, aclose of a generator
+
+
+def record_stream(stream: Any, call: LLMCall, accumulator: ChunkAccumulator) -> bool:
+    """Record what is read from an SDK's stream; False when it is of a kind we do not know."""
+    iterator: Any = getattr(stream, "_iterator", None)
+    response: Any = getattr(stream, "response", None)
+    if hasattr(iterator, "__anext__"):
+        recording = RecordedAsyncIterator(iterator, call, accumulator)
+        stream._iterator = recording
+        _hook_async_close(response, recording)
+    elif hasattr(iterator, "__next__"):
+        recording = RecordedIterator(iterator, call, accumulator)
+        stream._iterator = recording
+        _hook_close(response, recording)
+    else:
+        return False
+    return True
+
+
+def _hook_close(response: Any, recording: StreamRecording) -> None:
+    close = response.close
+
+    def close_recorded(*args: Any, **kwargs: Any) -> Any:
+        recording.note_close()
+        return close(*args, **kwargs)
+
+    response.close = close_recorded
+
+
+def _hook_async_close(response: Any, recording: StreamRecording) -> None:
+    aclose = response.aclose
+
+    async def aclose_recorded(*args: Any, **kwargs: Any) -> Any:
+        recording.note_close()
+        return await aclose(*args, **kwargs)
+
+    response.aclose = aclose_recorded

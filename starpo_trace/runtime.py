@@ -1,0 +1,260 @@
+"""instrument() -> patched SDKs, and a tracer whose destination is chosen at the first span."""
+
+import atexit
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from starpo_trace import semconv
+from starpo_trace.config import (
+    CaptureConfig,
+    HistoryMode,
+    has_otlp_environment,
+    read_config,
+    read_default_store,
+)
+from starpo_trace.guard import Guard, warn_once
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
+    from opentelemetry.trace import Tracer, TracerProvider
+
+_MAX_SPAN_ATTRIBUTES: Final = 1024
+
+
+class Destination(Protocol):
+    """Where spans go, and what is known about how they fared."""
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Wait until everything accepted has arrived; False when it has not."""
+        ...
+
+    def read_stats(self) -> dict[str, int]:
+        """Counts of spans: accepted, acknowledged, rejected, waiting, dropped."""
+        ...
+
+
+class Runtime:
+    """One `instrument()`: its configuration, and the destination once a span needed it."""
+
+    def __init__(self, config: CaptureConfig) -> None:
+        self.config = config
+        self.history_mode: HistoryMode = config.history or "full"
+        self._lock = threading.RLock()
+        self._tracer: Tracer | None = None
+        self._own_provider: SdkTracerProvider | None = None
+        self._provider: TracerProvider | None = None
+        self._destinations: list[Destination] = []
+
+    def get_tracer(self) -> "Tracer":
+        """Tracer of the chosen provider; the first call chooses."""
+        if self._tracer is None:
+            with self._lock:
+                if self._tracer is None:
+                    self._tracer = self._choose_provider().get_tracer(
+                        semconv.SCOPE_NAME, _read_version()
+                    )
+        return self._tracer
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything accepted is on disk or exported."""
+        if self._provider is None:
+            return True  # no span yet
+        timeout_millis = int(timeout_s * 1000)
+        if self._destinations:
+            flushed = [each.force_flush(timeout_millis) for each in self._destinations]
+            return all(flushed)
+        force_flush = getattr(self._provider, "force_flush", None)
+        return force_flush is None or bool(force_flush(timeout_millis))
+
+    def read_stats(self) -> dict[str, int]:
+        """Counts of spans over all destinations of ours."""
+        names = ("accepted", "acknowledged", "rejected", "waiting", "dropped")
+        totals: dict[str, int] = dict.fromkeys(names, 0)
+        for destination in self._destinations:
+            for name, count in destination.read_stats().items():
+                totals[name] += count
+        return totals
+
+    def shut_down(self) -> None:
+        """Flush and close what we opened; a provider of the user's is only flushed."""
+        if self._own_provider is not None:
+            self._own_provider.shutdown()
+        elif self._provider is not None:
+            self.flush(5.0)
+
+    def _choose_provider(self) -> "TracerProvider":
+        from opentelemetry import trace
+
+        config = self.config
+        has_explicit_destination = config.store is not None or config.endpoint is not None
+        if config.tracer_provider is not None:
+            self._provider = config.tracer_provider
+        elif not has_explicit_destination and _is_set_by_user(trace.get_tracer_provider()):
+            self._provider = trace.get_tracer_provider()
+        else:
+            self._provider = self._own_provider = self._build_provider()
+        # After the provider has registered its own, so that ours runs first.
+        atexit.register(_finish_at_exit)
+        return self._provider
+
+    def _build_provider(self) -> "SdkTracerProvider":
+        from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+
+        config = self.config
+        store, has_otlp = config.store, config.endpoint is not None
+        if store is None and not has_otlp:
+            has_otlp = has_otlp_environment()
+            store = None if has_otlp else read_default_store()
+        if config.history is None and not has_otlp:
+            self.history_mode = "delta"
+        unset = SpanLimits.UNSET
+        limits = SpanLimits(
+            max_span_attributes=_MAX_SPAN_ATTRIBUTES,
+            max_attribute_length=unset,  # cut JSON is no JSON
+            max_span_attribute_length=unset,
+        )
+        provider = TracerProvider(span_limits=limits)
+        if store is not None:
+            from starpo_trace.sink import SpanSink
+
+            sink = SpanSink(store)
+            provider.add_span_processor(sink)
+            self._destinations.append(sink)
+        if has_otlp:
+            from starpo_trace.exporting import build_otlp_processor
+
+            processor = build_otlp_processor(config.endpoint)
+            provider.add_span_processor(processor)
+            self._destinations.append(processor)
+        return provider
+
+
+_runtime: Runtime | None = None
+_switch_lock = threading.RLock()
+
+
+def instrument(
+    *,
+    store: str | os.PathLike[str] | None = None,
+    endpoint: str | None = None,
+    tracer_provider: "TracerProvider | None" = None,
+    history: str | None = None,
+    policy_id: str | None = None,
+) -> None:
+    """Record every LLM call of this process from now on. Calling it again changes nothing.
+
+    Spans go to the first of these that applies, decided when the first span begins: the given
+    `tracer_provider`; the given `store` folder and / or OTLP/HTTP `endpoint`; the global tracer
+    provider, when the program has set one; the endpoint in `OTEL_EXPORTER_OTLP_ENDPOINT`; the
+    local store in `STARPO_STORE`, else `./.starpo/traces`.
+
+    Args:
+        store: Folder of a local trace store.
+        endpoint: Full OTLP/HTTP traces URL, like `http://collector:4318/v1/traces`.
+        tracer_provider: Provider to use; it is never shut down by Starpo.
+        history: `"full"` (each call's whole prompt), `"delta"` (only what is new) or `"off"`.
+            Default: delta into the local store, full elsewhere; off whenever
+            `OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT` says so.
+        policy_id: Checkpoint or prompt version of trajectories that name none.
+
+    Raises:
+        ConfigError: an argument cannot be used.
+    """
+    global _runtime  # noqa: PLW0603 (one instrumentation per process is the point)
+    config = read_config(
+        store=store,
+        endpoint=endpoint,
+        tracer_provider=tracer_provider,
+        history=history,
+        policy_id=policy_id,
+    )
+    with _switch_lock:
+        if _runtime is not None:
+            is_asked_for_more = any((store, endpoint, tracer_provider, history, policy_id))
+            if is_asked_for_more and _runtime.config != config:
+                warn_once(
+                    "instrument again",
+                    "instrument() was called again with other arguments, which are ignored; "
+                    "call uninstrument() first",
+                )
+            return
+        _runtime = Runtime(config)
+        with Guard("patching the installed SDKs"):
+            from starpo_trace.patches import apply_patches
+
+            apply_patches()
+
+
+def uninstrument() -> None:
+    """Undo `instrument()`: put back every patched attribute, flush, close what it opened."""
+    global _runtime
+    with _switch_lock:
+        runtime, _runtime = _runtime, None
+        if runtime is None:
+            return
+        with Guard("removing patches"):
+            from starpo_trace.patches import remove_patches
+
+            remove_patches()
+        with Guard("closing open spans"):
+            from starpo_trace.invocation import finish_open_calls
+
+            finish_open_calls()
+        with Guard("closing the span destination"):
+            runtime.shut_down()
+        atexit.unregister(_finish_at_exit)
+
+
+def get_runtime() -> Runtime | None:
+    """The instrumentation in force, if any."""
+    return _runtime
+
+
+def flush(timeout_s: float = 5.0) -> bool:
+    """Wait until every accepted span is on disk (local store) or exported.
+
+    Returns:
+        True only when that is so and nothing was dropped since the last flush; False after
+        `timeout_s` seconds, or when the disk or the endpoint refused.
+    """
+    runtime = _runtime
+    if runtime is None:
+        return True
+    with Guard("flushing"):
+        return runtime.flush(timeout_s)
+    return False
+
+
+def stats() -> dict[str, int]:
+    """Counts of spans so far: accepted, acknowledged, rejected, waiting, dropped.
+
+    `accepted = acknowledged + rejected + waiting`; a dropped span was never accepted. All are 0
+    for a tracer provider of the user's, which keeps its own counts.
+    """
+    runtime = _runtime
+    return {} if runtime is None else runtime.read_stats()
+
+
+def _finish_at_exit() -> None:
+    with Guard("ending what the exiting process left open"):
+        from starpo_trace.episode import abandon_open_trajectories
+        from starpo_trace.invocation import finish_open_calls
+
+        finish_open_calls()
+        abandon_open_trajectories()
+
+
+def _is_set_by_user(provider: Any) -> bool:
+    from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider
+
+    return not isinstance(provider, (NoOpTracerProvider, ProxyTracerProvider))
+
+
+def _read_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("starpo")
+    except PackageNotFoundError:
+        return "unknown"

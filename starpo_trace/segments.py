@@ -1,0 +1,203 @@
+r"""OTLP payloads <-> segment files of the local trace store.
+
+A segment is the magic `STARPO1\n` and then records; a record is
+
+    SPR1 | payload bytes: u32 | CRC-32 of the payload: u32 | number of spans: u32 | payload
+
+with little-endian numbers, the payload being one OTLP `ExportTraceServiceRequest`. A segment in
+use has the suffix `.open`, which it loses when it is sealed; after a crash it keeps it, and all
+whole records in it stay readable. A damaged record is skipped by looking for the next marker whose
+checksum fits, so its neighbours stay readable too.
+"""
+
+import errno
+import os
+import secrets
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+MAGIC: Final = b"STARPO1\n"
+MARKER: Final = b"SPR1"
+SUFFIX: Final = ".otlp"
+OPEN_SUFFIX: Final = ".otlp.open"
+_HEADER: Final = struct.Struct("<4sIII")
+
+# macOS has no fdatasync.
+_sync_data = getattr(os, "fdatasync", os.fsync)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One intact record."""
+
+    payload: bytes
+    """`ExportTraceServiceRequest` protobuf bytes."""
+    num_spans: int
+    """Number of spans in the payload, as the writer counted them."""
+    offset: int
+    """Where the record begins in the file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """Bytes of a segment that hold no readable record."""
+
+    offset: int
+    """Where they begin in the file."""
+    length: int
+    """How many there are."""
+    reason: str
+    """bad_magic | torn_tail (an unsealed segment was cut off) | damaged_record."""
+
+
+def read_segment(path: str | os.PathLike[str]) -> Iterator[Record | Damage]:
+    """Segment file -> its records in order, and the damage between them.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    is_open = path.name.endswith(OPEN_SUFFIX)
+    if data.startswith(MAGIC):
+        offset = len(MAGIC)
+    elif is_open and MAGIC.startswith(data):  # killed before the first write was whole
+        if data:
+            yield Damage(offset=0, length=len(data), reason="torn_tail")
+        return
+    else:
+        offset = _find_record(data, 0)
+        yield Damage(offset=0, length=offset, reason="bad_magic")
+    while offset < len(data):
+        record = _record_at(data, offset)
+        if record is not None:
+            yield record
+            offset += _HEADER.size + len(record.payload)
+            continue
+        following = _find_record(data, offset + 1)
+        is_tail = following == len(data) and is_open
+        reason = "torn_tail" if is_tail else "damaged_record"
+        yield Damage(offset=offset, length=following - offset, reason=reason)
+        offset = following
+
+
+def frame_record(payload: bytes, num_spans: int) -> bytes:
+    """Payload -> the bytes of its record."""
+    return _HEADER.pack(MARKER, len(payload), zlib.crc32(payload), num_spans) + payload
+
+
+def list_segments(directory: Path) -> list[Path]:
+    """Segment files of a store, oldest first, unsealed ones included."""
+    return sorted(
+        path for path in directory.glob("*.otlp*") if path.name.endswith((SUFFIX, OPEN_SUFFIX))
+    )
+
+
+def _record_at(data: bytes, offset: int) -> Record | None:
+    start = offset + _HEADER.size
+    if start > len(data):
+        return None
+    marker, length, checksum, num_spans = _HEADER.unpack_from(data, offset)
+    if marker != MARKER or start + length > len(data):
+        return None
+    payload = data[start : start + length]
+    if zlib.crc32(payload) != checksum:
+        return None
+    return Record(payload=payload, num_spans=num_spans, offset=offset)
+
+
+def _find_record(data: bytes, start: int) -> int:
+    """Offset of the first intact record at or after `start`; the file's end when there is none."""
+    while (start := data.find(MARKER, start)) >= 0:
+        if _record_at(data, start) is not None:
+            return start
+        start += 1
+    return len(data)
+
+
+class SegmentWriter:
+    """One open segment file. Not thread-safe: it belongs to its sink's writer thread."""
+
+    def __init__(self, directory: Path) -> None:
+        """Create the file.
+
+        Raises:
+            OSError: the folder or the file cannot be made or written.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        stem = f"{time.time_ns():020d}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.path = directory / (stem + OPEN_SUFFIX)
+        self.created_s = time.monotonic()
+        self.num_bytes = 0
+        """Bytes up to the end of the last record known to be on disk."""
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            self._write(MAGIC)
+            _sync_directory(directory)
+        except OSError:
+            self.seal()
+            raise
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds no record yet."""
+        return self.num_bytes <= len(MAGIC)
+
+    def append(self, record: bytes) -> None:
+        """Write one record; on return it is on disk.
+
+        Raises:
+            OSError: it could not be written; the file then ends after the record before it.
+        """
+        try:
+            self._write(record)
+        except OSError:
+            self._truncate()
+            raise
+
+    def seal(self) -> None:
+        """Close and rename the file for good; one without records is removed."""
+        os.close(self._descriptor)
+        if self.is_empty:
+            self.path.unlink(missing_ok=True)
+            return
+        sealed = self.path.with_name(self.path.name.removesuffix(".open"))
+        self.path.rename(sealed)
+        self.path = sealed
+        _sync_directory(sealed.parent)
+
+    def abandon(self) -> None:
+        """Close the file and touch nothing: it belongs to the process we were forked from."""
+        os.close(self._descriptor)
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        offset = self.num_bytes
+        while view:
+            num_written = os.pwrite(self._descriptor, view, offset)
+            offset += num_written
+            view = view[num_written:]
+        _sync_data(self._descriptor)
+        if os.fstat(self._descriptor).st_nlink == 0:  # somebody removed the file under us
+            raise FileNotFoundError(errno.ENOENT, "trace segment was deleted", str(self.path))
+        self.num_bytes = offset
+
+    def _truncate(self) -> None:
+        try:
+            os.ftruncate(self._descriptor, self.num_bytes)
+        except OSError:
+            # Readers skip the partial record by its checksum.
+            return
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

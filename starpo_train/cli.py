@@ -52,7 +52,55 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("dataset", type=Path, metavar="DATASET")
     command.add_argument("--split", default="train")
     command.set_defaults(handler=_explain)
+
+    command = commands.add_parser("evaluate", help="play tasks with a model and record every run")
+    command.add_argument("evaluate_file", type=Path, metavar="EVAL.toml")
+    command.set_defaults(handler=_evaluate)
+
+    command = commands.add_parser("serve", help="serve a model with OpenAI's chat API")
+    command.add_argument("model", metavar="MODEL")
+    command.add_argument("--host", default="127.0.0.1")
+    command.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    command.add_argument("--threads", type=int, default=1)
+    command.add_argument("--max-batch", type=int, default=32)
+    command.add_argument("--ready-file", type=Path)
+    command.set_defaults(handler=_serve)
+
+    _add_gate(commands.add_parser("gate", help="may the candidate ship?"))
+    _add_report(commands.add_parser("report", help="write one HTML page about a release"))
     return parser
+
+
+def _add_gate(command: argparse.ArgumentParser) -> None:
+    command.description = "Exit code: PROMOTE 0, BLOCK 10, INCONCLUSIVE 20; 2 on an error."
+    command.add_argument("--baseline", type=Path, required=True, metavar="DATASET")
+    command.add_argument("--candidate", type=Path, required=True, metavar="DATASET")
+    command.add_argument(
+        "--evidence", type=_named_path, action="append", default=[], metavar="NAME=DATASET"
+    )
+    command.add_argument("--config", type=Path, metavar="GATE.toml")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    command.set_defaults(handler=_gate)
+
+
+def _add_report(command: argparse.ArgumentParser) -> None:
+    for role in ("baseline", "candidate", "evidence"):
+        command.add_argument(
+            f"--{role}", type=_named_path, action="append", default=[], metavar="NAME=DATASET"
+        )
+    command.add_argument("--run", type=Path, action="append", default=[], metavar="RUN_DIR")
+    command.add_argument("--verdict", type=Path, metavar="VERDICT.json")
+    command.add_argument("--dataset", type=Path, metavar="DATASET")
+    command.add_argument("--title", default="Starpo release report")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="PAGE.html")
+    command.set_defaults(handler=_report)
+
+
+def _named_path(text: str) -> tuple[str, Path]:
+    name, separator, path = text.partition("=")
+    if not separator or not name or not path:
+        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=DATASET")
+    return name, Path(path)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -84,6 +132,76 @@ def _explain(options: argparse.Namespace) -> int:
 
     facts = describe_data(read_trajectories(options.dataset, split=options.split))
     print_facts(facts, judge_algorithms(facts), title=f"{options.dataset} ({options.split})")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from starpo_train.progress import EvaluationDisplay
+    from starpo_train.rollout import evaluate, read_evaluate_config
+
+    config = read_evaluate_config(options.evaluate_file)
+    with EvaluationDisplay() as display:
+        result = evaluate(config, progress=display.show)
+    display.print_end(result)
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    import logging
+
+    from starpo_train.serve.server import serve
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    serve(
+        options.model,
+        host=options.host,
+        port=options.port,
+        threads=options.threads,
+        max_batch=options.max_batch,
+        ready_file=options.ready_file,
+    )
+    return 0
+
+
+def _gate(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from starpo_train.gate import VERDICT_FILE, GateConfig, read_gate_config, run_gate
+
+    decision = run_gate(
+        baseline=options.baseline,
+        candidate=options.candidate,
+        evidence=dict(options.evidence),
+        config=read_gate_config(options.config) if options.config else GateConfig(),
+        output=options.output,
+    )
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[bold]{decision.verdict}[/]: {_escape(decision.sentence)}")
+    for reason in (*decision.reasons, *decision.notes):
+        console.print(f"  {reason}", markup=False)
+    is_file = options.output.suffix == ".json"
+    console.print(f"written: {options.output if is_file else options.output / VERDICT_FILE}")
+    return decision.exit_code
+
+
+def _report(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from starpo_train.report import PolicyResult, render_report
+
+    path = render_report(
+        output=options.output,
+        policies=[
+            PolicyResult(name=name, dataset=dataset, role=role)
+            for role in ("baseline", "candidate", "evidence")
+            for name, dataset in getattr(options, role)
+        ],
+        verdict=options.verdict,
+        runs=options.run,
+        dataset=options.dataset,
+        title=options.title,
+    )
+    Console(highlight=False, soft_wrap=True).print(f"written: {path}", markup=False)
     return 0
 
 

@@ -218,33 +218,42 @@ def _build(cls: Any, values: Any, *, where: str, folder: Path, source: Path) -> 
 def _convert(hint: Any, value: Any, *, where: str, folder: Path, source: Path) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where=where, folder=folder, source=source)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        inner = next(argument for argument in arguments if argument is not type(None))
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        inner = next(a for a in typing.get_args(hint) if a is not type(None))
         return _convert(inner, value, where=where, folder=folder, source=source)
-    if origin is Literal:
-        if value in arguments:
-            return value
-        expected = " | ".join(map(str, arguments))
-    elif origin is tuple:
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return tuple(value)
-        expected = "a list of strings"
-    elif hint is Path:
-        if isinstance(value, str):
-            return (folder / Path(value).expanduser()).resolve()
-        expected = "a path"
-    elif hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(value, hint) and not (hint is not bool and isinstance(value, bool)):
-        if where == "model.path" and (folder / Path(value).expanduser()).exists():
-            return str((folder / Path(value).expanduser()).resolve())
-        return value
-    else:
-        expected = {int: "a whole number", float: "a number", bool: "true or false"}.get(
-            hint, "a string"
-        )
-    raise ConfigError(f"{source}: {where} = {value!r}: must be {expected}.")
+    accepted, expected = _check(hint, value)
+    if not accepted:
+        raise ConfigError(f"{source}: {where} = {value!r}: must be {expected}.")
+    if typing.get_origin(hint) is tuple:
+        return tuple(value)
+    if hint is Path:
+        return (folder / Path(value).expanduser()).resolve()
+    if where == "model.path" and (folder / Path(value).expanduser()).exists():
+        return str((folder / Path(value).expanduser()).resolve())
+    return float(value) if hint is float else value
+
+
+def _check(hint: Any, value: Any) -> tuple[bool, str]:
+    """Whether a TOML value fits a type, and what would, in words."""
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        return value in choices, " | ".join(map(str, choices))
+    if typing.get_origin(hint) is tuple:
+        fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        return fits, "a list of strings"
+    if isinstance(value, bool):
+        return hint is bool, _IN_WORDS[hint]
+    allowed = {float: (int, float), Path: (str,)}.get(hint, (hint,))
+    return isinstance(value, allowed), _IN_WORDS[hint]
+
+
+_IN_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    Path: "a path",
+}
 
 
 def _unknown_key(source: Path, where: str, key: str, known: list[str]) -> str:

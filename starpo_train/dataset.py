@@ -208,8 +208,10 @@ def _build_turns(rows: pl.DataFrame) -> dict[str, list[Turn]]:
         if prompt is not None and base is not None:
             whole = sequences.get(base)
             length = columns["prompt_base_length"][i] or 0
-            known = whole is not None and length <= len(whole)
-            prompt = np.concatenate([whole[:length], prompt]) if known else None
+            if whole is None or length > len(whole):
+                prompt = None
+            else:
+                prompt = np.concatenate([whole[:length], prompt])
         if prompt is not None:
             whole = prompt if response is None else np.concatenate([prompt, response])
             sequences[columns["turn"][i]] = whole

@@ -19,7 +19,7 @@ def compute_logprobs(
 
     Works in chunks of tokens and recomputes the logits in the backward pass.
     """
-    return _ChunkedLogprobs.apply(hidden_AH, weight_VH, bias_V, ids_A)  # type: ignore[return-value]
+    return _ChunkedLogprobs.apply(hidden_AH, weight_VH, bias_V, ids_A)
 
 
 class _ChunkedLogprobs(torch.autograd.Function):

@@ -156,7 +156,7 @@ def merged_state_dict(policy: Policy) -> dict[str, Tensor]:
         return policy.model.state_dict()
     from peft.tuners.lora import LoraLayer
 
-    layers = {
+    layers: dict[str, Any] = {
         name: module
         for name, module in policy.model.named_modules()
         if isinstance(module, LoraLayer)

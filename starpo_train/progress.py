@@ -1,4 +1,4 @@
-"""Training records -> what a person sees in a terminal."""
+"""Records of training and evaluation -> what a person sees in a terminal."""
 
 from types import TracebackType
 from typing import Any, Self
@@ -47,7 +47,7 @@ class TrainingDisplay:
             self._console.print(_describe_start(record), markup=False, soft_wrap=True)
             self._task = self._bar.add_task(
                 "train",
-                total=record["total_steps"],
+                total=record["num_steps"],
                 completed=record.get("step", 0),
                 epoch=0,
                 loss=float("nan"),
@@ -73,6 +73,61 @@ class TrainingDisplay:
         if result.interrupted:
             run = result.metrics_path.parent
             self._console.print(f"go on with: starpo-train resume {run}", soft_wrap=True)
+
+
+class EvaluationDisplay:
+    """A progress bar over the runs of an evaluation."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        self._bar = Progress(
+            TextColumn("{task.description:<8}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._task = self._bar.add_task("start", total=None, note="")
+
+    def __enter__(self) -> Self:
+        """Start drawing."""
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop drawing, whatever happened."""
+        self._bar.stop()
+
+    def show(self, progress: Any) -> None:
+        """Take a `starpo_train.rollout.Progress`."""
+        note = f"{progress.num_successes} succeeded" if progress.num_successes else ""
+        if progress.num_failed:
+            note += f", {progress.num_failed} failed to run"
+        self._bar.update(
+            self._task,
+            description=progress.stage,
+            total=progress.num_runs or None,
+            completed=progress.num_done,
+            note=note,
+        )
+
+    def print_end(self, result: Any) -> None:
+        """Take a `starpo_train.rollout.EvaluateResult`: say what was found and where it is."""
+        summary = result.summary
+        line = f"{summary['policy_id']}: {summary['num_tasks']} tasks"
+        if summary.get("success_mean") is not None:
+            line += f", success {summary['success_mean']:.1%}"
+        if summary.get("success_ci95"):
+            low, high = summary["success_ci95"]
+            line += f" [{low:.1%}, {high:.1%}]"
+        self._console.print(line, markup=False, soft_wrap=True)
+        self._console.print(f"written: {result.summary_path}", markup=False, soft_wrap=True)
 
 
 def print_facts(

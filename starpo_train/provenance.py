@@ -104,8 +104,8 @@ def judge_algorithms(facts: DataFacts, *, needs_groups: bool = True) -> list[Rul
     `needs_groups`: advantages compare attempts at the same task and nothing else.
     """
     return [
-        Ruling(algorithm="starpo", **_judge_starpo(facts, needs_groups=needs_groups)),
-        Ruling(algorithm="filtered_bc", **_judge_filtered_bc(facts)),
+        _judge_starpo(facts, needs_groups=needs_groups),
+        _judge_filtered_bc(facts),
     ]
 
 
@@ -140,48 +140,40 @@ def choose_algorithm(requested: str, facts: DataFacts, *, needs_groups: bool = T
     )
 
 
-def _judge_starpo(facts: DataFacts, *, needs_groups: bool) -> dict[str, bool | str]:
-    if facts.num_exact == 0:
-        why = ", ".join(f"{reason} in {count}" for reason, count in facts.reasons.items())
-        return {
-            "legal": False,
-            "reason": (
-                "importance ratios need recorded token ids and their exact log-probabilities, "
-                f"which none of {facts.num_trajectories} trajectories has ({why})"
-            ),
-        }
-    if facts.reward_low == facts.reward_high:
-        return {
-            "legal": False,
-            "reason": f"every reward is {facts.reward_low:g}, so no advantage differs from 0",
-        }
-    if needs_groups and facts.num_comparable_groups == 0:
-        return {
-            "legal": False,
-            "reason": (
-                f"none of {facts.num_groups} tasks has attempts with different rewards to compare"
-            ),
-        }
+def _judge_starpo(facts: DataFacts, *, needs_groups: bool) -> Ruling:
+    refusal = _refuse_starpo(facts, needs_groups=needs_groups)
+    if refusal is not None:
+        return Ruling(algorithm="starpo", legal=False, reason=refusal)
     left_out = facts.num_trajectories - facts.num_exact
-    return {
-        "legal": True,
-        "reason": (
+    return Ruling(
+        algorithm="starpo",
+        legal=True,
+        reason=(
             f"{facts.num_exact} of {facts.num_trajectories} trajectories have a reward, exact ids "
             f"and log-probabilities{f' ({left_out} left out)' if left_out else ''}; "
             f"{facts.num_comparable_groups} of {facts.num_groups} tasks have attempts to compare"
         ),
-    }
+    )
 
 
-def _judge_filtered_bc(facts: DataFacts) -> dict[str, bool | str]:
+def _refuse_starpo(facts: DataFacts, *, needs_groups: bool) -> str | None:
+    if facts.num_exact == 0:
+        why = ", ".join(f"{reason} in {count}" for reason, count in facts.reasons.items())
+        return (
+            "importance ratios need recorded token ids and their exact log-probabilities, which "
+            f"none of {facts.num_trajectories} trajectories has ({why})"
+        )
+    if facts.reward_low == facts.reward_high:
+        return f"every reward is {facts.reward_low:g}, so no advantage differs from 0"
+    if needs_groups and facts.num_comparable_groups == 0:
+        return f"none of {facts.num_groups} tasks has attempts with different rewards to compare"
+    return None
+
+
+def _judge_filtered_bc(facts: DataFacts) -> Ruling:
+    total = facts.num_trajectories
     if facts.num_usable == 0:
-        return {
-            "legal": False,
-            "reason": (
-                f"none of {facts.num_trajectories} trajectories has both a reward and content"
-            ),
-        }
-    return {
-        "legal": True,
-        "reason": f"{facts.num_usable} of {facts.num_trajectories} trajectories have a reward",
-    }
+        reason = f"none of {total} trajectories has both a reward and content"
+        return Ruling(algorithm="filtered_bc", legal=False, reason=reason)
+    reason = f"{facts.num_usable} of {total} trajectories have a reward and content"
+    return Ruling(algorithm="filtered_bc", legal=True, reason=reason)

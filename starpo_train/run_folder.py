@@ -91,7 +91,7 @@ class RunFolder:
 
     def write_final(self, checkpoint: Path, *, step: int) -> None:
         """Name the checkpoint that the run ended with."""
-        values = {"path": checkpoint.relative_to(self.path).as_posix(), "step": step}
+        values = {"checkpoint": checkpoint.relative_to(self.path).as_posix(), "step": step}
         pending = self.final_path.with_suffix(".tmp")
         pending.write_text(json.dumps(values) + "\n", encoding="utf-8")
         pending.replace(self.final_path)
@@ -106,7 +106,7 @@ def read_final_path(run: Path) -> Path:
     file = RunFolder(run).final_path
     if not file.is_file():
         raise CheckpointError(f"{run}: the run has not ended; `starpo-train resume {run}`.")
-    return run / json.loads(file.read_text(encoding="utf-8"))["path"]
+    return run / json.loads(file.read_text(encoding="utf-8"))["checkpoint"]
 
 
 def read_resumed_config(run: Path) -> RunConfig:

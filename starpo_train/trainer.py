@@ -357,7 +357,7 @@ class Trainer:
         else:
             record = {"event": "start", "logprob_drift_mean_abs": self.measure_drift()}
             record |= {"attention": "packed" if self.policy.packed else "rows"}
-        self._report(record | self.data.facts | {"total_steps": self._total_steps})
+        self._report(record | self.data.facts | {"num_steps": self._total_steps})
 
     def _report(self, record: dict[str, Any]) -> None:
         self._metrics.write(record)

@@ -11,8 +11,8 @@ import orjson
 import polars as pl
 
 from starpo_trace.messages import dump_json
+from starpo_trace.steps import apply_merge_patch
 
-_STATE_COLUMNS = ("name", "hash", "value", "base", "diff")
 _REJECTED_SCHEMA = {
     "row": pl.Int64,
     "trajectory_id": pl.String,
@@ -64,24 +64,6 @@ def apply_states(states: pl.DataFrame, spans: pl.DataFrame) -> tuple[pl.DataFram
     return table, pl.DataFrame(rejected, schema=_REJECTED_SCHEMA)
 
 
-def merge_patch(base: Any, patch: Any) -> Any:
-    """Value and merge patch -> patched value (RFC 7396, section 2); `base` is left unchanged.
-
-    Example:
-        >>> merge_patch({"a": 1, "b": {"c": 2}}, {"a": None, "b": {"d": 3}})
-        {'b': {'c': 2, 'd': 3}}
-    """
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(base) if isinstance(base, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        else:
-            result[key] = merge_patch(result.get(key), value)
-    return result
-
-
 def hash_state(value: Any) -> str:
     """JSON value -> hash of its canonical form (sorted keys, no spaces), 16 bytes as hex."""
     try:
@@ -107,5 +89,5 @@ def _restore_value(
     key = (row["trajectory_id"], row["base"])
     if key not in known:
         return None, "state_base_missing"
-    value = merge_patch(known[key], value)
+    value = apply_merge_patch(known[key], value)
     return value, None if hash_state(value) == row["hash"] else "state_mismatch"

@@ -90,6 +90,8 @@ def convert(span: SpanRow) -> CanonicalSpan | Rejection:
         kind = _STEP_KIND_OF_OPERATION.get(attributes.get(keys.OPERATION_NAME, ""), "other")
         columns["step_kind"] = columns["step_kind"] or kind
     elif record == "state":
+        if attributes.get(keys.STATE_VALUE, attributes.get(keys.STATE_DIFF)) is None:
+            return Rejection(reason="no_content", detail="a state recorded with content off")
         states = (_state_columns(attributes),)
     elif record == "reward":
         reward = _reward_columns(span, attributes)
@@ -191,16 +193,13 @@ def _call_kind(call: Columns) -> str:
 
 
 def _state_columns(attributes: dict[str, Any]) -> Columns:
-    state = {
+    return {
         "name": _text(attributes.get(keys.STATE_NAME)) or "state",
         "hash": _text(attributes.get(keys.STATE_HASH)),
         "value": _text(attributes.get(keys.STATE_VALUE)),
         "base": _text(attributes.get(keys.STATE_BASE)),
         "diff": _text(attributes.get(keys.STATE_DIFF)),
     }
-    if state["value"] is None and state["diff"] is None:
-        raise ValueError(f"a state span needs {keys.STATE_VALUE} or {keys.STATE_DIFF}")
-    return state
 
 
 def _reward_columns(span: SpanRow, attributes: dict[str, Any]) -> Columns:

@@ -4,7 +4,7 @@ StarPO here is offline: PPO's clipped objective over whole logged trajectories, 
 log-probabilities as the behaviour policy throughout; nothing is sampled. A step is a number of
 trajectories; its packs share one set of denominators, so packing cannot change the loss.
 
-Suffixes: A trained tokens of a pack, N trajectories of the step.
+Suffix: A trained tokens of a pack.
 """
 
 import math
@@ -21,17 +21,14 @@ from torch import Tensor
 from starpo_train.checkpoint import Checkpoint
 from starpo_train.config import ModelSection, RunConfig
 from starpo_train.errors import DataError, TrainingError
-from starpo_train.losses.aggregation import compute_coefficients
-from starpo_train.losses.filtered_bc import compute_filtered_bc_loss
-from starpo_train.losses.output import LossOutput
-from starpo_train.losses.ppo_clip import compute_ppo_clip_loss
 from starpo_train.metrics import MetricsWriter
 from starpo_train.model import Policy, load_policy
 from starpo_train.optimizer import Optimizer
-from starpo_train.pack import TokenBatch, pack_rows, plan_packs
+from starpo_train.pack import pack_rows, plan_packs
 from starpo_train.prepare import TrainingData, prepare_training_data
 from starpo_train.run_folder import RunFolder
 from starpo_train.signals import StopRequest
+from starpo_train.step import StepPack, build_step_packs, compute_pack_loss
 
 Progress = Callable[[dict[str, Any]], None]
 """Called with the start record, then with each step's record."""
@@ -59,15 +56,6 @@ class Position:
     batch: int = 0
     """Batches of this epoch that are done."""
     finished: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepPack:
-    """One pack of a step with what its loss needs."""
-
-    batch: TokenBatch
-    coefficients_A: Tensor
-    advantages_A: Tensor | None
 
 
 def train(
@@ -169,7 +157,7 @@ class Trainer:
     def train_step(self, trajectories: list[int]) -> dict[str, Any] | None:
         """One optimizer step on some trajectories; None when the KL ceiling forbids it."""
         started = time.perf_counter()
-        packs = self._pack_step(trajectories)
+        packs = build_step_packs(self.data, self.config, trajectories)
         sums = self._accumulate_gradients(packs)
         if self._is_above_kl_ceiling(sums):
             return None
@@ -206,38 +194,11 @@ class Trainer:
         )
         return [part.tolist() for part in np.array_split(order, self._batches_per_epoch)]
 
-    def _pack_step(self, trajectories: list[int]) -> list[StepPack]:
-        data, algorithm = self.data, self.config.algorithm
-        rows = [r for n in trajectories for r in data.rows_of_N[n]]
-        weight_sums_N = torch.tensor([data.weight_sum(n) for n in trajectories])
-        coefficients_N = compute_coefficients(weight_sums_N, mode=algorithm.aggregation)
-        coefficient_of = dict(zip(trajectories, coefficients_N.tolist(), strict=True))
-        owner_of = {r: n for n in trajectories for r in data.rows_of_N[n]}
-        lengths = [data.rows[r].num_tokens for r in rows]
-        packs = []
-        for plan in plan_packs(lengths, tokens_per_pack=self.config.train.tokens_per_pack):
-            chosen = [rows[i] for i in plan]
-            batch = pack_rows(data.rows, chosen)
-            coefficients_R = torch.tensor([coefficient_of[owner_of[r]] for r in chosen])
-            advantages_A = None
-            if data.advantages_R:
-                advantages_A = torch.from_numpy(
-                    np.concatenate([data.advantages_R[r] for r in chosen])
-                )
-            packs.append(
-                StepPack(
-                    batch=batch,
-                    coefficients_A=coefficients_R[batch.row_of_A] * batch.weights_A,
-                    advantages_A=advantages_A,
-                )
-            )
-        return packs
-
     def _accumulate_gradients(self, packs: list[StepPack]) -> dict[str, float]:
         """Forward and backward of every pack; sums over the step's trained tokens."""
         totals: dict[str, Tensor] = {}
         for pack in packs:
-            output, entropies_A = self._compute_loss(pack)
+            output, entropies_A = compute_pack_loss(self.policy, pack, self.config.algorithm)
             if not torch.isfinite(output.loss):
                 self._refuse_pack(pack, float(output.loss.detach()))
             output.loss.backward()
@@ -253,29 +214,6 @@ class Trainer:
             "num_tokens": sum(pack.batch.num_tokens for pack in packs),
             "num_actions": sum(pack.batch.num_actions for pack in packs),
         } | {name: float(value) for name, value in totals.items()}
-
-    def _compute_loss(self, pack: StepPack) -> tuple[LossOutput, Tensor]:
-        algorithm, device = self.config.algorithm, self.policy.device
-        scores = self.policy.score_actions(pack.batch)
-        coefficients_A = pack.coefficients_A.to(device)
-        behaviour_A = pack.batch.behaviour_logprobs_A
-        if pack.advantages_A is None:
-            output = compute_filtered_bc_loss(scores.logprobs_A, coefficients_A)
-        elif behaviour_A is None:
-            raise TrainingError("a row without behaviour log-probabilities reached StarPO.")
-        else:
-            output = compute_ppo_clip_loss(
-                scores.logprobs_A,
-                behaviour_A.to(device),
-                pack.advantages_A.to(device),
-                coefficients_A,
-                clip_low=algorithm.clip_low,
-                clip_high=algorithm.clip_high,
-            )
-        if algorithm.entropy_coef:
-            bonus = algorithm.entropy_coef * (coefficients_A * scores.entropies_A).sum()
-            output = replace(output, loss=output.loss - bonus)
-        return output, scores.entropies_A
 
     def _is_above_kl_ceiling(self, sums: dict[str, float]) -> bool:
         ceiling = self.config.algorithm.kl_ceiling
@@ -317,7 +255,10 @@ class Trainer:
         guilty = []
         for n in owners:
             with torch.no_grad():
-                parts = [self._compute_loss(alone)[0].loss for alone in self._pack_step([n])]
+                parts = [
+                    compute_pack_loss(self.policy, alone, self.config.algorithm)[0].loss
+                    for alone in build_step_packs(self.data, self.config, [n])
+                ]
             if not all(bool(torch.isfinite(part)) for part in parts):
                 guilty.append(n)
         raise TrainingError(

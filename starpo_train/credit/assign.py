@@ -1,0 +1,197 @@
+"""Rewards + rows -> an advantage on each trained token, by the run's estimator.
+
+Suffixes: N trajectories, R rows, K turns (in row order), A trained tokens of a row, S turn starts.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from starpo_train.config import RunConfig
+from starpo_train.credit.bilevel_gae import compute_turn_advantages, whiten_masked
+from starpo_train.credit.critic import TurnValues, compute_turn_returns, fit_turn_values
+from starpo_train.credit.group import compute_group_advantages, select_groups
+from starpo_train.dataset import Trajectory
+from starpo_train.errors import DataError
+from starpo_train.model import Policy
+from starpo_train.pack import pack_rows, plan_packs
+from starpo_train.tokens import TokenSequence
+
+
+@dataclass(slots=True, kw_only=True)
+class TokenizedTrajectories:
+    """Trajectories with their rows."""
+
+    trajectories: list[Trajectory]
+    rows: list[TokenSequence]
+    rows_of_N: list[list[int]]
+    """Rows of each trajectory; branches make it more than one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credit:
+    """What is left to train on, and with which advantages."""
+
+    tokenized: TokenizedTrajectories
+    """Without trajectories that have nothing to teach."""
+    advantages_R: list[np.ndarray]
+    """float32 [A] per row."""
+    critic_values_K: Tensor | None
+    """Value of every turn start before anything was left out; None without a critic."""
+    facts: dict[str, Any]
+    """Counts for the first metrics record."""
+
+
+def assign_credit(
+    tokenized: TokenizedTrajectories,
+    config: RunConfig,
+    policy: Policy,
+    *,
+    critic_values_K: Tensor | None = None,
+) -> Credit:
+    """Group advantages or bi-level GAE; `critic_values_K` of an earlier call spares the fit."""
+    algorithm = config.algorithm
+    rewards_N = torch.tensor([_reward(t) for t in tokenized.trajectories], dtype=torch.float64)
+    groups = compute_group_advantages(
+        rewards_N,
+        [t.task_id for t in tokenized.trajectories],
+        normalize_std=algorithm.normalize_std,
+        singleton=algorithm.singleton,
+    )
+    kept_G = select_groups(groups.std_G, keep=algorithm.keep_groups)
+    kept_N = kept_G[groups.group_of_N]
+    facts: dict[str, Any] = {
+        "num_groups": len(groups.std_G),
+        "num_groups_kept": int(kept_G.sum()),
+        "groups_zero_variance": int(((groups.std_G == 0) & (groups.size_G > 1)).sum()),
+        "groups_singleton": int((groups.size_G == 1).sum()),
+    }
+    if algorithm.advantage == "group":
+        advantages_R = [
+            np.full(row.num_actions, float(groups.advantages_N[n]), dtype=np.float32)
+            for n, rows in enumerate(tokenized.rows_of_N)
+            for row in (tokenized.rows[r] for r in rows)
+        ]
+        kept_N = kept_N & (groups.advantages_N != 0)  # an advantage of 0 has no gradient
+    else:
+        if critic_values_K is None:
+            values = _fit_critic(tokenized, groups.group_of_N, config, policy)
+            critic_values_K = values.values_K
+            facts["critic_explained_variance"] = values.explained_variance
+        advantages_R = _bilevel_advantages(tokenized, critic_values_K, config)
+    kept, advantages_R = _keep(tokenized, advantages_R, kept_N.tolist())
+    return Credit(
+        tokenized=kept,
+        advantages_R=advantages_R,
+        critic_values_K=critic_values_K,
+        facts=facts,
+    )
+
+
+def _fit_critic(
+    tokenized: TokenizedTrajectories,
+    group_of_N: Tensor,
+    config: RunConfig,
+    policy: Policy,
+) -> TurnValues:
+    """Values of all turn starts, turns in row order."""
+    features_R: list[Tensor] = [torch.empty(0)] * len(tokenized.rows)
+    lengths = [row.num_tokens for row in tokenized.rows]
+    for chosen in plan_packs(lengths, tokens_per_pack=config.train.tokens_per_pack):
+        features_SH = policy.compute_state_features(pack_rows(tokenized.rows, chosen)).cpu()
+        counts = [int(tokenized.rows[r].turn_start_mask_T.sum()) for r in chosen]
+        for r, features in zip(chosen, features_SH.split(counts), strict=True):
+            features_R[r] = features
+    returns_K, groups_K, usable_K = [], [], []
+    for n, turns in enumerate(_turns_of(tokenized)):
+        trajectory = tokenized.trajectories[n]
+        rewards = _turn_rewards(trajectory, [turn for turn, _ in turns], config)
+        returns = compute_turn_returns(rewards, gamma_turn=config.algorithm.gamma_turn)
+        in_row_order = sorted(zip(turns, returns, strict=True), key=lambda item: item[0][1])
+        returns_K += [value for _, value in in_row_order]
+        groups_K += [int(group_of_N[n])] * len(turns)
+        usable_K += [trajectory.end != "truncated"] * len(turns)
+    return fit_turn_values(
+        torch.cat(features_R),
+        torch.tensor(returns_K),
+        torch.tensor(groups_K),
+        torch.tensor(usable_K),
+    )
+
+
+def _bilevel_advantages(
+    tokenized: TokenizedTrajectories, critic_values_K: Tensor, config: RunConfig
+) -> list[np.ndarray]:
+    """Turn-level GAE, spread over each turn's tokens, whitened over all tokens.
+
+    The critic's value is constant within a turn, so the low level (gamma = lambda = 1) hands
+    every token of a turn the turn's advantage.
+    """
+    turn_advantages_K = torch.zeros_like(critic_values_K)
+    for trajectory, turns in zip(tokenized.trajectories, _turns_of(tokenized), strict=True):
+        at = torch.tensor([position for _, position in turns])
+        values = critic_values_K[at]
+        rewards = _turn_rewards(trajectory, [turn for turn, _ in turns], config)
+        turn_advantages_K[at] = compute_turn_advantages(
+            torch.tensor(rewards, dtype=torch.float64),
+            values,
+            gamma_turn=config.algorithm.gamma_turn,
+            lam=config.algorithm.lambda_,
+            # the last state the critic has seen stands for the one at the cut
+            bootstrap_value=float(values[-1]) if trajectory.end == "truncated" else 0.0,
+        )
+    spread, first = [], 0
+    for row in tokenized.rows:
+        turn_of_A = row.turn_T[row.action_mask_T]
+        _, index_of_A = np.unique(turn_of_A, return_inverse=True)
+        spread.append(turn_advantages_K[first + torch.from_numpy(index_of_A)])
+        first += int(row.turn_start_mask_T.sum())
+    flat = torch.cat(spread)
+    white = whiten_masked(flat, torch.ones_like(flat, dtype=torch.bool)).to(torch.float32)
+    return [part.numpy() for part in white.split([len(part) for part in spread])]
+
+
+def _turns_of(tokenized: TokenizedTrajectories) -> list[list[tuple[int, int]]]:
+    """Trained turns of each trajectory in order: (turn, its position in K)."""
+    turns_N, first = [], 0
+    for rows in tokenized.rows_of_N:
+        turns = []
+        for row in (tokenized.rows[r] for r in rows):
+            for turn in np.unique(row.turn_T[row.action_mask_T]):
+                turns.append((int(turn), first))
+                first += 1
+        turns_N.append(sorted(turns))
+    return turns_N
+
+
+def _turn_rewards(trajectory: Trajectory, turns: list[int], config: RunConfig) -> list[float]:
+    """Weighted process rewards, and the outcome at the last trained turn."""
+    own = {turn.turn: turn.reward or 0.0 for turn in trajectory.turns}
+    weight = config.algorithm.process_reward_weight
+    rewards = [weight * own[turn] for turn in turns]
+    rewards[-1] += _reward(trajectory)
+    return rewards
+
+
+def _reward(trajectory: Trajectory) -> float:
+    if trajectory.reward is None:
+        raise DataError(f"trajectory {trajectory.trajectory_id} has no reward.")
+    return trajectory.reward
+
+
+def _keep(
+    tokenized: TokenizedTrajectories, advantages_R: list[np.ndarray], kept_N: list[bool]
+) -> tuple[TokenizedTrajectories, list[np.ndarray]]:
+    kept = TokenizedTrajectories(trajectories=[], rows=[], rows_of_N=[])
+    advantages = []
+    for n, rows in enumerate(tokenized.rows_of_N):
+        if not kept_N[n]:
+            continue
+        kept.rows_of_N.append(list(range(len(kept.rows), len(kept.rows) + len(rows))))
+        kept.rows += [tokenized.rows[r] for r in rows]
+        kept.trajectories.append(tokenized.trajectories[n])
+        advantages += [advantages_R[r] for r in rows]
+    return kept, advantages

@@ -1,0 +1,86 @@
+"""Trajectories of one step -> packs, and each pack's share of the step's loss.
+
+Suffixes: A trained tokens of a pack, N trajectories of the step, R rows of a pack.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from starpo_train.config import AlgorithmSection, RunConfig
+from starpo_train.errors import DataError
+from starpo_train.losses.aggregation import compute_coefficients
+from starpo_train.losses.filtered_bc import compute_filtered_bc_loss
+from starpo_train.losses.output import LossOutput
+from starpo_train.losses.ppo_clip import compute_ppo_clip_loss
+from starpo_train.model import Policy
+from starpo_train.pack import TokenBatch, pack_rows, plan_packs
+from starpo_train.prepare import TrainingData
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPack:
+    """One pack of a step with what its loss needs."""
+
+    batch: TokenBatch
+    coefficients_A: Tensor
+    """Factor of each token's loss; over all packs of the step they add up to 1."""
+    advantages_A: Tensor | None
+    """None for filtered BC."""
+
+
+def build_step_packs(
+    data: TrainingData, config: RunConfig, trajectories: Sequence[int]
+) -> list[StepPack]:
+    """Rows of some trajectories -> packs that share the step's denominators."""
+    rows = [r for n in trajectories for r in data.rows_of_N[n]]
+    weight_sums_N = torch.tensor([data.weight_sum(n) for n in trajectories])
+    coefficients_N = compute_coefficients(weight_sums_N, mode=config.algorithm.aggregation)
+    coefficient_of = dict(zip(trajectories, coefficients_N.tolist(), strict=True))
+    owner_of = {r: n for n in trajectories for r in data.rows_of_N[n]}
+    lengths = [data.rows[r].num_tokens for r in rows]
+    packs = []
+    for plan in plan_packs(lengths, tokens_per_pack=config.train.tokens_per_pack):
+        chosen = [rows[i] for i in plan]
+        batch = pack_rows(data.rows, chosen)
+        coefficients_R = torch.tensor([coefficient_of[owner_of[r]] for r in chosen])
+        advantages_A = None
+        if data.advantages_R:
+            advantages_A = torch.from_numpy(np.concatenate([data.advantages_R[r] for r in chosen]))
+        packs.append(
+            StepPack(
+                batch=batch,
+                coefficients_A=coefficients_R[batch.row_of_A] * batch.weights_A,
+                advantages_A=advantages_A,
+            )
+        )
+    return packs
+
+
+def compute_pack_loss(
+    policy: Policy, pack: StepPack, algorithm: AlgorithmSection
+) -> tuple[LossOutput, Tensor]:
+    """A pack's share of the step's loss, and the entropies at its trained tokens."""
+    scores = policy.score_actions(pack.batch)
+    coefficients_A = pack.coefficients_A.to(policy.device)
+    behaviour_A = pack.batch.behaviour_logprobs_A
+    if pack.advantages_A is None:
+        output = compute_filtered_bc_loss(scores.logprobs_A, coefficients_A)
+    elif behaviour_A is None:
+        raise DataError("a row without exact log-probabilities reached StarPO's loss.")
+    else:
+        output = compute_ppo_clip_loss(
+            scores.logprobs_A,
+            behaviour_A.to(policy.device),
+            pack.advantages_A.to(policy.device),
+            coefficients_A,
+            clip_low=algorithm.clip_low,
+            clip_high=algorithm.clip_high,
+        )
+    if algorithm.entropy_coef:
+        bonus = algorithm.entropy_coef * (coefficients_A * scores.entropies_A).sum()
+        output = replace(output, loss=output.loss - bonus)
+    return output, scores.entropies_A

@@ -15,9 +15,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from starpo_trace.episode import Trajectory, current_trajectory, trajectory
+    from starpo_trace.episode import Trajectory, current_trajectory
     from starpo_trace.rewards import reward
     from starpo_trace.runtime import flush, instrument, stats, uninstrument
+    from starpo_trace.scopes import trajectory
     from starpo_trace.steps import Step, observe, state, step
 
 _HOMES = {
@@ -31,7 +32,7 @@ _HOMES = {
     "state": "starpo_trace.steps",
     "stats": "starpo_trace.runtime",
     "step": "starpo_trace.steps",
-    "trajectory": "starpo_trace.episode",
+    "trajectory": "starpo_trace.scopes",
     "uninstrument": "starpo_trace.runtime",
 }
 

@@ -40,6 +40,10 @@ class History:
         self._token_bases: deque[tuple[int, list[int]]] = deque(maxlen=_MAX_TOKEN_BASES)
         self._lock = threading.RLock()
 
+    def after_fork_in_child(self) -> None:
+        """Replace the lock, which a thread of the parent may hold."""
+        self._lock = threading.RLock()
+
     def describe_prompt(self, messages: Sequence[Message], mode: HistoryMode) -> Prompt:
         """Messages of a prompt -> attributes that hold what is new."""
         if mode == "off":
@@ -62,7 +66,7 @@ class History:
         """Remember what a span that has ended holds: its prompt and the answer to it."""
         with self._lock:
             self._chains.update(prompt.chains)
-            if answer is not None and (prompt.chains or prompt.attributes.get(_LENGTH) == 0):
+            if answer is not None:
                 base = prompt.chains[-1] if prompt.chains else b""
                 self._chains.add(extend_chain(base, answer))
 
@@ -94,9 +98,6 @@ class History:
                 if chains[num_known - 1] in self._chains:
                     return num_known
         return 0
-
-
-_LENGTH: Final = semconv.HISTORY_LENGTH
 
 
 def count_common_prefix(first: list[int], second: list[int]) -> int:

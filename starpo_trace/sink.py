@@ -5,11 +5,9 @@ writes it, syncs it to disk, and only then counts its spans as acknowledged. Whe
 spans wait in the queue and are dropped, counted, once it is full; the agent never waits.
 """
 
-import os
 import queue
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -19,6 +17,7 @@ from typing import Final
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
+from starpo_trace.forking import watch_forks
 from starpo_trace.guard import Guard, report_failure, warn_once
 from starpo_trace.segments import SegmentWriter, frame_record
 from starpo_trace.spansize import estimate_bytes
@@ -26,8 +25,6 @@ from starpo_trace.spansize import estimate_bytes
 MAX_RECORD_SPANS: Final = 512
 MAX_RECORD_BYTES: Final = 4 << 20
 _MAX_BACKOFF_S: Final = 30.0
-
-_sinks: "weakref.WeakSet[SpanSink]" = weakref.WeakSet()
 
 
 class SpanSink(SpanProcessor):
@@ -56,7 +53,7 @@ class SpanSink(SpanProcessor):
         self._segment_age_s = segment_age_s
         self._flush_interval_s = flush_interval_s
         self._reset()
-        _sinks.add(self)
+        watch_forks(self)
 
     def _reset(self) -> None:
         """Set the state of a process that has recorded nothing yet."""
@@ -145,6 +142,15 @@ class SpanSink(SpanProcessor):
                 "waiting": len(self._queue),
                 "dropped": self._num_dropped,
             }
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew: what was queued is the parent's to write, and its thread is not here."""
+        segment, was_shut_down = self._segment, self._is_shut_down
+        self._reset()
+        self._is_shut_down = was_shut_down
+        if segment is not None:
+            with Guard("leaving the parent's trace segment"):
+                segment.abandon()
 
     def _start_thread(self) -> None:
         self._thread = threading.Thread(target=self._run, name="starpo-sink", daemon=True)
@@ -264,14 +270,6 @@ class SpanSink(SpanProcessor):
         except OSError as error:  # it stays readable under its `.open` name
             report_failure("sealing a trace segment", error)
 
-    def _after_fork_in_child(self) -> None:
-        segment, was_shut_down = self._segment, self._is_shut_down
-        self._reset()
-        self._is_shut_down = was_shut_down
-        if segment is not None:
-            with Guard("leaving the parent's trace segment"):
-                segment.abandon()
-
 
 class _Flush:
     """A request to write now, and its answer."""
@@ -302,42 +300,3 @@ def _is_encodable(span: ReadableSpan) -> bool:
         report_failure("encoding a span", error)
         return False
     return True
-
-
-def _flush_at_multiprocessing_exit(_: object) -> None:
-    """In a `multiprocessing` child, which leaves by `os._exit`: flush before it does."""
-    from multiprocessing import util
-
-    def shut_down() -> None:
-        for sink in list(_sinks):
-            sink.shutdown()
-
-    util.Finalize(None, shut_down, exitpriority=-100)
-
-
-class _ForkMark:
-    """What `multiprocessing.util.register_after_fork` keeps by weak reference."""
-
-
-_fork_mark = _ForkMark()
-_has_registered_exit = False
-
-
-def _before_fork() -> None:
-    global _has_registered_exit  # noqa: PLW0603 (once per process)
-    import sys
-
-    if not _has_registered_exit and "multiprocessing.util" in sys.modules:
-        _has_registered_exit = True
-        sys.modules["multiprocessing.util"].register_after_fork(
-            _fork_mark, _flush_at_multiprocessing_exit
-        )
-
-
-def _after_fork_in_child() -> None:
-    for sink in list(_sinks):
-        sink._after_fork_in_child()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

@@ -12,7 +12,8 @@ from opentelemetry.trace import Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 
 from starpo_trace import semconv
-from starpo_trace.episode import Attachment, Trajectory, current_trajectory, mark_error
+from starpo_trace.attachment import Attachment
+from starpo_trace.episode import Trajectory, current_trajectory, mark_error
 from starpo_trace.guard import Guard
 from starpo_trace.history import History
 from starpo_trace.messages import dump_json, from_openai_chat

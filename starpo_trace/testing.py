@@ -194,13 +194,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for number, chunk in enumerate(build_chunks(reply, model)):
+        for number, event in enumerate(build_chunks(reply, model)):
             if number == reply.cut_after_chunks:
                 self.close_connection = True
                 return
             if number == reply.error_after_chunks:
-                chunk = {"error": {"message": "scripted stream error", "type": "scripted"}}
-            self._send_event(json.dumps(chunk))
+                self._send_event(json.dumps({"error": {"message": "scripted", "type": "scripted"}}))
+            self._send_event(json.dumps(event))
             time.sleep(reply.chunk_pause_s)
         self._send_event("[DONE]")
         self.wfile.write(b"0\r\n\r\n")

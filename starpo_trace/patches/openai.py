@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
-from starpo_trace.episode import Attachment
+from starpo_trace.attachment import Attachment
 from starpo_trace.guard import Guard
 from starpo_trace.invocation import LLMCall, LLMResponse, begin_call, is_call_open
 from starpo_trace.patches.base import PatchSet

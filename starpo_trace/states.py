@@ -76,18 +76,22 @@ def hash_state(value: Any) -> str:
 def _restore_value(
     row: dict[str, Any], known: dict[tuple[str, str], Any]
 ) -> tuple[Any, str | None]:
-    text = row["value"] if row["value"] is not None else row["diff"]
+    """Row of a state -> its whole value, or the reason why there is none."""
     try:
-        value = orjson.loads(text)
+        value = _load_json(row["value"] if row["value"] is not None else row["diff"])
+        if row["value"] is not None:
+            return value, None
+        base = (row["trajectory_id"], row["base"])
+        if base not in known:
+            return None, "state_base_missing"
+        value = apply_merge_patch(known[base], value)
+        return value, None if hash_state(value) == row["hash"] else "state_mismatch"
+    except (ValueError, RecursionError):
+        return None, "state_not_json"
+
+
+def _load_json(text: str) -> Any:
+    try:
+        return orjson.loads(text)
     except orjson.JSONDecodeError:
-        try:
-            value = json.loads(text)
-        except ValueError:
-            return None, "state_not_json"
-    if row["value"] is not None:
-        return value, None
-    key = (row["trajectory_id"], row["base"])
-    if key not in known:
-        return None, "state_base_missing"
-    value = apply_merge_patch(known[key], value)
-    return value, None if hash_state(value) == row["hash"] else "state_mismatch"
+        return json.loads(text)  # lone surrogates

@@ -380,12 +380,19 @@ def test_states_are_whole_values(spans):
         ),
         state(**{semconv.STATE_BASE: "unknown", semconv.STATE_DIFF: patch}),
         state(**{semconv.STATE_VALUE: "{torn"}),
+        state(**{semconv.STATE_VALUE: "[" * 100_000}),
         state(**{semconv.STATE_NAME: "content off"}),
     ]
     tables = convert_rows([root, *rows])
     assert tables["states"]["value"].to_list() == [dump_json(first), dump_json(second)]
     reasons = tables["rejected"].sort("span_id")["reason"].to_list()
-    assert reasons == ["state_mismatch", "state_base_missing", "state_not_json", "no_content"]
+    assert reasons == [
+        "state_mismatch",
+        "state_base_missing",
+        "state_not_json",
+        "state_not_json",
+        "no_content",
+    ]
 
 
 def test_every_table_has_exactly_the_schema(spans):

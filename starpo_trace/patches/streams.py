@@ -64,9 +64,13 @@ class StreamRecording:
         """Finish the call because the program closed the stream before its end."""
         if self.is_reading:
             return
-        leaving = sys.exc_info()[1]  # a `with` block that is left by cancellation
-        is_cancelled = leaving is not None and not isinstance(leaving, (Exception, GeneratorExit))
-        self.finish("cancelled" if is_cancelled else "closed")
+        leaving = sys.exc_info()[1]  # what a `with` block or a generator is being left by
+        if isinstance(leaving, GeneratorExit):  # the SDK's generator, collected unfinished
+            self.abandon()
+        elif leaving is None or isinstance(leaving, Exception):
+            self.finish("closed")
+        else:
+            self.finish("cancelled")
 
     def abandon(self) -> None:
         """Finish the call because nobody will read on."""

@@ -160,9 +160,12 @@ def test_a_raw_response_is_read_without_taking_it(is_async):
 def test_an_unread_response_is_left_to_the_program():
     """`with_streaming_response` gets its span, marked as unread, and its whole body."""
     with ScriptedServer([TOOL_REPLY]) as server, client_of(server) as client:
-        with record_spans() as store, starpo_trace.trajectory():
-            with client.chat.completions.with_streaming_response.create(**OPTIONS) as raw:
-                assert raw.parse().id == "chatcmpl-1"
+        with (
+            record_spans() as store,
+            starpo_trace.trajectory(),
+            client.chat.completions.with_streaming_response.create(**OPTIONS) as raw,
+        ):
+            assert raw.parse().id == "chatcmpl-1"
         [call], [root] = store.select("llm"), store.select("trajectory")
         assert semconv.OUTPUT_MESSAGES not in call
         assert root[semconv.USABLE_FOR] == "sft"
@@ -196,9 +199,13 @@ def test_a_parsed_answer_is_recorded_as_it_came():
 
 def test_an_error_reaches_the_program_unchanged():
     """A refused request raises the SDK's own error; the span says so."""
-    with ScriptedServer([Reply(status=400)]) as server, client_of(server) as client:
-        with record_spans() as store, pytest.raises(openai.BadRequestError) as caught:
-            client.chat.completions.create(model="m", messages=[USER])
+    with (
+        ScriptedServer([Reply(status=400)]) as server,
+        client_of(server) as client,
+        record_spans() as store,
+        pytest.raises(openai.BadRequestError) as caught,
+    ):
+        client.chat.completions.create(model="m", messages=[USER])
     assert "starpo" not in str(caught.value)
     assert caught.value.status_code == 400
     [span] = store.spans
@@ -230,18 +237,24 @@ def test_a_cancelled_call_is_marked():
             with pytest.raises(asyncio.CancelledError):
                 await asking
 
-    with ScriptedServer([Reply(content="late", delay_s=0.5)]) as server:
-        with record_spans() as store:
-            asyncio.run(ask(server))
+    with (
+        ScriptedServer([Reply(content="late", delay_s=0.5)]) as server,
+        record_spans() as store,
+    ):
+        asyncio.run(ask(server))
     [call] = store.select("llm")
     assert call[semconv.ERROR_TYPE] == "asyncio.exceptions.CancelledError"
 
 
 def test_other_requests_are_no_model_calls():
     """Only chat completions are recorded."""
-    with ScriptedServer(lambda _: Reply(status=404)) as server, client_of(server) as client:
-        with record_spans() as store, pytest.raises(openai.NotFoundError):
-            client.embeddings.create(model="m", input="x")
+    with (
+        ScriptedServer(lambda _: Reply(status=404)) as server,
+        client_of(server) as client,
+        record_spans() as store,
+        pytest.raises(openai.NotFoundError),
+    ):
+        client.embeddings.create(model="m", input="x")
     assert store.spans == []
 
 

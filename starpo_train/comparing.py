@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import inf, sqrt
+from math import sqrt
 
 import numpy as np
+from scipy.stats import norm
 
 from starpo_train import stats
 from starpo_train.margins import GateConfig
@@ -13,6 +14,8 @@ from starpo_train.stats import Estimate, Floats
 from starpo_train.verdict import CohortResult, Comparison, EvidenceResult, finite_or_none
 
 NO_COHORT = "(no cohort)"
+
+_MOST_TASKS = 1_000_000  # nobody evaluates more; such a number would only look like advice
 
 
 def split_strata(paired: PairedTasks, *, config: GateConfig) -> dict[str, PairedTasks]:
@@ -286,17 +289,22 @@ def _judge(estimate: Estimate | None, empty: Comparison, *, config: GateConfig) 
 def _count_needed(
     estimate: Estimate, change: float, *, margin: float, config: GateConfig
 ) -> int | None:
-    """Tasks to decide if the true change is zero; if that many were not enough, if it is as seen."""
-    deviation = estimate.standard_error * sqrt(estimate.num_tasks)
-    for distance in (margin, abs(change + margin)):
-        needed = stats.tasks_needed(
-            task_deviation=deviation if deviation < inf else inf,
-            distance=distance,
-            alpha=config.alpha,
-            power=config.power,
-        )
-        if needed is not None and needed > estimate.num_tasks:
-            return max(needed, config.min_tasks)
+    """Tasks to decide if the true change is zero; when there are as many already, if it is as seen.
+
+    The spread is that of the per-task differences; when even that promises a decision that the
+    bounds did not give, it is the spread that the bounds imply. None: out of reach.
+    """
+    implied = (estimate.high - estimate.low) / (2 * float(norm.ppf(1 - config.alpha)))
+    for error in (estimate.standard_error, implied):
+        for distance in (margin, abs(change + margin)):
+            needed = stats.tasks_needed(
+                task_deviation=error * sqrt(estimate.num_tasks),
+                distance=distance,
+                alpha=config.alpha,
+                power=config.power,
+            )
+            if needed is not None and needed > estimate.num_tasks:
+                return max(needed, config.min_tasks) if needed <= _MOST_TASKS else None
     return None
 
 

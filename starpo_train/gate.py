@@ -32,6 +32,8 @@ from starpo_train.errors import DataError
 from starpo_train.margins import GateConfig, read_gate_config
 from starpo_train.pairing import NEEDED_COLUMNS, PairedTasks, find_obstacles, list_notes, pair_tasks
 from starpo_train.verdict import (
+    METRIC_TITLES,
+    STRATUM_TITLES,
     CohortResult,
     Comparison,
     EvidenceResult,
@@ -84,7 +86,7 @@ def decide_release(
     p_value, superiority = _test_superiority(next(iter(strata.values())), config=config)
     return GateDecision(
         verdict=verdict,
-        sentence=_summarize(verdict, comparisons, reasons, needed),
+        sentence=_summarize(verdict, comparisons, cohorts, obstacles),
         reasons=tuple(reasons),
         tasks_needed=needed,
         comparisons=tuple(comparisons),
@@ -210,25 +212,54 @@ def _judge_release(
 def _summarize(
     verdict: Verdict,
     comparisons: Sequence[Comparison],
-    reasons: Sequence[str],
-    needed: int | None,
+    cohorts: Sequence[CohortResult],
+    obstacles: Sequence[str],
 ) -> str:
+    """The verdict in one sentence, two when it takes more tasks."""
     success = comparisons[0]
     if verdict is Verdict.PROMOTE:
-        rate = "" if success.candidate is None else f" at {100 * success.candidate:.1f}%"
+        rates = [_format_rate(rate) for rate in (success.candidate, success.baseline)]
         return (
-            f"The candidate may ship: success{rate} ({success.format_change(success.change)}) and "
-            "every guardrail are shown to be no worse than their margins."
+            f"The candidate may ship: success is {rates[0]} against {rates[1]}, and every metric "
+            "is shown to stay within its margin."
         )
     if verdict is Verdict.BLOCK:
-        return f"The candidate must not ship. {reasons[0]}"
-    more = f" About {needed} paired tasks would decide." if needed else ""
-    return f"The data does not decide. {reasons[0]}{more}"
+        faults = [
+            f"{c.title.lower()} changed by {c.format_change(c.change)}, beyond the margin of "
+            f"{c.format_change(c.signed_margin)}"
+            for c in comparisons
+            if c.outcome == "fail"
+        ]
+        faults += [f"cohort {c.cohort} got worse" for c in cohorts if c.harmed]
+        return f"The candidate must not ship: {'; '.join(faults)}."
+    if obstacles:
+        return f"The data does not decide. {obstacles[0]}"
+    unclear = [c for c in comparisons if c.decides and c.outcome == "unclear"]
+    widest = max(unclear, key=lambda c: c.tasks_needed or 0)
+    more = ""
+    if widest.tasks_needed:
+        where = f" {STRATUM_TITLES.get(widest.stratum, '')}".rstrip()
+        more = f" About {widest.tasks_needed:,} paired tasks{where} would decide."
+    return f"The data does not show that the candidate stays within margin on {_list_titles(unclear)}.{more}"
+
+
+def _list_titles(comparisons: Sequence[Comparison]) -> str:
+    """Comparisons -> "success, tokens per trace; out of distribution: success"."""
+    parts = []
+    for stratum in dict.fromkeys(c.stratum for c in comparisons):
+        metrics = [METRIC_TITLES[c.metric].lower() for c in comparisons if c.stratum == stratum]
+        where = STRATUM_TITLES.get(stratum, stratum)
+        parts.append(f"{', '.join(metrics)}{' ' * bool(where)}{where}")
+    return "; ".join(parts)
 
 
 def _largest_needed(comparisons: Sequence[Comparison]) -> int | None:
     unclear = [c for c in comparisons if c.decides and c.outcome == "unclear"]
     return max((c.tasks_needed for c in unclear if c.tasks_needed), default=None)
+
+
+def _format_rate(rate: float | None) -> str:
+    return "unknown" if rate is None else f"{100 * rate:.1f}%"
 
 
 def _let_decide(comparison: Comparison) -> Comparison:

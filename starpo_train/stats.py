@@ -69,10 +69,11 @@ def estimate_mean(values_T: npt.ArrayLike, *, confidence: float = 0.95) -> Estim
 def estimate_success_change(change_T: npt.ArrayLike, *, confidence: float = 0.90) -> Estimate:
     """Mean of paired per-task success differences (candidate - baseline, each in [-1, 1]).
 
-    The t interval, widened to Tango's score interval where t is known to be too narrow: when every
-    difference is -1, 0 or 1, and when fewer than `SPARSE_TASKS` tasks differ. With sixty tied tasks
-    t would claim a difference of exactly zero, while a policy that loses 3% of tasks for good ties
-    all sixty one time in six.
+    The t interval, widened where it is known to be too narrow. When every difference is -1, 0 or
+    1, to Tango's score interval: with sixty tied tasks t would claim a difference of exactly zero,
+    while a policy that loses 3% of tasks for good ties all sixty one time in six. When fewer than
+    `SPARSE_TASKS` tasks differ, some by fractions, to the t interval with one whole gain and one
+    whole loss added (as Agresti and Min 2005 do for proportions).
 
     Raises:
         ValueError: no values, or a value outside [-1, 1].
@@ -84,18 +85,53 @@ def estimate_success_change(change_T: npt.ArrayLike, *, confidence: float = 0.90
         )
     by_t = estimate_mean(data_T, confidence=confidence)
     num_tasks = len(data_T)
-    whole = bool(np.isin(data_T, (-1.0, 0.0, 1.0)).all())
-    if num_tasks == 1 or not (whole or np.count_nonzero(data_T) < SPARSE_TASKS):
+    if num_tasks == 1 or not (_is_whole(data_T) or _is_sparse(data_T)):
         return by_t
     quantile = float(stats.norm.ppf(0.5 + confidence / 2))
-    low = _invert_tango(*_harshest_counts(data_T), num_tasks, quantile)
-    high = -_invert_tango(*_harshest_counts(-data_T), num_tasks, quantile)
+    if _is_whole(data_T):
+        gains, losses = _count_wins(data_T)
+        low = _invert_tango(gains, losses, num_tasks, quantile)
+        high = -_invert_tango(losses, gains, num_tasks, quantile)
+    else:
+        padded = estimate_mean(np.append(data_T, (1.0, -1.0)), confidence=confidence)
+        low, high = padded.low, padded.high
     return Estimate(
         value=by_t.value,
         low=min(by_t.low, low),
         high=max(by_t.high, high),
         # a zero standard error would promise a decision from any number of tasks
-        standard_error=max(by_t.standard_error, (high - low) / (2 * quantile)),
+        standard_error=by_t.standard_error or (high - low) / (2 * quantile),
+        num_tasks=num_tasks,
+    )
+
+
+def estimate_success_rate(rates_T: npt.ArrayLike, *, confidence: float = 0.95) -> Estimate:
+    """Mean of per-task success rates in [0, 1] with an interval that stays in [0, 1].
+
+    The t interval over tasks, widened to Wilson's (tasks as trials) when fewer than five
+    tasks are anything but failed, or anything but solved: a hundred solved tasks do not prove
+    that every task is solved.
+
+    Raises:
+        ValueError: no values, or a value outside [0, 1].
+    """
+    data_T = _as_finite(rates_T)
+    if data_T.min() < 0 or data_T.max() > 1:
+        raise ValueError(f"success rates reach {data_T.min():g} to {data_T.max():g}, not 0 to 1")
+    by_t = estimate_mean(data_T, confidence=confidence)
+    num_tasks = len(data_T)
+    low, high = by_t.low, by_t.high
+    if min(np.count_nonzero(data_T), np.count_nonzero(data_T != 1)) < 5:
+        z2 = float(stats.norm.ppf(0.5 + confidence / 2)) ** 2
+        middle = (by_t.value + z2 / (2 * num_tasks)) / (1 + z2 / num_tasks)
+        spread = by_t.value * (1 - by_t.value) / num_tasks + z2 / (4 * num_tasks**2)
+        half = sqrt(z2 * spread) / (1 + z2 / num_tasks)
+        low, high = min(low, middle - half), max(high, middle + half)
+    return Estimate(
+        value=by_t.value,
+        low=max(0.0, low),
+        high=min(1.0, high),
+        standard_error=by_t.standard_error,
         num_tasks=num_tasks,
     )
 
@@ -103,24 +139,19 @@ def estimate_success_change(change_T: npt.ArrayLike, *, confidence: float = 0.90
 def p_value_below(change_T: npt.ArrayLike, threshold: float) -> float:
     """P-value of "the mean success difference is at least `threshold`"; small means it is below.
 
-    The larger of the t and (where `estimate_success_change` uses it) Tango p-values. One task: 1.
+    The one-sided test whose bound `estimate_success_change` gives. One task: 1.
     """
     data_T = _as_finite(change_T)
-    num_tasks = len(data_T)
-    if num_tasks == 1:
+    if len(data_T) == 1:
         return 1.0
-    error = float(data_T.std(ddof=1)) / sqrt(num_tasks)
-    excess = float(data_T.mean()) - threshold
-    if error == 0:
-        p_t = 1.0 if excess >= 0 else 0.0
-    else:
-        p_t = float(stats.t.cdf(excess / error, num_tasks - 1))
-    whole = bool(np.isin(data_T, (-1.0, 0.0, 1.0)).all())
-    if not (whole or np.count_nonzero(data_T) < SPARSE_TASKS):
-        return p_t
-    losses, gains = _harshest_counts(-data_T)
-    p_tango = float(stats.norm.sf(tango_z(losses, gains, num_tasks, -threshold)))
-    return max(p_t, p_tango)
+    p_value = _p_value_t(data_T, threshold)
+    if _is_whole(data_T):
+        gains, losses = _count_wins(data_T)
+        z = tango_z(losses, gains, len(data_T), -threshold)
+        return max(p_value, float(stats.norm.sf(z)))
+    if _is_sparse(data_T):
+        return max(p_value, _p_value_t(np.append(data_T, (1.0, -1.0)), threshold))
+    return p_value
 
 
 def estimate_relative_change(
@@ -326,10 +357,25 @@ def _invert_tango(gains: int, losses: int, num_tasks: int, quantile: float) -> f
     return float(optimize.brentq(excess, -edge, min(point, edge)))  # pyright: ignore[reportArgumentType]
 
 
-def _harshest_counts(change_T: Floats) -> tuple[int, int]:
-    """Whole gains and losses that fractional differences are at most and at least worth."""
-    gains = int(np.floor(change_T[change_T > 0].sum() + 1e-9))
-    return gains, int(np.count_nonzero(change_T < 0))
+def _p_value_t(change_T: Floats, threshold: float) -> float:
+    error = float(change_T.std(ddof=1)) / sqrt(len(change_T))
+    excess = float(change_T.mean()) - threshold
+    if error == 0:
+        return 1.0 if excess >= 0 else 0.0
+    return float(stats.t.cdf(excess / error, len(change_T) - 1))
+
+
+def _is_whole(change_T: Floats) -> bool:
+    return bool(np.isin(change_T, (-1.0, 0.0, 1.0)).all())
+
+
+def _is_sparse(change_T: Floats) -> bool:
+    return int(np.count_nonzero(change_T)) < SPARSE_TASKS
+
+
+def _count_wins(change_T: Floats) -> tuple[int, int]:
+    """Tasks that only the candidate solved, and tasks that only the baseline did."""
+    return int(np.count_nonzero(change_T > 0)), int(np.count_nonzero(change_T < 0))
 
 
 def _flatten_clusters(clusters: Sequence[npt.ArrayLike]) -> tuple[Floats, npt.NDArray[np.intp]]:

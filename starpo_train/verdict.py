@@ -19,8 +19,8 @@ EXIT_CODES = {Verdict.PROMOTE: 0, Verdict.BLOCK: 10, Verdict.INCONCLUSIVE: 20}
 METRIC_TITLES = {
     "success": "Success",
     "tokens_per_trace": "Tokens per trace",
-    "steps_p95": "Steps, 95th percentile",
-    "steps_p99": "Steps, 99th percentile",
+    "steps_p95": "95th percentile of steps",
+    "steps_p99": "99th percentile of steps",
 }
 
 STRATUM_TITLES = {"all": "", "id": "in distribution", "ood": "out of distribution"}
@@ -66,15 +66,14 @@ class Comparison:
         """Metric and stratum as a person reads them."""
         suffix = STRATUM_TITLES.get(self.stratum, self.stratum)
         title = METRIC_TITLES.get(self.metric, self.metric)
-        return f"{title}, {suffix}" if suffix else title
+        return f"{title} ({suffix})" if suffix else title
 
     def describe(self) -> str:
         """The outcome as one sentence."""
         if self.change is None:
             return f"{self.title}: not measured; {self.note or 'no data'}."
         change = self.format_change(self.change)
-        bounds = f"between {self.format_change(self.low)} and {self.format_change(self.high)}"
-        start = f"{self.title} changed by {change} ({bounds})"
+        start = f"{self.title} changed by {change} (range {self.format_range()})"
         if self.margin is None:
             return f"{start}; reported only."
         limit = f"the margin of {self.format_change(self.signed_margin)}"
@@ -96,7 +95,13 @@ class Comparison:
         """Change -> "+3.1 points" or "-12.0%"; unbounded when None."""
         if change is None:
             return "unbounded"
-        return f"{100 * change:+.1f}{'%' if self.relative else ' points'}"
+        percent = round(100 * change, 1) + 0.0  # + 0.0: "-0.0" reads like a decrease
+        return f"{percent:+.1f}{'%' if self.relative else ' points'}"
+
+    def format_range(self) -> str:
+        """Both bounds -> "+1.0 to +5.2 points"."""
+        low, high = self.format_change(self.low), self.format_change(self.high)
+        return f"{low.removesuffix(' points')} to {high}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from starpo_train.stats import (
     estimate_quantile_change,
     estimate_relative_change,
     estimate_success_change,
+    estimate_success_rate,
     p_value_below,
     pass_hat_k,
     tango_z,
@@ -241,3 +242,16 @@ def test_pass_hat_k_is_unbiased():
         comb(5, c) * p**c * (1 - p) ** (5 - c) * (pass_hat_k([c], [5], 3) or 0) for c in range(6)
     )
     assert mean == pytest.approx(p**3)
+
+
+def test_success_rate_of_a_perfect_policy_is_wilsons():
+    """100 of 100 solved: Wilson's lower end is n / (n + z^2), t would say exactly one."""
+    estimate = estimate_success_rate(np.ones(100))
+    assert estimate.low == pytest.approx(100 / (100 + 1.959964**2))
+    assert estimate.high == 1.0
+
+
+def test_success_rate_is_t_when_tasks_vary():
+    """Thirty tasks at every level: the t interval, unchanged."""
+    rates_T = np.tile([0.25, 0.5, 0.75], 10)
+    assert estimate_success_rate(rates_T) == estimate_mean(rates_T)

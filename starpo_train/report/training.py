@@ -1,0 +1,260 @@
+"""Run folders and their dataset -> curves, reward variance by group, and what was left out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from markupsafe import Markup
+
+from starpo_train.dataset import read_manifest, scan_table
+from starpo_train.errors import DataError
+from starpo_train.metrics import read_metrics
+from starpo_train.report import svg
+
+CURVES = {
+    "loss": ("Loss", "policy loss of the step"),
+    "advantage_mean_abs": ("Advantage", "mean size; 0 teaches nothing"),
+    "approx_kl": ("KL", "nats per token from the recorded policy"),
+    "clip_fraction": ("Clip fraction", "share of tokens whose ratio was clipped"),
+    "ess_fraction": ("Effective samples", "share left after importance weights"),
+    "entropy": ("Entropy", "nats per token; collapse goes to 0"),
+    "grad_norm": ("Gradient norm", "before clipping"),
+    "learning_rate": ("Learning rate", "as scheduled"),
+}
+
+_NUM_BINS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One metric over the steps of a run."""
+
+    title: str
+    hint: str
+    low: float
+    high: float
+    last: float
+    picture: Markup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunView:
+    """What the page shows of a training run."""
+
+    name: str
+    algorithm: str | None
+    num_steps: int
+    facts: tuple[tuple[str, Any], ...]
+    """The run's own start record, without what is too long to show."""
+    curves: tuple[Curve, ...]
+    config_text: str
+    """The resolved run file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupView:
+    """Reward within the groups (tasks) of the training split."""
+
+    num_groups: int
+    num_varied: int
+    """Groups whose attempts differ in reward: the only ones that teach a group-relative loss."""
+    shares: tuple[tuple[str, str, int], ...]
+    """(name, css, count): all failed, varied, all solved, single attempt."""
+    shares_picture: Markup
+    histogram: Markup
+    largest_deviation: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One bar of the funnel."""
+
+    name: str
+    count: int
+    share: float
+    picture: Markup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetView:
+    """What the page shows of the training dataset."""
+
+    spans: tuple[Stage, ...]
+    trajectories: tuple[Stage, ...]
+    rejected: tuple[tuple[str, int], ...]
+    """Spans by the reason they were left out."""
+    reasons: tuple[tuple[str, int], ...]
+    """Trajectories by why they are not better."""
+    balanced: bool | None
+    """Whether used + rejected + duplicate spans are exactly the spans read; None: not counted."""
+    groups: GroupView | None
+    train_tasks: frozenset[str]
+    """Tasks trained on."""
+
+
+def view_run(path: Path) -> RunView:
+    """Run folder -> RunView.
+
+    Raises:
+        DataError: the folder has no metrics.
+    """
+    file = path / "metrics.jsonl"
+    if not file.is_file():
+        raise DataError(f"{path}: no training run here (metrics.jsonl is missing)")
+    records = [record for record in read_metrics(file) if isinstance(record, dict)]
+    steps = [r for r in records if "event" not in r and _is_number(r.get("step"))]
+    start = next((r for r in records if r.get("event") == "start"), {})
+    config = path / "run.toml"
+    return RunView(
+        name=path.name,
+        algorithm=next((str(r["algorithm"]) for r in reversed(steps) if r.get("algorithm")), None),
+        num_steps=len(steps),
+        facts=tuple(
+            (str(key).replace("_", " "), value)
+            for key, value in start.items()
+            if key != "event" and not isinstance(value, dict | list)
+        ),
+        curves=tuple(curve for key in CURVES if (curve := _build_curve(key, steps)) is not None),
+        config_text=config.read_text(encoding="utf-8", errors="replace")
+        if config.is_file()
+        else "",
+    )
+
+
+def view_dataset(path: Path, *, success_threshold: float) -> DatasetView:
+    """Training dataset -> funnel, reward variance and the tasks trained on.
+
+    Raises:
+        DataError: the dataset is missing or unreadable.
+    """
+    manifest = read_manifest(path).values
+    rows = (
+        scan_table(path, "trajectories")
+        .select("task_id", "reward", "usable_for", "reasons", "split")
+        .collect()
+    )
+    accounting = manifest.get("accounting") or {}
+    train = rows.filter(pl.col("split") == "train")
+    rewarded = rows["reward"].is_not_null()
+    return DatasetView(
+        spans=_build_stages(
+            {"read": accounting.get("spans_read"), "used": accounting.get("spans_used")}
+        ),
+        trajectories=_build_stages(
+            {
+                "recorded": len(rows),
+                "with a trusted reward": int(rewarded.sum()),
+                "trainable (rl)": int((rows["usable_for"] == "rl").sum()),
+                "trainable, training split": int((train["usable_for"] == "rl").sum()),
+            }
+        ),
+        rejected=_sort_counts(accounting.get("spans_rejected_by_reason") or {}),
+        reasons=_sort_counts(
+            dict(
+                rows.explode("reasons", empty_as_null=True)
+                .drop_nulls("reasons")
+                .group_by("reasons")
+                .len()
+                .iter_rows()
+            )
+        ),
+        balanced=_is_balanced(accounting),
+        groups=_view_groups(train, success_threshold),
+        train_tasks=frozenset(train["task_id"].drop_nulls()),
+    )
+
+
+def _build_curve(key: str, steps: list[dict[str, Any]]) -> Curve | None:
+    points = [(r["step"], r[key]) for r in steps if _is_number(r.get(key))]
+    if not points:
+        return None
+    title, hint = CURVES[key]
+    values = [y for _, y in points]
+    return Curve(
+        title=title,
+        hint=hint,
+        low=min(values),
+        high=max(values),
+        last=values[-1],
+        picture=svg.draw_curve(
+            points, label=f"{title}: {values[0]:.4g} at first, {values[-1]:.4g} at last"
+        ),
+    )
+
+
+def _build_stages(counts: Mapping[str, Any]) -> tuple[Stage, ...]:
+    known = {name: int(count) for name, count in counts.items() if _is_number(count)}
+    whole = max([*known.values(), 1])
+    return tuple(
+        Stage(
+            name=name,
+            count=count,
+            share=count / whole,
+            picture=svg.draw_meter(count / whole, label=f"{name}: {count}"),
+        )
+        for name, count in known.items()
+    )
+
+
+def _view_groups(train: pl.DataFrame, success_threshold: float) -> GroupView | None:
+    groups = (
+        train.drop_nulls(["task_id", "reward"])
+        .group_by("task_id")
+        .agg(
+            size=pl.len(),
+            mean=pl.col("reward").mean(),
+            deviation=pl.col("reward").std(ddof=0),
+        )
+    )
+    if groups.is_empty():
+        return None
+    single = pl.col("size") == 1
+    varied = ~single & (pl.col("deviation") > 1e-9)
+    solved = pl.col("mean") >= success_threshold
+    kinds = {
+        ("all failed", "share-failed"): ~single & ~varied & ~solved,
+        ("varied", "share-varied"): varied,
+        ("all solved", "share-solved"): ~single & ~varied & solved,
+        ("one attempt only", "share-single"): single,
+    }
+    shares = tuple(
+        (name, css, int(groups.select(rule.sum()).item())) for (name, css), rule in kinds.items()
+    )
+    largest = float(groups["deviation"].max() or 0.0)  # pyright: ignore[reportArgumentType]
+    bins = [0] * _NUM_BINS
+    for deviation in groups["deviation"]:
+        bins[min(_NUM_BINS - 1, int(_NUM_BINS * deviation / largest)) if largest else 0] += 1
+    return GroupView(
+        num_groups=len(groups),
+        num_varied=shares[1][2],
+        shares=shares,
+        shares_picture=svg.draw_shares(
+            [(count / len(groups), css, f"{name}: {count}") for name, css, count in shares],
+            label=", ".join(f"{count} {name}" for name, _, count in shares),
+        ),
+        histogram=svg.draw_histogram(
+            bins, label=f"Groups by deviation of reward, from 0 to {largest:.2g}"
+        ),
+        largest_deviation=largest,
+    )
+
+
+def _is_balanced(accounting: Mapping[str, Any]) -> bool | None:
+    try:
+        rejected = sum(accounting["spans_rejected_by_reason"].values())
+        accounted = accounting["spans_used"] + rejected + accounting["duplicates"]
+        return accounted == accounting["spans_read"]
+    except (KeyError, TypeError, AttributeError):
+        return None
+
+
+def _sort_counts(counts: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
+    known = [(str(name), int(count)) for name, count in counts.items() if _is_number(count)]
+    return tuple(sorted(known, key=lambda item: (-item[1], item[0])))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

@@ -156,10 +156,8 @@ def end_by_interrupt(client):
 def end_by_drop(client):
     stream = client.chat.completions.create(**OPTIONS)
     read_one_chunk(stream)
-    response = stream.response
     del stream
     gc.collect()
-    response.close()
 
 
 @pytest.mark.parametrize(

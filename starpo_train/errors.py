@@ -31,3 +31,7 @@ class CheckpointError(StarpoTrainError, OSError):
 
 class ServerError(StarpoTrainError, RuntimeError):
     """The model server did not start or stopped answering."""
+
+
+class RolloutError(StarpoTrainError, RuntimeError):
+    """An agent file cannot be used, or its runs keep failing."""

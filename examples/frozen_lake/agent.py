@@ -12,7 +12,7 @@ import openai
 
 import starpo_trace
 
-getattr(starpo_trace, "instrument", lambda: None)()  # the one line
+starpo_trace.instrument()  # the one line
 
 SYSTEM_PROMPT = "Cross the frozen lake to the goal G. Avoid the holes H."
 TOOLS: list[Any] = [

@@ -4,7 +4,6 @@ The ice is not slippery, so a map is solved by walking around its holes. Maps co
 own generator; the map itself decides which split it belongs to, so no map is ever in two splits.
 """
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -17,6 +16,8 @@ MAP_SIZE = 4
 FROZEN_SHARE = 0.7
 """Chance that a cell is ice and not a hole, before unsolvable maps are thrown away."""
 MAX_MOVES = 12
+MOST_DRAWS = 20_000
+"""Maps generated at most when different ones of a split are asked for."""
 DIRECTIONS = {"left": 0, "down": 1, "right": 2, "up": 3}
 """Direction -> gymnasium's action number."""
 OFFSETS = {"up": (-1, 0), "right": (0, 1), "down": (1, 0), "left": (0, -1)}
@@ -96,18 +97,19 @@ def generate_maps(split: str, count: int, seed: int) -> list[Map]:
     """`count` different solvable maps of a split; the same seed gives the same maps.
 
     Raises:
-        ValueError: the split does not exist.
+        ValueError: the split does not exist, or has fewer maps than asked for.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(sorted(set(SPLITS)))}")
     found: dict[Map, None] = {}
-    for number in itertools.count(seed * 1_000_003):
+    first = seed * 1_000_003
+    for number in range(first, first + MOST_DRAWS):
         if len(found) == count:
-            break
+            return list(found)
         lake_map = tuple(generate_random_map(MAP_SIZE, FROZEN_SHARE, seed=number))
         if split_of(lake_map) == split:
             found[lake_map] = None
-    return list(found)
+    raise ValueError(f"{count} maps of split {split!r} were asked for; {len(found)} were found")
 
 
 def split_of(lake_map: Map) -> str:

@@ -1,7 +1,7 @@
 """Demonstrations -> a small warmed-up model: the policy that the demo starts from.
 
 A tiny Qwen3 with its own tokenizer (default), or SmolLM2-135M-Instruct, is shown runs of a
-deliberately careless demonstrator: it knows the shortest way, but one move in three is random.
+deliberately careless demonstrator: it knows the shortest way, but one move in four is random.
 The model ends up about as good, which leaves StarPO something to improve.
 """
 
@@ -30,8 +30,18 @@ SPECIAL_TOKENS = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
 MARKERS = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
 """One token each, but part of the text: a client sees them when it asks for raw output."""
 VOCABULARY_SIZE = 448
-PIECES = r"""[{}":, ]*"[{}":, ]*| ?\w+[.:]?|\s|[^\s\w]"""
-"""What merges stay within: the punctuation between two JSON strings, a word, one character."""
+PIECES = "|".join(
+    [
+        r'\{"name": "\w+", "arguments": \{"\w+": "',
+        r'"\}\}',
+        r"(?:system|user|assistant|tool)\n",
+        r'[{}":, ]*"[{}":, ]*',
+        r" ?\w+[.:]?",
+        r"\s",
+        r"[^\s\w]",
+    ]
+)
+"""What merges stay within: both ends of a tool call, a role, a word, one character."""
 CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text()
 ANSWER = re.compile(r"(?<=<\|im_start\|>assistant\n)(.*?<\|im_end\|>)", re.DOTALL)
 """What the model samples, in a rendered conversation."""
@@ -43,15 +53,16 @@ IGNORED = -100
 class WarmupConfig:
     """How the tiny model is made."""
 
-    num_maps: int = 2400
-    """Maps of the warm-up split, one demonstration each."""
-    mistake_rate: float = 0.3
+    num_maps: int = 500
+    """Maps of the warm-up split."""
+    demonstrations_per_map: int = 5
+    mistake_rate: float = 0.25
     """Chance that a demonstrated move is random."""
-    epochs: int = 3
-    batch_size: int = 32
-    learning_rate: float = 2e-3
-    hidden_size: int = 128
-    num_heads: int = 4
+    epochs: int = 1
+    batch_size: int = 4
+    learning_rate: float = 4e-3
+    hidden_size: int = 64
+    num_heads: int = 2
     num_layers: int = 4
     seed: int = 0
 
@@ -71,7 +82,7 @@ def demonstrate(
         messages.append(
             {
                 "role": "assistant",
-                "reasoning_content": think_aloud(lake),
+                "reasoning_content": think_aloud(lake, direction),
                 "tool_calls": [
                     {
                         "id": call_id,
@@ -90,11 +101,10 @@ def demonstrate(
             return messages
 
 
-def think_aloud(lake: environment.FrozenLake) -> str:
-    """What the demonstrator says before a move: the way to the goal, and the safe directions."""
-    down, right = environment.MAP_SIZE - 1 - lake.row, environment.MAP_SIZE - 1 - lake.column
+def think_aloud(lake: environment.FrozenLake, direction: str) -> str:
+    """What the demonstrator says before a move: where the ice holds, and where it will go."""
     safe = [name for name, cell in lake.neighbours().items() if cell in {"ice", "goal"}]
-    return f"goal down {down} right {right}. safe {' '.join(safe)}."
+    return f"safe {' '.join(safe)}. go {direction}."
 
 
 def make_tokenizer(conversations: list[list[dict[str, Any]]]) -> PreTrainedTokenizerFast:
@@ -159,10 +169,12 @@ def train_on_demonstrations(
     model: Any, examples: list[tuple[list[int], list[int]]], config: WarmupConfig
 ) -> list[float]:
     """Supervised training in place -> loss of every step."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
     batches = _make_batches(examples, config)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=config.learning_rate, total_steps=len(batches), pct_start=0.1
+        optimizer, max_lr=config.learning_rate, total_steps=len(batches), pct_start=0.05
     )
     losses = []
     model.train()
@@ -185,7 +197,7 @@ def _make_batches(
     rng = random.Random(config.seed)
     batches = []
     for _ in range(config.epochs):
-        order = sorted(examples, key=lambda example: len(example[0]) + rng.random() * 40)
+        order = sorted(examples, key=lambda example: len(example[0]) + 40 * rng.random())
         epoch = [
             order[start : start + config.batch_size]
             for start in range(0, len(order), config.batch_size)
@@ -214,6 +226,7 @@ def make_tiny_model(output: Path, config: WarmupConfig) -> dict[str, float]:
     conversations = [
         demonstrate(lake_map, rng, mistake_rate=config.mistake_rate)
         for lake_map in environment.generate_maps("warmup", config.num_maps, config.seed)
+        for _ in range(config.demonstrations_per_map)
     ]
     tokenizer = make_tokenizer(conversations)
     examples = [encode_demonstration(tokenizer, messages) for messages in conversations]

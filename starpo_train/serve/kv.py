@@ -16,6 +16,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 class SlotLayer(CacheLayerMixin):
     """One layer's keys and values, `keys` and `values` of shape (S, H, T, D)."""
 
+    keys: torch.Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+    values: torch.Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def __init__(self) -> None:
         super().__init__()
         self.first_slot = 0
@@ -29,14 +32,13 @@ class SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write (B, H, Q, D) new states behind each row's start, return all up to `length`."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         num_rows, _, num_new, _ = key_states.shape
         self.reserve(self.first_slot + num_rows, self.length)
-        assert self.keys is not None and self.values is not None  # noqa: S101, PT018
         rows = slice(self.first_slot, self.first_slot + num_rows)
         if num_new == 1:
             slots_B = torch.arange(self.first_slot, rows.stop)
@@ -51,7 +53,6 @@ class SlotLayer(CacheLayerMixin):
 
     def reserve(self, num_slots: int, length: int) -> None:
         """Grow to at least this many slots and positions, by doubling."""
-        assert self.keys is not None and self.values is not None  # noqa: S101, PT018
         slots, heads, positions, _ = self.keys.shape
         if num_slots <= slots and length <= positions:
             return
@@ -80,7 +81,8 @@ class SlotCache(Cache):
     """Keys and values of every layer, row by row."""
 
     def __init__(self) -> None:
-        super().__init__(layer_class_to_replicate=SlotLayer)
+        self.slot_layers: list[SlotLayer] = []
+        super().__init__(layers=self.slot_layers)  # pyright: ignore[reportArgumentType]
         self._plan: tuple[int, torch.Tensor, int] = (0, torch.zeros(0, dtype=torch.long), 0)
 
     def plan(self, first_slot: int, starts_B: torch.Tensor, num_new: int) -> torch.Tensor:
@@ -91,7 +93,7 @@ class SlotCache(Cache):
         """
         length = int(starts_B.max()) + num_new
         self._plan = (first_slot, starts_B, length)
-        for layer in self.layers:
+        for layer in self.slot_layers:
             self._apply(layer)
         query_BQ = starts_B[:, None] + torch.arange(num_new)
         hidden_BQT = torch.arange(length) > query_BQ[:, :, None]
@@ -106,11 +108,11 @@ class SlotCache(Cache):
         **__: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One layer's new keys and values (B, H, Q, D) -> all of the rows' (B, H, T, D)."""
-        while len(self.layers) <= layer_idx:
+        while len(self.slot_layers) <= layer_idx:
             layer = SlotLayer()
             self._apply(layer)
-            self.layers.append(layer)
-        return self.layers[layer_idx].update(key_states, value_states)
+            self.slot_layers.append(layer)
+        return self.slot_layers[layer_idx].update(key_states, value_states)
 
     def _apply(self, layer: Any) -> None:
         layer.first_slot, layer.starts_B, layer.length = self._plan
@@ -119,19 +121,19 @@ class SlotCache(Cache):
         """A copy of one row: keys and values (H, T, D) of each layer."""
         return [
             (layer.keys[slot, :, :length].clone(), layer.values[slot, :, :length].clone())
-            for layer in self.layers
+            for layer in self.slot_layers
         ]
 
     def write(self, slot: int, row: list[tuple[torch.Tensor, torch.Tensor]], length: int) -> None:
         """Put the first `length` positions of a row that `read` gave into a slot."""
-        for layer, (keys, values) in zip(self.layers, row, strict=True):
+        for layer, (keys, values) in zip(self.slot_layers, row, strict=True):
             layer.reserve(slot + 1, length)
             layer.keys[slot, :, :length] = keys[:, :length]
             layer.values[slot, :, :length] = values[:, :length]
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a row over another."""
-        for layer in self.layers:
+        for layer in self.slot_layers:
             layer.keys[target, :, :length] = layer.keys[source, :, :length]
             layer.values[target, :, :length] = layer.values[source, :, :length]
 

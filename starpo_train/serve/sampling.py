@@ -35,7 +35,7 @@ def sample_tokens(
 
 
 def _keep_nucleus(probability_BV: torch.Tensor, top_p_B: torch.Tensor) -> torch.Tensor:
-    sorted_BV, order_BV = probability_BV.sort(-1, descending=True, stable=True)
+    sorted_BV, order_BV = probability_BV.sort(dim=-1, descending=True, stable=True)
     before_BV = sorted_BV.cumsum(-1) - sorted_BV
     kept_BV = sorted_BV.masked_fill(before_BV >= top_p_B[:, None], 0.0)
     return torch.zeros_like(probability_BV).scatter(-1, order_BV, kept_BV)

@@ -12,6 +12,9 @@ from typing import Literal
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
 
+Kind = Literal["reasoning", "content", "tool_call"]
+
+_OPENS: dict[str, Kind] = {THINK_OPEN: "reasoning", CALL_OPEN: "tool_call"}
 _DECODER = json.JSONDecoder()
 
 
@@ -28,7 +31,7 @@ class ToolCall:
 class Piece:
     """A stretch of model text with one meaning."""
 
-    kind: Literal["reasoning", "content", "tool_call"]
+    kind: Kind
     text: str = ""
     call: ToolCall | None = None
 
@@ -51,9 +54,7 @@ class AnswerParser:
     """
 
     def __init__(self, *, thinking: bool = False, tools: bool = True) -> None:
-        self._kind: Literal["reasoning", "content", "tool_call"] = (
-            "reasoning" if thinking else "content"
-        )
+        self._kind: Kind = "reasoning" if thinking else "content"
         self._tools = tools
         self._buffer = ""
 
@@ -67,7 +68,7 @@ class AnswerParser:
                 break
             pieces += self._pieces(self._buffer[:position], closed=True)
             self._buffer = self._buffer[position + len(marker) :]
-            self._kind = {THINK_OPEN: "reasoning", CALL_OPEN: "tool_call"}.get(marker, "content")
+            self._kind = _OPENS.get(marker, "content")
         if self._kind != "tool_call":
             sure = len(self._buffer) - self._held_back()
             pieces += self._pieces(self._buffer[:sure], closed=False)

@@ -16,7 +16,7 @@ from starpo_trace.spansize import estimate_bytes
 MAX_REQUEST_BYTES: Final = 3 << 20
 """Receivers refuse requests beyond 4 MiB by default."""
 _MAX_QUEUE_SPANS: Final = 8192
-_SHUTDOWN_MILLIS: Final = 5000
+_SHUTDOWN_MILLIS: Final = 3000
 
 
 def build_otlp_processor(endpoint: str | None) -> "OtlpProcessor":

@@ -206,7 +206,7 @@ def _silence_dropout(model: nn.Module) -> None:
 
 
 def _add_lora(model: Any, section: ModelSection, *, seed: int) -> Any:
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, inject_adapter_in_model
 
     torch.manual_seed(seed)  # the A matrices are random
     rank = section.lora_rank
@@ -214,9 +214,8 @@ def _add_lora(model: Any, section: ModelSection, *, seed: int) -> Any:
         r=rank,
         lora_alpha=int(section.lora_alpha if section.lora_alpha is not None else 2 * rank),
         target_modules="all-linear",
-        task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config).get_base_model()
+    return inject_adapter_in_model(config, model)
 
 
 def _configure(policy: Policy, section: ModelSection) -> Policy:

@@ -124,35 +124,45 @@ class Trainer:
 
     def run(self, stop: StopRequest) -> TrainResult:
         """Train to the end, or until `stop`; either way the last step is committed."""
-        self._announce()
-        config, position = self.config.train, self.position
-        while position.epoch < config.epochs and not position.finished and not stop.requested:
-            batches = self._plan_epoch(position.epoch)
-            while position.batch < len(batches):
-                record = self.train_step(batches[position.batch])
-                if record is None:
-                    position.finished = position.batch == 0
-                    break
-                position.batch += 1
-                self._report(record)
-                if stop.requested:
-                    break
-                every = config.checkpoint_every_steps
-                if every and position.step % every == 0 and position.step < self._total_steps:
-                    self._commit()
-            if not stop.requested or position.batch == len(batches):
-                position.epoch, position.batch = position.epoch + 1, 0
-        final = self._commit()
-        ended = position.finished or position.epoch >= config.epochs
-        if ended:
-            self.folder.write_final(final, step=position.step)
-        self._metrics.close()
+        try:
+            self._announce()
+            while not self._is_finished() and not stop.requested:
+                self._train_epoch(stop)
+            final = self._commit()
+            if self._is_finished():
+                self.folder.write_final(final, step=self.position.step)
+        finally:
+            self._metrics.close()
         return TrainResult(
             final_path=final,
-            num_steps=position.step,
+            num_steps=self.position.step,
             metrics_path=self.folder.metrics_path,
-            interrupted=not ended,
+            interrupted=not self._is_finished(),
         )
+
+    def _is_finished(self) -> bool:
+        return self.position.finished or self.position.epoch >= self.config.train.epochs
+
+    def _train_epoch(self, stop: StopRequest) -> None:
+        """What is left of an epoch; it ends early at the KL ceiling or when asked to stop."""
+        position, every = self.position, self.config.train.checkpoint_every_steps
+        batches = self._plan_epoch(position.epoch)
+        while position.batch < len(batches):
+            record = self.train_step(batches[position.batch])
+            if record is None:  # above the ceiling; at an epoch's first batch, so would be the rest
+                position.finished = position.batch == 0
+                break
+            position.batch += 1
+            self._report(record)
+            if position.batch == len(batches):
+                break
+            if stop.requested:
+                return
+            if every and position.step % every == 0:
+                self._commit()
+        position.epoch, position.batch = position.epoch + 1, 0
+        if every and position.step % every == 0 and not self._is_finished():
+            self._commit()
 
     def train_step(self, trajectories: list[int]) -> dict[str, Any] | None:
         """One optimizer step on some trajectories; None when the KL ceiling forbids it."""

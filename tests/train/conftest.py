@@ -1,9 +1,9 @@
 """Hand-made datasets and tiny models for the training tests."""
 
 import json
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -11,8 +11,6 @@ import pytest
 import torch
 
 from starpo_trace.schema import DATASET_SCHEMA_VERSION, TABLES
-
-WriteDataset = Callable[..., Path]
 
 _TYPES: dict[str, Any] = {
     "str": pl.String,
@@ -118,7 +116,8 @@ def build_tokenizer(*, chat_template: str | None = CHAT_TEMPLATE) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(["user assistant left right up down goal hole"] * 4, trainer)
+    words = ["user assistant left right up down goal hole"] * 4
+    tokenizer.train_from_iterator(words, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
     fast.chat_template = chat_template
     return fast
@@ -158,6 +157,35 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_model_folder(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture
-def rng() -> random.Random:
-    return random.Random(0)
+def write_run_file(
+    path: Path, *, base: Path, dataset: Path, output: str = "run", **sections: dict[str, Any]
+) -> Path:
+    """A run file for a small run; `sections` add to or replace its options."""
+    values: dict[str, dict[str, Any]] = {
+        "run": {"output": output},
+        "data": {"dataset": str(dataset)},
+        "model": {"path": str(base), "device": "cpu"},
+        "algorithm": {"name": "starpo"},
+        "train": {"trajectories_per_step": 4, "learning_rate": 1e-2, "threads": 1},
+    }
+    for name, options in sections.items():
+        values[name] |= options
+    lines = []
+    for name, options in values.items():
+        lines.append(f"[{name}]")
+        lines += [f"{key} = {json.dumps(value)}" for key, value in options.items()]
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture(scope="session")
+def hand() -> SimpleNamespace:
+    """Helpers that make datasets, models and run files by hand."""
+    return SimpleNamespace(
+        turn=make_turn,
+        trajectory=make_trajectory,
+        dataset=write_tables,
+        tokenizer=build_tokenizer,
+        model=build_model_folder,
+        run_file=write_run_file,
+    )

@@ -1,0 +1,105 @@
+"""Checkpoints load only when they are whole."""
+
+import json
+
+import pytest
+import torch
+
+from starpo_train.checkpoint import (
+    COMMIT_FILE,
+    list_checkpoints,
+    read_checkpoint,
+    read_commit,
+    remove_checkpoint,
+    write_checkpoint,
+)
+from starpo_train.errors import CheckpointError
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return write_checkpoint(
+        tmp_path / "step_000003",
+        save_model=lambda folder: (folder / "model.safetensors").write_bytes(b"weights"),
+        tensors={"adamw.exp_avg.w": torch.arange(3.0)},
+        values={"step": 3, "position": {"epoch": 1}},
+        lineage={"starpo_version": "0", "dataset": {"digest": "d"}},
+    )
+
+
+def test_a_checkpoint_reads_back_what_was_written(checkpoint):
+    """Tensors, values, step and lineage."""
+    actual = read_checkpoint(checkpoint)
+    assert actual.tensors["adamw.exp_avg.w"].tolist() == [0.0, 1.0, 2.0]
+    assert actual.values == {"step": 3, "position": {"epoch": 1}}
+    assert (actual.step, actual.lineage["dataset"]) == (3, {"digest": "d"})
+
+
+def test_the_commit_lists_every_file_with_its_hash(checkpoint):
+    """SHA-256 of b"weights" was computed with sha256sum."""
+    files = read_commit(checkpoint)["files"]
+    assert sorted(files) == ["model.safetensors", "trainer/state.json", "trainer/state.safetensors"]
+    assert files["model.safetensors"] == {
+        "sha256": "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c",
+        "bytes": 7,
+    }
+
+
+def test_torn_checkpoint_is_refused(checkpoint):
+    """A folder without COMMIT is the rest of a killed run; it is not listed either."""
+    (checkpoint / COMMIT_FILE).unlink()
+    assert list_checkpoints(checkpoint.parent) == []
+    with pytest.raises(CheckpointError, match="not a committed checkpoint"):
+        read_checkpoint(checkpoint)
+
+
+def test_torn_checkpoint_is_replaced_by_a_fresh_one(checkpoint):
+    """Writing over an uncommitted folder leaves nothing of it."""
+    (checkpoint / COMMIT_FILE).unlink()
+    (checkpoint / "stale").touch()
+    write_checkpoint(
+        checkpoint, save_model=lambda folder: None, tensors={}, values={"step": 3}, lineage={}
+    )
+    assert sorted(read_commit(checkpoint)["files"]) == [
+        "trainer/state.json",
+        "trainer/state.safetensors",
+    ]
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (lambda c: flip(c / "model.safetensors"), "model.safetensors does not match its SHA-256"),
+        (lambda c: flip(c / "trainer/state.safetensors"), "does not match its SHA-256"),
+        (lambda c: (c / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda c: (c / "adapter.pkl").touch(), "adapter.pkl was added after the commit"),
+        (lambda c: (c / COMMIT_FILE).write_text("{"), "damaged"),
+        (lambda c: (c / COMMIT_FILE).write_text(json.dumps({"files": 3})), "damaged"),
+    ],
+)
+def test_tampered_checkpoint_is_refused(checkpoint, tamper, message):
+    """Any changed, missing or added file stops the load and is named."""
+    tamper(checkpoint)
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(checkpoint)
+
+
+def test_committed_checkpoints_are_never_overwritten(checkpoint):
+    """Writing into a committed folder is an error and changes nothing."""
+    with pytest.raises(CheckpointError, match="already committed"):
+        write_checkpoint(
+            checkpoint, save_model=lambda folder: None, tensors={}, values={"step": 3}, lineage={}
+        )
+    assert read_checkpoint(checkpoint).step == 3
+
+
+def test_removed_checkpoints_are_gone(checkpoint):
+    """Removal takes the folder away."""
+    remove_checkpoint(checkpoint)
+    assert list(checkpoint.parent.iterdir()) == []

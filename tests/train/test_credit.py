@@ -1,0 +1,197 @@
+"""Advantages against the worked examples of the papers' formulas."""
+
+import math
+
+import pytest
+import torch
+
+from starpo_train.credit.bilevel_gae import (
+    compute_bilevel_gae,
+    compute_turn_advantages,
+    whiten_masked,
+)
+from starpo_train.credit.critic import compute_turn_returns, fit_turn_values
+from starpo_train.credit.group import compute_group_advantages, select_groups
+
+
+def to_tensor(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def assert_close(actual, expected, tolerance=1e-9):
+    assert actual.tolist() == pytest.approx(expected, abs=tolerance)
+
+
+def test_bilevel_gae_discounts_across_zero_reward_turns():
+    """Rewards (0, 0, 1) with V = 0 give .9025, .95, 1 on every token of each turn.
+
+    Tokens `a` and turn ends `|`: aa| a| aaa|
+    """
+    ends = torch.tensor([0, 0, 1, 0, 1, 0, 0, 0, 1], dtype=torch.bool)
+    advantages, returns = compute_bilevel_gae(to_tensor(0, 0, 1), torch.zeros(9).double(), ends)
+    assert_close(advantages, [0.9025] * 3 + [0.95] * 2 + [1.0] * 4)
+    assert_close(returns, advantages.tolist())
+
+
+def test_bilevel_gae_mirrors_a_negative_reward():
+    """Reward -1 gives the same numbers with the sign turned."""
+    ends = torch.ones(3, dtype=torch.bool)
+    advantages, _ = compute_bilevel_gae(to_tensor(0, 0, -1), torch.zeros(3).double(), ends)
+    assert_close(advantages, [-0.9025, -0.95, -1.0])
+
+
+def test_bilevel_gae_of_a_plain_failure_is_zero():
+    """Rewards (0, 0, 0) have turn ends all the same, and give zeros."""
+    ends = torch.tensor([0, 1, 0, 1, 1], dtype=torch.bool)
+    advantages, _ = compute_bilevel_gae(to_tensor(0, 0, 0), torch.zeros(5).double(), ends)
+    assert advantages.tolist() == [0.0] * 5
+
+
+def test_bilevel_gae_of_one_turn_is_its_reward():
+    """One turn of three tokens with reward .5 and V = 0 gives .5 on each."""
+    ends = torch.tensor([False, False, True])
+    advantages, _ = compute_bilevel_gae(to_tensor(0.5), torch.zeros(3).double(), ends)
+    assert_close(advantages, [0.5] * 3)
+
+
+def test_turn_advantages_with_values():
+    """r = (.2, -.1, 1), V = (.5, .6, .7), lambda .9 give (.45938, .2215, .3).
+
+    By hand: d2 = 1 - .7 = .3; d1 = -.1 + .95*.7 - .6 = -.035; d0 = .2 + .95*.6 - .5 = .27;
+    A1 = -.035 + .855*.3 = .2215; A0 = .27 + .855*.2215 = .4593825.
+    """
+    actual = compute_turn_advantages(to_tensor(0.2, -0.1, 1), to_tensor(0.5, 0.6, 0.7), lam=0.9)
+    assert_close(actual, [0.4593825, 0.2215, 0.3])
+
+
+def test_bilevel_gae_with_values_inside_the_turn():
+    """Two turns of two tokens with V = (.1, .5, .2, .7), r = (.2, 1), lambda .9.
+
+    High level on V(e) = (.5, .7): A1 = .3, A0 = .2 + .95*.7 - .5 + .855*.3 = .6215.
+    Returns at turn ends: 1.1215 and 1. Low level: end tokens .6215 and .3; first tokens
+    .5 - .1 + .9*.6215 = .95935 and .7 - .2 + .9*.3 = .77.
+    """
+    advantages, returns = compute_bilevel_gae(
+        to_tensor(0.2, 1),
+        to_tensor(0.1, 0.5, 0.2, 0.7),
+        torch.tensor([False, True, False, True]),
+        lam=0.9,
+    )
+    assert_close(advantages, [0.95935, 0.6215, 0.77, 0.3])
+    assert_close(returns, [1.05935, 1.1215, 0.97, 1.0])
+
+
+def test_truncated_trajectory_bootstraps_from_the_last_value():
+    """Rewards (0, 0) cut by a limit at V = .8 are no failure: .7220 and .76 instead of 0."""
+    actual = compute_turn_advantages(to_tensor(0, 0), to_tensor(0, 0), bootstrap_value=0.8)
+    assert_close(actual, [0.722, 0.76])
+
+
+def test_bilevel_gae_refuses_rewards_without_turn_ends():
+    """Two rewards for one turn end is an error, not a merged turn."""
+    with pytest.raises(ValueError, match="one reward per turn end"):
+        compute_bilevel_gae(to_tensor(0, 1), torch.zeros(2).double(), torch.tensor([False, True]))
+
+
+def test_whitening_uses_the_masked_tokens_only():
+    """(1, 2, 3) whiten to (-1, 0, 1); the masked-out 100 changes nothing and becomes 0."""
+    actual = whiten_masked(to_tensor(1, 100, 2, 3), torch.tensor([True, False, True, True]))
+    assert_close(actual, [-1.0, 0.0, 0.0, 1.0], tolerance=1e-7)
+
+
+def test_whitening_leaves_a_single_token_alone():
+    """One token has no deviation, so it keeps its value."""
+    actual = whiten_masked(to_tensor(5, 7), torch.tensor([False, True]))
+    assert actual.tolist() == [0.0, 7.0]
+
+
+@pytest.mark.parametrize(
+    ("normalize_std", "expected"),
+    [(True, [1.1547, -0.5774, -0.5774]), (False, [0.6667, -0.3333, -0.3333])],
+)
+def test_group_advantages_of_one_success_in_three(normalize_std, expected):
+    """Rewards (1, 0, 0): GRPO and Dr.GRPO as published."""
+    actual = compute_group_advantages(
+        to_tensor(1, 0, 0), ["a", "a", "a"], normalize_std=normalize_std
+    )
+    assert_close(actual.advantages_N, expected, tolerance=1e-4)
+
+
+def test_groups_do_not_mix():
+    """Interleaved groups are compared within themselves: std of (4, 2) is sqrt(2)."""
+    actual = compute_group_advantages(to_tensor(4, 1, 2, 0), ["a", "b", "a", "b"])
+    assert_close(actual.advantages_N, [0.7071, 0.7071, -0.7071, -0.7071], tolerance=5e-5)
+    assert_close(actual.std_G, [math.sqrt(2), math.sqrt(0.5)])
+
+
+def test_group_of_equal_rewards_gives_zero_not_noise():
+    """Three times 0.1 has a rounding error in its mean; the advantage is still exactly 0."""
+    actual = compute_group_advantages(to_tensor(0.1, 0.1, 0.1), ["a", "a", "a"])
+    assert actual.advantages_N.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_singletons_never_get_their_raw_reward():
+    """A lone attempt is dropped by default, or compared with all: mean .5, std .5774."""
+    rewards, groups = to_tensor(1, 1, 0, 0), ["lone", "a", "a", None]
+    dropped = compute_group_advantages(rewards, groups)
+    assert dropped.advantages_N.tolist()[::3] == [0.0, 0.0]
+    compared = compute_group_advantages(rewards, groups, singleton="global_baseline")
+    assert_close(compared.advantages_N, [0.8660, 0.7071, -0.7071, -0.8660], tolerance=5e-5)
+
+
+def test_runs_without_a_task_are_not_one_group():
+    """Two runs that name no task are two lone runs."""
+    actual = compute_group_advantages(to_tensor(1, 0), [None, None])
+    assert actual.advantages_N.tolist() == [0.0, 0.0]
+
+
+def test_starpo_s_keeps_the_quarter_of_highest_deviation():
+    """int(.25 * 8) = 2 groups: those with std .9 and .7."""
+    stds = to_tensor(0.1, 0.9, 0.0, 0.3, 0.7, 0.2, 0.0, 0.4)
+    assert select_groups(stds, keep=0.25).nonzero().flatten().tolist() == [1, 4]
+
+
+def test_starpo_s_never_keeps_a_group_without_deviation():
+    """Asked for three quarters of (0, 0, .5, 0), only the one that can teach is left."""
+    assert select_groups(to_tensor(0, 0, 0.5, 0), keep=0.75).tolist() == [False, False, True, False]
+
+
+def test_turn_returns_discount_what_is_still_to_come():
+    """Rewards (0, 0, 1) at gamma .95 return (.9025, .95, 1)."""
+    assert compute_turn_returns([0.0, 0.0, 1.0], gamma_turn=0.95) == pytest.approx(
+        [0.9025, 0.95, 1.0]
+    )
+
+
+def test_critic_finds_a_linear_value_on_held_out_tasks():
+    """Returns that are a linear function of the features are predicted for unseen tasks."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(200, 4, generator=generator)
+    returns = features @ torch.tensor([1.0, -2.0, 0.0, 0.5]) + 3.0
+    fitted = fit_turn_values(
+        features, returns, torch.arange(200) // 4, torch.ones(200, dtype=torch.bool)
+    )
+    assert fitted.explained_variance > 0.99
+    assert_close(fitted.values_K, returns.tolist(), tolerance=0.1)
+
+
+def test_critic_does_not_learn_a_task_from_itself():
+    """Features that only name the task say nothing about held-out tasks: no variance explained."""
+    generator = torch.Generator().manual_seed(0)
+    returns = torch.randn(40, generator=generator)
+    fitted = fit_turn_values(
+        torch.eye(40), returns, torch.arange(40), torch.ones(40, dtype=torch.bool)
+    )
+    assert fitted.explained_variance < 0.05
+
+
+def test_critic_ignores_returns_of_truncated_runs():
+    """Absurd returns outside the usable mask leave the fit as it was."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(60, 2, generator=generator)
+    returns = features[:, 0].clone()
+    usable = torch.arange(60) % 3 != 0
+    expected = fit_turn_values(features, returns, torch.arange(60), usable)
+    returns[~usable] = 1e6
+    actual = fit_turn_values(features, returns, torch.arange(60), usable)
+    assert torch.equal(actual.values_K, expected.values_K)

@@ -1,0 +1,232 @@
+"""A loaded policy: packed == rows == padded, exact log-probabilities, no gradient elsewhere."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import pad
+
+from starpo_train.config import ModelSection
+from starpo_train.errors import ModelError
+from starpo_train.head import compute_logprobs
+from starpo_train.model import load_policy, merged_state_dict
+from starpo_train.pack import pack_rows
+from starpo_train.tokens import TurnTokens, build_rows
+
+
+def make_rows(lengths, *, seed=0):
+    """Rows of one turn each: half prompt, half sampled."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for i, length in enumerate(lengths):
+        ids = generator.integers(2, 300, length).astype(np.int32)
+        half = max(1, length // 2)
+        turn = TurnTokens(
+            turn=0,
+            prompt_ids_T=ids[:half],
+            response_ids_T=ids[half:],
+            logprobs_T=np.zeros(length - half, dtype=np.float32),
+            recorded=True,
+            trained=True,
+        )
+        rows += build_rows([turn], trajectory=i)
+    return rows
+
+
+def load(folder, **options):
+    return load_policy(ModelSection(path=str(folder), device="cpu", **options))
+
+
+def score_and_differentiate(policy, batch):
+    policy.model.zero_grad()
+    scores = policy.score_actions(batch)
+    # a different factor per token, so that no gradient can hide behind another
+    factors = torch.linspace(0.5, 1.5, batch.num_actions)
+    (-(factors * scores.logprobs_A).sum() + 0.1 * scores.entropies_A.sum()).backward()
+    gradients = {name: p.grad.clone() for name, p in policy.trained_parameters()}
+    return scores, gradients
+
+
+def plain_forward(model, rows):
+    """Reference: one padded batch through the model's own forward pass, full log-softmax."""
+    longest = max(row.num_tokens for row in rows)
+    ids = torch.stack(
+        [
+            pad(torch.from_numpy(row.input_ids_T), (0, longest - row.num_tokens), value=0)
+            for row in rows
+        ]
+    )
+    mask = torch.stack([torch.arange(longest) < row.num_tokens for row in rows]).long()
+    logprobs = torch.log_softmax(model(input_ids=ids, attention_mask=mask).logits.float(), -1)
+    chosen, entropies = [], []
+    for i, row in enumerate(rows):
+        at = torch.from_numpy(row.action_mask_T.nonzero()[0])
+        chosen.append(logprobs[i, at - 1, ids[i, at]])
+        entropies.append(-(logprobs[i, at - 1].exp() * logprobs[i, at - 1]).sum(-1))
+    return torch.cat(chosen), torch.cat(entropies)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_packing_changes_neither_loss_nor_gradient(hand, tmp_path, family):
+    """Packed rows, single rows and a padded batch agree to 1e-5 in scores and gradients."""
+    policy = load(hand.model(tmp_path / "m", family=family))
+    assert (policy.packed, policy.fast_head) == (True, True)
+    rows = make_rows([13, 5, 2, 21])
+    batch = pack_rows(rows, [0, 1, 2, 3])
+    packed, packed_gradients = score_and_differentiate(policy, batch)
+
+    policy.model.set_attn_implementation("sdpa")
+    single, single_gradients = score_and_differentiate(replace(policy, packed=False), batch)
+
+    policy.model.zero_grad()
+    chosen, entropies = plain_forward(policy.model, rows)
+    factors = torch.linspace(0.5, 1.5, batch.num_actions)
+    (-(factors * chosen).sum() + 0.1 * entropies.sum()).backward()
+    for scores in (packed, single):
+        torch.testing.assert_close(scores.logprobs_A, chosen, atol=1e-5, rtol=0)
+        torch.testing.assert_close(scores.entropies_A, entropies, atol=1e-5, rtol=0)
+    for name, parameter in policy.trained_parameters():
+        scale = float(parameter.grad.abs().max())
+        for gradients in (packed_gradients, single_gradients):
+            assert float((gradients[name] - parameter.grad).abs().max()) <= 1e-5 * max(1.0, scale)
+
+
+def test_a_row_never_sees_its_neighbours(model_folder):
+    """Replacing a packed neighbour leaves a row's log-probabilities bit for bit the same."""
+    policy = load(model_folder)
+    rows, others = make_rows([9, 12]), make_rows([9, 12], seed=1)
+    with torch.no_grad():
+        first = policy.score_actions(pack_rows(rows, [0, 1])).logprobs_A
+        second = policy.score_actions(pack_rows([others[0], rows[1]], [0, 1])).logprobs_A
+    count = rows[0].num_actions
+    assert torch.equal(first[count:], second[count:])
+    assert not torch.equal(first[:count], second[:count])
+
+
+def test_sliding_window_rows_keep_their_window(hand, tmp_path):
+    """A window shorter than a row packs to the same numbers as the model's own forward pass."""
+    folder = hand.model(
+        tmp_path / "m", use_sliding_window=True, sliding_window=6, max_window_layers=0
+    )
+    policy = load(folder, attention="packed")
+    rows = make_rows([20, 4])
+    with torch.no_grad():
+        packed = policy.score_actions(pack_rows(rows, [0, 1])).logprobs_A
+        policy.model.set_attn_implementation("sdpa")
+        expected, _ = plain_forward(policy.model, rows)
+    torch.testing.assert_close(packed, expected, atol=1e-5, rtol=0)
+
+
+def test_no_gradient_from_tokens_that_are_not_trained(model_folder):
+    """What follows the last trained token cannot change any gradient: it has no loss."""
+    policy = load(model_folder)
+    (row,) = make_rows([12])
+    longer = replace(
+        row,
+        input_ids_T=np.concatenate([row.input_ids_T, [7, 8, 9]]),
+        **{
+            name: np.concatenate([getattr(row, name), np.zeros(3, dtype=bool)])
+            for name in ("action_mask_T", "turn_end_mask_T", "turn_start_mask_T")
+        },
+        turn_T=np.concatenate([row.turn_T, [-1] * 3]),
+        logprobs_T=None,
+    )
+    _, gradients = score_and_differentiate(policy, pack_rows([row], [0]))
+    _, longer_gradients = score_and_differentiate(policy, pack_rows([longer], [0]))
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(longer_gradients[name], gradient, atol=1e-5, rtol=1e-5)
+
+
+def test_chunked_head_equals_full_log_softmax(monkeypatch):
+    """Chunks of 3 tokens: values and gradients of hidden, weight and bias in float64-like detail."""
+    monkeypatch.setattr("starpo_train.head.CHUNK_ELEMENTS", 3 * 11)
+    torch.manual_seed(0)
+    ids = torch.randint(11, (8,))
+    leaves = [torch.randn(8, 5), torch.randn(11, 5), torch.randn(11)]
+    results = []
+    for chunked in (True, False):
+        hidden, weight, bias = (leaf.clone().requires_grad_() for leaf in leaves)
+        if chunked:
+            logprobs, entropies = compute_logprobs(hidden, weight, bias, ids)
+        else:
+            full = torch.log_softmax(hidden @ weight.T + bias, -1)
+            logprobs, entropies = full.gather(1, ids[:, None])[:, 0], -(full.exp() * full).sum(1)
+        (logprobs * torch.arange(8.0) + entropies * torch.arange(8.0).flip(0)).sum().backward()
+        results.append([logprobs, entropies, hidden.grad, weight.grad, bias.grad])
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_lora_trains_few_weights_and_exports_plain_ones(model_folder):
+    """Merged weights have the plain model's names and give the LoRA model's log-probabilities."""
+    from transformers import AutoModelForCausalLM
+
+    policy = load(model_folder, lora_rank=2)
+    names = [name for name, _ in policy.trained_parameters()]
+    assert names
+    assert all(".lora_" in name for name in names)
+    with torch.no_grad():
+        for _, parameter in policy.trained_parameters():
+            parameter.add_(0.1)
+    rows = make_rows([10, 6])
+    with torch.no_grad():
+        expected = policy.score_actions(pack_rows(rows, [0, 1])).logprobs_A
+        plain = AutoModelForCausalLM.from_pretrained(model_folder)
+        before, _ = plain_forward(plain, rows)
+        plain.load_state_dict(merged_state_dict(policy))
+        actual, _ = plain_forward(plain, rows)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    assert float((actual - before).abs().max()) > 0.01
+
+
+def test_a_head_with_scaling_is_not_taken_for_a_plain_one(tmp_path, hand):
+    """Granite divides its logits; the check at loading notices and uses the model's own head."""
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    torch.manual_seed(0)
+    config = GraniteConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        logits_scaling=3.0,
+        initializer_range=0.2,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    GraniteForCausalLM(config).save_pretrained(tmp_path)
+    hand.tokenizer().save_pretrained(tmp_path)
+    policy = load(tmp_path)
+    assert (policy.packed, policy.fast_head) == (True, False)
+    rows = make_rows([9, 5])
+    with torch.no_grad():
+        actual = policy.score_actions(pack_rows(rows, [0, 1])).logprobs_A
+        policy.model.set_attn_implementation("sdpa")
+        expected, _ = plain_forward(policy.model, rows)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+def test_state_features_are_taken_before_each_turn(model_folder):
+    """The feature of a turn start does not depend on what the turn then samples."""
+    policy = load(model_folder)
+    (row,) = make_rows([10])
+    other = replace(row, input_ids_T=np.where(row.action_mask_T, 5, row.input_ids_T))
+    features = policy.compute_state_features(pack_rows([row, other], [0, 1]))
+    assert features.shape == (2, 32)
+    torch.testing.assert_close(features[0], features[1], atol=1e-6, rtol=0)
+
+
+def test_missing_model_folder_is_named(tmp_path):
+    """A path that does not exist is an error before transformers tries the network."""
+    with pytest.raises(ModelError, match="no such folder"):
+        load(tmp_path / "nowhere")
+
+
+def test_folder_without_a_model_is_refused(tmp_path):
+    """An empty folder is a ModelError that names it."""
+    with pytest.raises(ModelError, match="cannot be loaded as a causal language model"):
+        load(tmp_path)

@@ -39,6 +39,7 @@ from starpo_train.verdict import (
     EvidenceResult,
     GateDecision,
     Verdict,
+    format_p_value,
 )
 
 __all__ = [
@@ -194,7 +195,7 @@ def _judge_release(
     failed = [c.describe() for c in comparisons if c.outcome == "fail"]
     failed += [
         f"Cohort {c.cohort}: success fell by {-100 * (c.change or 0):.1f} points, more than the "
-        f"cohort margin (Holm-adjusted p = {c.p_value_harm:.2g})."
+        f"cohort margin (Holm-adjusted {format_p_value(c.p_value_harm or 0.0)})."
         for c in cohorts
         if c.harmed
     ]
@@ -224,14 +225,7 @@ def _summarize(
             "is shown to stay within its margin."
         )
     if verdict is Verdict.BLOCK:
-        faults = [
-            f"{c.title.lower()} changed by {c.format_change(c.change)}, beyond the margin of "
-            f"{c.format_change(c.signed_margin)}"
-            for c in comparisons
-            if c.outcome == "fail"
-        ]
-        faults += [f"cohort {c.cohort} got worse" for c in cohorts if c.harmed]
-        return f"The candidate must not ship: {'; '.join(faults)}."
+        return f"The candidate must not ship: {_list_faults(comparisons, cohorts)}."
     if obstacles:
         return f"The data does not decide. {obstacles[0]}"
     unclear = [c for c in comparisons if c.decides and c.outcome == "unclear"]
@@ -241,6 +235,22 @@ def _summarize(
         where = f" {STRATUM_TITLES.get(widest.stratum, '')}".rstrip()
         more = f" About {widest.tasks_needed:,} paired tasks{where} would decide."
     return f"The data does not show that the candidate stays within margin on {_list_titles(unclear)}.{more}"
+
+
+def _list_faults(comparisons: Sequence[Comparison], cohorts: Sequence[CohortResult]) -> str:
+    """The first fault in full, the others by name."""
+    failed = [c for c in comparisons if c.outcome == "fail"]
+    harmed = [f"cohort {c.cohort}" for c in cohorts if c.harmed]
+    if not failed:
+        return f"success fell beyond the cohort margin in {', '.join(harmed)}"
+    first = failed[0]
+    others = [_list_titles(failed[1:]), *harmed]
+    listed = ", ".join(other for other in others if other)
+    return (
+        f"{first.title.lower()} changed by {first.format_change(first.change)}, beyond the margin "
+        f"of {first.format_change(first.signed_margin)}"
+        + (f"; also beyond theirs: {listed}" if listed else "")
+    )
 
 
 def _list_titles(comparisons: Sequence[Comparison]) -> str:
@@ -274,8 +284,8 @@ def _test_superiority(paired: PairedTasks, *, config: GateConfig) -> tuple[float
         return None, "Improvement cannot be judged: the candidate has no rewards."
     p_value = stats.p_value_below(-worst_T, 0.0)
     if p_value <= config.alpha:
-        return p_value, f"Success improved over the baseline (one-sided p = {p_value:.2g})."
-    return p_value, f"An improvement of success is not shown (one-sided p = {p_value:.2g})."
+        return p_value, f"Success improved over the baseline (one-sided {format_p_value(p_value)})."
+    return p_value, f"An improvement of success is not shown (one-sided {format_p_value(p_value)})."
 
 
 def _weigh_evidence(

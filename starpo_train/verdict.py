@@ -192,3 +192,8 @@ class GateDecision:
 def finite_or_none(value: float | None) -> float | None:
     """JSON has neither nan nor infinity: both become None."""
     return value if value is not None and isfinite(value) else None
+
+
+def format_p_value(p_value: float) -> str:
+    """0.0312 -> "p = 0.031"; tiny ones are "p < 0.001"."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"

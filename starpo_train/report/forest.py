@@ -15,7 +15,7 @@ OUTCOMES = {
     "reported": "reported only",
 }
 
-_LOWEST, _HIGHEST = -3.0, 6.0
+_LOWEST, _HIGHEST = -6.0, 7.0
 """Margins shown at most; an interval that reaches further ends in an arrow."""
 
 
@@ -61,10 +61,10 @@ def build_forest(verdict: dict[str, Any]) -> Forest:
         for end in _to_margins(comparison, default)
         if end is not None
     ]
-    scale = svg.Scale(
-        low=max(_LOWEST, min([-1.8, *(end - 0.3 for end in ends)])),
-        high=min(_HIGHEST, max([1.8, *(end + 0.3 for end in ends)])),
-    )
+    low = max(_LOWEST, min([-2.0, *(end - 0.3 for end in ends)]))
+    high = min(_HIGHEST, max([1.8, *(end + 0.3 for end in ends)]))
+    # some room right of "no change", for the words above the plot
+    scale = svg.Scale(low=low, high=max(high, -0.6 * low))
     return Forest(
         axis=svg.draw_forest_axis(scale),
         rows=tuple(_build_row(comparison, default, scale) for comparison in comparisons),

@@ -44,7 +44,7 @@ def draw_interval(
     middle: float,
     css: str,
 ) -> Markup:
-    """A point with its interval at height `middle`; None is unbounded and gets an arrow."""
+    """A point with its interval at height `middle`; an end off the scale becomes an arrow."""
     start = 0.0 if low is None else scale.place(low)
     end = 100.0 if high is None else scale.place(high)
     parts = [
@@ -52,14 +52,23 @@ def draw_interval(
             start, end, middle, middle
         )
     ]
-    for bound, place, direction in ((low, start, 1), (high, end, -1)):
-        beyond = bound is None or not scale.low <= bound <= scale.high
-        shape = f"M0 0l{7 * direction} -5v10z" if beyond else "M-1 -5h2v10h-2z"
-        parts.append(
-            Markup(
-                '<svg x="{}%" y="{}" overflow="visible"><path class="cap" d="{}"/></svg>'
-            ).format(place, middle, shape)
+    marks: list[tuple[float, str]] = []
+    if low is None or low < scale.low:
+        marks.append((start, "M0 0l7 -5v10z"))  # an arrow whose tip is here
+    elif low <= scale.high:
+        marks.append((start, "M-1 -5h2v10h-2z"))
+    if high is None or high > scale.high:
+        marks.append((end, "M0 0l-7 -5v10z"))
+    elif high >= scale.low:
+        marks.append((end, "M-1 -5h2v10h-2z"))
+    parts += [
+        Markup('<svg x="{}%" y="{}" overflow="visible"><path class="cap" d="{}"/></svg>').format(
+            place, middle, shape
         )
+        for place, shape in marks
+    ]
+    if not scale.low <= value <= scale.high:
+        return Markup('<g class="{}">{}</g>').format(css, Markup().join(parts))
     parts.append(
         Markup('<circle class="point" cx="{}%" cy="{}" r="5"/>').format(scale.place(value), middle)
     )

@@ -255,3 +255,14 @@ def test_success_rate_is_t_when_tasks_vary():
     """Thirty tasks at every level: the t interval, unchanged."""
     rates_T = np.tile([0.25, 0.5, 0.75], 10)
     assert estimate_success_rate(rates_T) == estimate_mean(rates_T)
+
+
+def test_sparse_fractional_differences_are_padded():
+    """Two of forty tasks differ, by fractions: t with one whole gain and one whole loss added."""
+    change_T = np.zeros(40)
+    change_T[:2] = (0.5, -0.25)
+    padded = estimate_mean(np.append(change_T, (1.0, -1.0)), confidence=0.90)
+    estimate = estimate_success_change(change_T)
+    assert (estimate.low, estimate.high) == (padded.low, padded.high)
+    assert estimate.value == 0.25 / 40
+    assert p_value_below(change_T, estimate.high) == pytest.approx(0.05)

@@ -121,10 +121,14 @@ class _ChoiceParts:
         self._finish_reason = _get(choice, "finish_reason") or self._finish_reason
         token_ids = _get(choice, "token_ids")
         if token_ids is not None:
-            self._token_ids = [*(self._token_ids or ()), *token_ids]
+            if self._token_ids is None:
+                self._token_ids = []
+            self._token_ids.extend(token_ids)
         logprobs = _get(_get(choice, "logprobs"), "content")
         if logprobs is not None:
-            self._logprobs = [*(self._logprobs or ()), *logprobs]
+            if self._logprobs is None:
+                self._logprobs = []
+            self._logprobs.extend(logprobs)
 
     def build(self) -> dict[str, Any]:
         return {

@@ -98,11 +98,18 @@ def choose_examples(
         .sort("task_id")
     )
     low, high = pl.col("rate") < 0.5, pl.col("rate_candidate") >= 0.5
+    total = pl.col("rate") + pl.col("rate_candidate")
     picks = [
-        ("gained", joined.filter(pl.col("gain") > 0).sort("gain", descending=True)),
-        ("lost", joined.filter(pl.col("gain") < 0).sort("gain")),
-        ("both solved", joined.filter(~low & high)),
-        ("neither solved", joined.filter(low & ~high)),
+        (
+            "gained",
+            joined.filter(pl.col("gain") > 0).sort("gain", descending=True, maintain_order=True),
+        ),
+        ("lost", joined.filter(pl.col("gain") < 0).sort("gain", maintain_order=True)),
+        (
+            "both solved",
+            joined.filter(~low & high).sort(total, descending=True, maintain_order=True),
+        ),
+        ("neither solved", joined.filter(low & ~high).sort(total, maintain_order=True)),
     ]
     examples: list[Example] = []
     for label, tasks in picks:

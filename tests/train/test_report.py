@@ -409,7 +409,7 @@ def test_examples_are_the_gain_the_loss_and_the_unchanged(release):
     assert [(e.label, e.task_id) for e in examples] == [
         ("gained", "task-00"),
         ("lost", "task-03"),
-        ("both solved", "task-01"),
+        ("both solved", "task-02"),
     ]
     assert [(p.solved, p.wins) for p in examples[0].plays] == [(False, "0 of 2"), (True, "2 of 2")]
 

@@ -35,6 +35,10 @@ class TextBuilder:
         self._pending += after[len(before) :]
         return self._take()
 
+    def hold(self, token_id: int) -> None:
+        """Take a token without decoding it yet."""
+        self._ids.append(token_id)
+
     def finish(self) -> str:
         """The rest, once no more tokens will come."""
         if self.stopped:

@@ -96,6 +96,13 @@ class _Row:
             self._generator.manual_seed(seed)
         self._uniforms: list[float] = []
 
+    def add_text(self, token_id: int) -> str:
+        """The text of a token, at once when someone waits for it, else at the end."""
+        if self.generation.on_token is None and not self.generation.request.stop:
+            self.builder.hold(token_id)
+            return ""
+        return self.builder.push(token_id)
+
     def draw(self) -> float:
         """The next uniform number of this request's own generator."""
         if not self._uniforms:
@@ -205,8 +212,7 @@ class Engine:
         first_slot = len(self._rows)
         self._rows += joining
         for slot, row in enumerate(joining, first_slot):
-            prompt = torch.tensor(row.ids)
-            length, kept = self._store.find(prompt)
+            length, kept = self._store.find(row.ids)
             row.num_cached = min(length, len(row.ids) - 1)
             if row.num_cached:
                 self._cache.write(slot, kept, row.num_cached)
@@ -277,7 +283,7 @@ class Engine:
             token_id=token_id,
             logprob=logprob,
             top=top[: request.top_logprobs],
-            text="" if ended else row.builder.push(token_id),
+            text="" if ended else row.add_text(token_id),
         )
         generation.tokens.append(token)
         if generation.on_token is not None:
@@ -292,9 +298,8 @@ class Engine:
         """Answer the rows' requests and close the gaps they leave."""
         for row in leaving:
             slot = self._rows.index(row)
-            self._store.keep(
-                torch.tensor(row.ids[: row.num_cached]), self._cache.read(slot, row.num_cached)
-            )
+            kept = self._cache.read(slot, row.num_cached)
+            self._store.keep(row.ids[: row.num_cached], kept)
             last = self._rows.pop()
             if last is not row:
                 self._rows[slot] = last

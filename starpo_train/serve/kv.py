@@ -9,8 +9,13 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+Row = list[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values (H, T, D) of each layer."""
 
 
 class SlotLayer(CacheLayerMixin):
@@ -27,8 +32,8 @@ class SlotLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Remember dtype, device and sizes."""
-        self.keys = key_states.new_zeros(0, key_states.shape[1], 0, key_states.shape[3])
-        self.values = value_states.new_zeros(0, value_states.shape[1], 0, value_states.shape[3])
+        for name, states in (("keys", key_states), ("values", value_states)):
+            setattr(self, name, states.new_zeros(0, states.shape[1], 0, states.shape[3]))
         self.is_initialized = True
 
     def update(
@@ -117,14 +122,14 @@ class SlotCache(Cache):
     def _apply(self, layer: Any) -> None:
         layer.first_slot, layer.starts_B, layer.length = self._plan
 
-    def read(self, slot: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def read(self, slot: int, length: int) -> Row:
         """A copy of one row: keys and values (H, T, D) of each layer."""
         return [
             (layer.keys[slot, :, :length].clone(), layer.values[slot, :, :length].clone())
             for layer in self.slot_layers
         ]
 
-    def write(self, slot: int, row: list[tuple[torch.Tensor, torch.Tensor]], length: int) -> None:
+    def write(self, slot: int, row: Row, length: int) -> None:
         """Put the first `length` positions of a row that `read` gave into a slot."""
         for layer, (keys, values) in zip(self.slot_layers, row, strict=True):
             layer.reserve(slot + 1, length)
@@ -140,8 +145,8 @@ class SlotCache(Cache):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Kept:
-    ids: torch.Tensor
-    row: list[tuple[torch.Tensor, torch.Tensor]]
+    ids_T: npt.NDArray[np.int32]
+    row: Row
     num_bytes: int
 
 
@@ -157,11 +162,12 @@ class PrefixStore:
         self._next_key = 0
         self._kept: OrderedDict[int, _Kept] = OrderedDict()
 
-    def find(self, ids: torch.Tensor) -> tuple[int, list[tuple[torch.Tensor, torch.Tensor]]]:
+    def find(self, ids: list[int]) -> tuple[int, Row]:
         """Longest beginning shared with a kept row -> (its length, the row)."""
+        ids_T = np.asarray(ids, dtype=np.int32)
         best_length, best_key = 0, None
         for key, kept in self._kept.items():
-            length = _common_length(ids, kept.ids)
+            length = _common_length(ids_T, kept.ids_T)
             if length > best_length:
                 best_length, best_key = length, key
         if best_key is None:
@@ -169,13 +175,14 @@ class PrefixStore:
         self._kept.move_to_end(best_key)
         return best_length, self._kept[best_key].row
 
-    def keep(self, ids: torch.Tensor, row: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def keep(self, ids: list[int], row: Row) -> None:
         """Keep a row; rows that it extends are dropped."""
+        ids_T = np.asarray(ids, dtype=np.int32)
         for key, kept in list(self._kept.items()):
-            if len(kept.ids) <= len(ids) and _common_length(ids, kept.ids) == len(kept.ids):
+            if _common_length(ids_T, kept.ids_T) == len(kept.ids_T):
                 self._num_bytes -= self._kept.pop(key).num_bytes
         num_bytes = sum(keys.nbytes + values.nbytes for keys, values in row)
-        self._kept[self._next_key] = _Kept(ids=ids, row=row, num_bytes=num_bytes)
+        self._kept[self._next_key] = _Kept(ids_T=ids_T, row=row, num_bytes=num_bytes)
         self._next_key += 1
         self._num_bytes += num_bytes
         while self._num_bytes > self._max_bytes:
@@ -183,8 +190,9 @@ class PrefixStore:
             self._num_bytes -= dropped.num_bytes
 
 
-def _common_length(left: torch.Tensor, right: torch.Tensor) -> int:
+def _common_length(left_T: npt.NDArray[np.int32], right_T: npt.NDArray[np.int32]) -> int:
     """Length of the common beginning of two id vectors."""
-    length = min(len(left), len(right))
-    different = (left[:length] != right[:length]).nonzero()
-    return int(different[0]) if len(different) else length
+    length = min(len(left_T), len(right_T))
+    different_T = left_T[:length] != right_T[:length]
+    first = int(different_T.argmax()) if length else 0
+    return first if length and different_T[first] else length

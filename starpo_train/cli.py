@@ -19,8 +19,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parser = build_parser()
     options = parser.parse_args(arguments)
-    # no progress bar of other libraries between our lines
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         return options.handler(options)
@@ -116,9 +114,12 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _train(config: Any, *, resume: bool) -> int:
+    from transformers.utils.logging import disable_progress_bar
+
     from starpo_train.progress import TrainingDisplay
     from starpo_train.trainer import train
 
+    disable_progress_bar()  # one bar is enough
     with TrainingDisplay() as display:
         result = train(config, resume=resume, progress=display.show)
     display.print_end(result)

@@ -169,6 +169,7 @@ def read_config(path: Path, cls: type[ConfigT]) -> ConfigT:
         raise ConfigError(f"{path}: no such run file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}.") from None
+    _reject_unknown_keys(cls, values, where="", source=path)
     return _build(cls, values, where="", folder=path.resolve().parent, source=path)
 
 
@@ -191,14 +192,22 @@ def to_json_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(plain, default=str))
 
 
+def _reject_unknown_keys(cls: Any, values: Any, *, where: str, source: Path) -> None:
+    """Before anything else is complained about: a typo often explains what seems missing."""
+    hints = typing.get_type_hints(cls)
+    known = {_key(option.name): hints[option.name] for option in dataclasses.fields(cls)}
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(_unknown_key(source, where, key, list(known)))
+        if dataclasses.is_dataclass(known[key]) and isinstance(value, dict):
+            _reject_unknown_keys(known[key], value, where=key, source=source)
+
+
 def _build(cls: Any, values: Any, *, where: str, folder: Path, source: Path) -> Any:
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: {where} = {values!r}: must be a table, [{where}].")
     hints = typing.get_type_hints(cls)
     options = {_key(option.name): option for option in dataclasses.fields(cls)}
-    for key in values:
-        if key not in options:
-            raise ConfigError(_unknown_key(source, where, key, list(options)))
     built = {}
     for key, option in options.items():
         inner = f"{where}.{key}" if where else key

@@ -1,0 +1,123 @@
+"""`starpo-train` as a person types it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from starpo_train.cli import main
+
+
+@pytest.fixture
+def dataset(hand, tmp_path):
+    rows = [
+        hand.trajectory(
+            f"t{i:02}",
+            [hand.turn([20, 21], [40 + i % 2, 1], [-5.0, -5.0])],
+            reward=float(i % 2),
+            task_id=f"k{i // 4}",
+            num_steps=1,
+            input_tokens=2,
+            output_tokens=2,
+        )
+        for i in range(16)
+    ]
+    return hand.dataset(tmp_path / "data", rows)
+
+
+@pytest.mark.slow
+def test_run_writes_a_run_folder_and_refuses_to_do_it_twice(
+    hand, dataset, model_folder, tmp_path, capsys
+):
+    """Exit code 0, the checkpoint's path printed; the second time 2 and one line that helps."""
+    file = hand.run_file(tmp_path / "run.toml", base=model_folder, dataset=dataset)
+    assert main(["run", str(file)]) == 0
+    output = capsys.readouterr().out
+    assert "16 trajectories, 16 rows, 64 tokens of which 32 trained" in output
+    assert f"done after 4 steps: {tmp_path}/run/checkpoints/step_000004" in output
+    assert main(["run", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: run.output = ")
+    assert error.count("\n") == 1
+    assert "starpo-train resume" in error
+
+
+def test_explain_says_what_the_data_allows(dataset, capsys):
+    """Counts and one ruling per algorithm."""
+    assert main(["explain", str(dataset)]) == 0
+    output = capsys.readouterr().out
+    assert "starpo: allowed; 16 of 16 trajectories have a reward, exact ids" in output
+    assert "filtered_bc: allowed" in output
+
+
+def test_unknown_key_is_one_clear_line(tmp_path, capsys):
+    """Exit code 2 and the nearest known key, brackets and all."""
+    (tmp_path / "run.toml").write_text("[train]\nepoch = 1\n")
+    assert main(["run", str(tmp_path / "run.toml")]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/run.toml: unknown key train.epoch; did you mean `epochs`?\n"
+    )
+
+
+def test_missing_dataset_is_one_clear_line(tmp_path, capsys):
+    """`explain` on a folder without a dataset says how to build one."""
+    assert main(["explain", str(tmp_path)]) == 2
+    assert "build one with `starpo-trace export" in capsys.readouterr().err
+
+
+def test_gate_of_a_policy_against_itself(dataset, tmp_path, capsys):
+    """Four tasks decide nothing: exit code 20 and a verdict file."""
+    arguments = ["gate", "--baseline", str(dataset), "--candidate", str(dataset)]
+    assert main([*arguments, "-o", str(tmp_path / "gate")]) == 20
+    assert "INCONCLUSIVE" in capsys.readouterr().out
+    verdict = json.loads((tmp_path / "gate" / "verdict.json").read_text())
+    assert verdict["verdict"] == "INCONCLUSIVE"
+
+
+def test_report_of_a_dataset(dataset, tmp_path, capsys):
+    """One page at the path asked for."""
+    page = tmp_path / "page.html"
+    assert main(["report", "--baseline", f"old={dataset}", "-o", str(page)]) == 0
+    assert f"written: {page}" in capsys.readouterr().out
+    assert page.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_evidence_needs_a_name(dataset, tmp_path, capsys):
+    """argparse's own error, exit code 2."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", "--evidence", str(dataset), "-o", str(tmp_path / "p.html")])
+    assert stopped.value.code == 2
+    assert "write NAME=DATASET" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_sigterm_commits_and_resume_finishes(hand, dataset, model_folder, tmp_path):
+    """A real process, a real signal: exit code 130, a committed checkpoint, a finished resume."""
+    file = hand.run_file(
+        tmp_path / "run.toml", base=model_folder, dataset=dataset, train={"epochs": 4000}
+    )
+    command = [sys.executable, "-m", "starpo_train.cli"]
+    process = subprocess.Popen(
+        [*command, "run", str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or metrics.read_text().count('"loss"') < 3:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, output
+    assert f"go on with: starpo-train resume {tmp_path}/run" in output
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert (checkpoint / "COMMIT").exists()
+    resolved = tmp_path / "run" / "run.toml"
+    text = resolved.read_text()
+    step = json.loads((checkpoint / "COMMIT").read_text())["step"]
+    resolved.write_text(text.replace("epochs = 4000", f"epochs = {step // 4 + 1}"))
+    assert main(["resume", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "final.json").read_text())["step"] == 4 * (step // 4 + 1)

@@ -135,8 +135,10 @@ def load_policy(section: ModelSection, *, seed: int = 0) -> Policy:
     model.to(device)
     model.train(section.gradient_checkpointing)
     if section.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
+        # renamed in the course of transformers 5
+        name = "activation_checkpointing_enable"
+        enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     policy = Policy(
         model=model,
         tokenizer=tokenizer,

@@ -84,3 +84,24 @@ def compute_pack_loss(
         bonus = algorithm.entropy_coef * (coefficients_A * scores.entropies_A).sum()
         output = replace(output, loss=output.loss - bonus)
     return output, scores.entropies_A
+
+
+@torch.no_grad()
+def measure_drift(
+    policy: Policy, data: TrainingData, config: RunConfig, trajectories: Sequence[int]
+) -> float | None:
+    """Mean |recorded - recomputed| log-probability of some trajectories; None without recorded.
+
+    0 when the policy is the one that was recorded: then tokens, template and temperature agree.
+    """
+    rows = [r for n in trajectories for r in data.rows_of_N[n]]
+    exact = [r for r in rows if data.rows[r].logprobs_T is not None]
+    lengths = [data.rows[r].num_tokens for r in exact]
+    total, count = 0.0, 0
+    for plan in plan_packs(lengths, tokens_per_pack=config.train.tokens_per_pack):
+        batch = pack_rows(data.rows, [exact[i] for i in plan])
+        if batch.behaviour_logprobs_A is not None:
+            logprobs_A = policy.score_actions(batch).logprobs_A.cpu()
+            total += float((logprobs_A - batch.behaviour_logprobs_A).abs().double().sum())
+            count += batch.num_actions
+    return total / count if count else None

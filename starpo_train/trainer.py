@@ -24,11 +24,10 @@ from starpo_train.errors import DataError, TrainingError
 from starpo_train.metrics import MetricsWriter
 from starpo_train.model import Policy, load_policy
 from starpo_train.optimizer import Optimizer
-from starpo_train.pack import pack_rows, plan_packs
 from starpo_train.prepare import TrainingData, prepare_training_data
 from starpo_train.run_folder import RunFolder
 from starpo_train.signals import StopRequest
-from starpo_train.step import StepPack, build_step_packs, compute_pack_loss
+from starpo_train.step import StepPack, build_step_packs, compute_pack_loss, measure_drift
 
 Progress = Callable[[dict[str, Any]], None]
 """Called with the start record, then with each step's record."""
@@ -181,22 +180,6 @@ class Trainer:
             wall_s=time.perf_counter() - started,
         )
 
-    def measure_drift(self) -> float | None:
-        """Mean |recorded - recomputed| log-probability on a sample, under the current policy."""
-        total, count = 0.0, 0
-        sample = self._plan_epoch(0)[0]
-        rows = [r for n in sample for r in self.data.rows_of_N[n]]
-        exact = [r for r in rows if self.data.rows[r].logprobs_T is not None]
-        lengths = [self.data.rows[r].num_tokens for r in exact]
-        for plan in plan_packs(lengths, tokens_per_pack=self.config.train.tokens_per_pack):
-            batch = pack_rows(self.data.rows, [exact[i] for i in plan])
-            with torch.no_grad():
-                logprobs_A = self.policy.score_actions(batch).logprobs_A.cpu()
-            if batch.behaviour_logprobs_A is not None:
-                total += float((logprobs_A - batch.behaviour_logprobs_A).abs().double().sum())
-                count += batch.num_actions
-        return total / count if count else None
-
     def _plan_epoch(self, epoch: int) -> list[list[int]]:
         """Trajectories of each step of an epoch; depends on seed and epoch only."""
         order = np.random.default_rng([self.config.run.seed, epoch]).permutation(
@@ -306,7 +289,9 @@ class Trainer:
         if self.position.step:
             record = {"event": "resume", "step": self.position.step}
         else:
-            record = {"event": "start", "logprob_drift_mean_abs": self.measure_drift()}
+            sample = self._plan_epoch(0)[0]
+            drift = measure_drift(self.policy, self.data, self.config, sample)
+            record = {"event": "start", "logprob_drift_mean_abs": drift}
             record |= {"attention": "packed" if self.policy.packed else "rows"}
         self._report(record | self.data.facts | {"num_steps": self._total_steps})
 

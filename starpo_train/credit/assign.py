@@ -83,6 +83,8 @@ def assign_credit(
             facts["critic_explained_variance"] = values.explained_variance
         advantages_R = _bilevel_advantages(tokenized, critic_values_K, config)
     kept, advantages_R = _keep(tokenized, advantages_R, kept_N.tolist())
+    if algorithm.advantage == "bilevel_gae":
+        advantages_R = _whiten(advantages_R)  # over what is trained, not over what was left out
     return Credit(
         tokenized=kept,
         advantages_R=advantages_R,
@@ -125,7 +127,7 @@ def _fit_critic(
 def _bilevel_advantages(
     tokenized: TokenizedTrajectories, critic_values_K: Tensor, config: RunConfig
 ) -> list[np.ndarray]:
-    """Turn-level GAE, spread over each turn's tokens, whitened over all tokens.
+    """Turn-level GAE, spread over each turn's tokens.
 
     The critic's value is constant within a turn, so the low level (gamma = lambda = 1) hands
     every token of a turn the turn's advantage.
@@ -149,9 +151,15 @@ def _bilevel_advantages(
         _, index_of_A = np.unique(turn_of_A, return_inverse=True)
         spread.append(turn_advantages_K[first + torch.from_numpy(index_of_A)])
         first += int(row.turn_start_mask_T.sum())
-    flat = torch.cat(spread)
+    return [part.numpy() for part in spread]
+
+
+def _whiten(advantages_R: list[np.ndarray]) -> list[np.ndarray]:
+    if not advantages_R:
+        return []
+    flat = torch.from_numpy(np.concatenate(advantages_R))
     white = whiten_masked(flat, torch.ones_like(flat, dtype=torch.bool)).to(torch.float32)
-    return [part.numpy() for part in white.split([len(part) for part in spread])]
+    return [part.numpy() for part in white.split([len(part) for part in advantages_R])]
 
 
 def _turns_of(tokenized: TokenizedTrajectories) -> list[list[tuple[int, int]]]:

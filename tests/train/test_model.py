@@ -230,3 +230,29 @@ def test_folder_without_a_model_is_refused(tmp_path):
     """An empty folder is a ModelError that names it."""
     with pytest.raises(ModelError, match="cannot be loaded as a causal language model"):
         load(tmp_path)
+
+
+def test_gradient_checkpointing_changes_no_gradient(model_folder):
+    """Recomputing activations keeps the rows apart and the gradients equal."""
+    batch = pack_rows(make_rows([13, 5]), [0, 1])
+    scores, gradients = score_and_differentiate(load(model_folder), batch)
+    again, recomputed = score_and_differentiate(
+        load(model_folder, gradient_checkpointing=True), batch
+    )
+    assert torch.equal(scores.logprobs_A, again.logprobs_A)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(recomputed[name], gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_bfloat16_products_keep_float32_scores_and_gradients(model_folder):
+    """Within bfloat16's rounding of the float32 numbers, and weights stay float32."""
+    batch = pack_rows(make_rows([13, 5]), [0, 1])
+    expected, gradients = score_and_differentiate(load(model_folder), batch)
+    actual, rounded = score_and_differentiate(load(model_folder, precision="bfloat16"), batch)
+    assert actual.logprobs_A.dtype == torch.float32
+    torch.testing.assert_close(actual.logprobs_A, expected.logprobs_A, atol=0.2, rtol=0)
+    assert not torch.equal(actual.logprobs_A, expected.logprobs_A)
+    for name, gradient in gradients.items():
+        assert rounded[name].dtype == torch.float32
+        similarity = torch.cosine_similarity(rounded[name].flatten(), gradient.flatten(), dim=0)
+        assert float(similarity) > 0.98

@@ -115,6 +115,20 @@ def test_starpo_learns_a_bandit(configure, model_folder, advantage):
 
 
 @pytest.mark.slow
+def test_lora_learns_a_bandit_and_exports_a_plain_model(configure, model_folder):
+    """The exported folder, loaded without peft, answers better than the model it came from."""
+    result = train(
+        configure(
+            model={"lora_rank": 4},
+            algorithm={"clip_low": 0.5, "clip_high": 0.5},
+            train={"epochs": 8, "learning_rate": 2e-2},
+        )
+    )
+    assert probability(result.final_path, GOOD) > 1.2 * probability(model_folder, GOOD)
+    assert probability(result.final_path, BAD) < 0.8 * probability(model_folder, BAD)
+
+
+@pytest.mark.slow
 def test_filtered_bc_learns_a_bandit(configure, model_folder):
     """Cloning the rewarded half makes its answer much likelier."""
     result = train(

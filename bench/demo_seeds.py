@@ -55,9 +55,7 @@ def main() -> None:
     for result in results:
         row = {"seed": result["seed"], "verdict": result["verdict"]["verdict"]}
         row |= {name: result["policies"][name]["success_mean"] for name in POLICIES}
-        row |= {
-            f"{name}_ci95": result["policies"][name]["success_ci95"] for name in POLICIES
-        }
+        row |= {f"{name}_ci95": result["policies"][name]["success_ci95"] for name in POLICIES}
         row["minutes"] = round(result["total_seconds"] / 60, 1)
         rows.append(row)
     gains = {

@@ -25,8 +25,8 @@ import threading
 import time
 from pathlib import Path
 
-from starpo_trace.otlp import SpanRow, decode_protobuf
-from starpo_trace.segments import Record, list_segments, read_segment
+from starpo_trace.convert.otlp import SpanRow, decode_protobuf
+from starpo_trace.store.segments import Record, list_segments, read_segment
 from starpo_trace.testing import Reply, ScriptedServer, ToolCall
 
 REPORT = struct.Struct("<cQq")
@@ -41,7 +41,7 @@ def play_as_agent(url: str, store: Path, descriptor: int) -> None:
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
     import starpo_trace
-    from starpo_trace.sink import SpanSink
+    from starpo_trace.store.sink import SpanSink
 
     def report(kind: bytes, spans) -> None:
         now_ns = time.monotonic_ns()

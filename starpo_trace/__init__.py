@@ -15,25 +15,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from starpo_trace.episode import Trajectory, current_trajectory
-    from starpo_trace.rewards import reward
-    from starpo_trace.runtime import flush, instrument, stats, uninstrument
-    from starpo_trace.scopes import trajectory
-    from starpo_trace.steps import Step, observe, state, step
+    from starpo_trace.capture.episode import Trajectory, current_trajectory
+    from starpo_trace.capture.rewards import reward
+    from starpo_trace.capture.runtime import flush, instrument, stats, uninstrument
+    from starpo_trace.capture.scopes import trajectory
+    from starpo_trace.capture.steps import Step, observe, state, step
 
 _HOMES = {
-    "Step": "starpo_trace.steps",
-    "Trajectory": "starpo_trace.episode",
-    "current_trajectory": "starpo_trace.episode",
-    "flush": "starpo_trace.runtime",
-    "instrument": "starpo_trace.runtime",
-    "observe": "starpo_trace.steps",
-    "reward": "starpo_trace.rewards",
-    "state": "starpo_trace.steps",
-    "stats": "starpo_trace.runtime",
-    "step": "starpo_trace.steps",
-    "trajectory": "starpo_trace.scopes",
-    "uninstrument": "starpo_trace.runtime",
+    "Step": "starpo_trace.capture.steps",
+    "Trajectory": "starpo_trace.capture.episode",
+    "current_trajectory": "starpo_trace.capture.episode",
+    "flush": "starpo_trace.capture.runtime",
+    "instrument": "starpo_trace.capture.runtime",
+    "observe": "starpo_trace.capture.steps",
+    "reward": "starpo_trace.capture.rewards",
+    "state": "starpo_trace.capture.steps",
+    "stats": "starpo_trace.capture.runtime",
+    "step": "starpo_trace.capture.steps",
+    "trajectory": "starpo_trace.capture.scopes",
+    "uninstrument": "starpo_trace.capture.runtime",
 }
 
 __all__ = [

@@ -88,7 +88,7 @@ def _run(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from starpo_trace.dataset import TRUST_SOURCES, build_dataset
+    from starpo_trace.convert.dataset import TRUST_SOURCES, build_dataset
     from starpo_trace.show import render_manifest
 
     manifest = build_dataset(

@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from starpo_trace.dataset import convert_sources
+from starpo_trace.convert.dataset import convert_sources
+from starpo_trace.convert.manifest import Accounting, Manifest, read_manifest, scan_table
 from starpo_trace.errors import DatasetError
-from starpo_trace.manifest import Accounting, Manifest, read_manifest, scan_table
 from starpo_trace.schema import MANIFEST_FILE
 
 _MAX_TEXT: Final = 2000

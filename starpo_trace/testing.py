@@ -16,7 +16,7 @@ from typing import Any
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
 from starpo_trace import semconv
-from starpo_trace.runtime import instrument, uninstrument
+from starpo_trace.capture.runtime import instrument, uninstrument
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

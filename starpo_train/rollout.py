@@ -26,7 +26,7 @@ from typing import Any
 import polars as pl
 
 import starpo_trace
-from starpo_trace.dataset import build_dataset
+from starpo_trace.convert.dataset import build_dataset
 from starpo_train.config import read_config
 from starpo_train.dataset import scan_table
 from starpo_train.errors import ConfigError, RolloutError

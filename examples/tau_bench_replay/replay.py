@@ -30,8 +30,8 @@ from typing import Any
 import openai
 
 import starpo_trace
-from starpo_trace.dataset import build_dataset, scan_table
-from starpo_trace.manifest import Manifest, read_manifest
+from starpo_trace.convert.dataset import build_dataset, scan_table
+from starpo_trace.convert.manifest import Manifest, read_manifest
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "tau-bench-gpt4o-airline"
 FILE = "historical_trajectories/gpt-4o-airline.json"

@@ -3,8 +3,8 @@
 import pytest
 
 from starpo_trace import semconv
+from starpo_trace.convert.otlp import SpanRow
 from starpo_trace.messages import chain_hashes, dump_json, from_openai_chat
-from starpo_trace.otlp import SpanRow
 
 TRACE_ID = f"{1:032x}"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from starpo_trace.manifest import read_manifest, scan_table
+from starpo_trace.convert.manifest import read_manifest, scan_table
 
 AGENT = """
 import sys

@@ -14,11 +14,11 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from starpo_trace import semconv
-from starpo_trace.dataset import build_dataset
+from starpo_trace.convert.dataset import build_dataset
+from starpo_trace.convert.manifest import lock_output, read_manifest, scan_table
 from starpo_trace.errors import ConfigError, DatasetError, SourceError
-from starpo_trace.manifest import lock_output, read_manifest, scan_table
 from starpo_trace.schema import TABLES
-from starpo_trace.segments import MAGIC, frame_record
+from starpo_trace.store.segments import MAGIC, frame_record
 
 USER = {"role": "user", "content": "hi"}
 ANSWER = {"role": "assistant", "content": "ho"}

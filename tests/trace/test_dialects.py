@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from starpo_trace import semconv
-from starpo_trace.dataset import convert_rows
-from starpo_trace.dialects import convert_span
-from starpo_trace.dialects.canonical import CanonicalSpan, Rejection
-from starpo_trace.otlp import SpanRow
+from starpo_trace.convert.dataset import convert_rows
+from starpo_trace.convert.dialects import convert_span
+from starpo_trace.convert.dialects.canonical import CanonicalSpan, Rejection
+from starpo_trace.convert.otlp import SpanRow
 
 USER = {"role": "user", "parts": [{"type": "text", "content": "hi"}]}
 

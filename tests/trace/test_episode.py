@@ -11,7 +11,7 @@ from opentelemetry.trace import StatusCode
 
 import starpo_trace
 from starpo_trace import semconv
-from starpo_trace.episode import judge_usability
+from starpo_trace.capture.episode import judge_usability
 from starpo_trace.testing import Reply, ScriptedServer, ToolCall, record_spans
 
 IDENTITY = {

@@ -7,7 +7,7 @@ import pytest
 
 import starpo_trace
 from starpo_trace import semconv
-from starpo_trace.history import History, count_common_prefix
+from starpo_trace.capture.history import History, count_common_prefix
 from starpo_trace.messages import chain_hashes, from_openai_chat
 from starpo_trace.testing import Reply, ScriptedServer, ToolCall, record_spans
 

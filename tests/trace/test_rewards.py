@@ -9,8 +9,8 @@ import pytest
 
 import starpo_trace
 from starpo_trace import semconv
-from starpo_trace.otlp import decode_protobuf
-from starpo_trace.segments import Record, list_segments, read_segment
+from starpo_trace.convert.otlp import decode_protobuf
+from starpo_trace.store.segments import Record, list_segments, read_segment
 from starpo_trace.testing import Reply, ScriptedServer, record_spans
 
 

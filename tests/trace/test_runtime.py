@@ -11,10 +11,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 import starpo_trace
 from starpo_trace import semconv
+from starpo_trace.capture.runtime import get_runtime
 from starpo_trace.config import read_config
 from starpo_trace.errors import ConfigError
-from starpo_trace.runtime import get_runtime
-from starpo_trace.segments import list_segments
+from starpo_trace.store.segments import list_segments
 from starpo_trace.testing import MemoryStore, Reply, ScriptedServer, record_spans
 
 
@@ -197,8 +197,8 @@ sys.exit(3)
 @pytest.mark.slow
 def test_a_process_that_exits_leaves_nothing_unended(tmp_path):
     """At exit the open stream and the open run are ended and written; the exit code is kept."""
-    from starpo_trace.otlp import decode_protobuf
-    from starpo_trace.segments import Record, read_segment
+    from starpo_trace.convert.otlp import decode_protobuf
+    from starpo_trace.store.segments import Record, read_segment
 
     with ScriptedServer([Reply(content="one two")]) as server:
         done = subprocess.run(
@@ -229,7 +229,7 @@ def test_telemetry_that_fails_never_reaches_the_agent(monkeypatch, caplog):
 
     monkeypatch.setenv("STARPO_DEBUG", "0")
     monkeypatch.setattr("starpo_trace.guard._reported", set())
-    monkeypatch.setattr("starpo_trace.patches.openai.read_chat_response", explode)
+    monkeypatch.setattr("starpo_trace.capture.patches.openai.read_chat_response", explode)
     with ScriptedServer([Reply(content="fine")]) as server, record_spans() as store:
         answers = [ask(server).choices[0].message.content for _ in range(3)]
     assert answers == ["fine"] * 3

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starpo_trace.segments import (
+from starpo_trace.store.segments import (
     MAGIC,
     Damage,
     Record,

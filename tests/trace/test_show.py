@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from starpo_trace import semconv
-from starpo_trace.dataset import convert_rows
+from starpo_trace.convert.dataset import convert_rows
 from starpo_trace.errors import DatasetError
 from starpo_trace.show import _find_trajectory, render_trajectory
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
-from starpo_trace.otlp import SpanRow, decode_protobuf
-from starpo_trace.segments import Record, list_segments, read_segment
-from starpo_trace.sink import SpanSink
+from starpo_trace.convert.otlp import SpanRow, decode_protobuf
+from starpo_trace.store.segments import Record, list_segments, read_segment
+from starpo_trace.store.sink import SpanSink
 
 
 def tracer_of(sink: SpanSink):
@@ -160,7 +160,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from starpo_trace.sink import SpanSink
+from starpo_trace.store.sink import SpanSink
 from opentelemetry.sdk.trace import TracerProvider
 
 sink = SpanSink(Path({store!r}), max_queue_spans=20)

@@ -10,10 +10,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Link, Status, StatusCode
 
+from starpo_trace.convert.otlp import MAX_TIME_NS
+from starpo_trace.convert.sources import find_source_files, read_span_batches
 from starpo_trace.errors import SourceError
-from starpo_trace.otlp import MAX_TIME_NS
-from starpo_trace.segments import MAGIC, frame_record
-from starpo_trace.sources import find_source_files, read_span_batches
+from starpo_trace.store.segments import MAGIC, frame_record
 
 
 @pytest.fixture

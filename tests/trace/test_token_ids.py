@@ -4,7 +4,7 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starpo_trace.token_ids import share_prompts
+from starpo_trace.convert.token_ids import share_prompts
 
 IDS = st.lists(st.integers(0, 2), max_size=6)
 

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from starpo_trace import semconv
-from starpo_trace.dataset import convert_rows
+from starpo_trace.convert.dataset import convert_rows
 from starpo_trace.messages import chain_hashes, dump_json, from_openai_chat
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -353,7 +353,7 @@ def test_reward_that_cannot_be_placed_is_rejected(spans, attributes, links, reas
 
 def test_states_are_whole_values(spans):
     """Merge patches are applied; a patch without its base, or with a wrong hash, is rejected."""
-    from starpo_trace.states import hash_state
+    from starpo_trace.convert.states import hash_state
 
     root = spans.root(num_steps=0)
     first, second = {"a": 1, "b": {"c": 2}}, {"b": {"c": 2, "d": 3}}
@@ -397,7 +397,7 @@ def test_states_are_whole_values(spans):
 
 def test_every_table_has_exactly_the_schema(spans):
     """Names, order and types of all columns, also of empty tables."""
-    from starpo_trace.columns import polars_schema
+    from starpo_trace.convert.columns import polars_schema
     from starpo_trace.schema import TABLES
 
     for rows in (two_turns(spans), []):

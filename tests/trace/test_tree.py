@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from starpo_trace import semconv
-from starpo_trace.dataset import convert_rows
-from starpo_trace.otlp import SpanRow
-from starpo_trace.tree import NO_PARENT, build_span_forest, deduplicate_spans
+from starpo_trace.convert.dataset import convert_rows
+from starpo_trace.convert.otlp import SpanRow
+from starpo_trace.convert.tree import NO_PARENT, build_span_forest, deduplicate_spans
 
 TRACE = f"{1:032x}"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from deltalake import write_deltalake
 
-from starpo_trace.columns import build_frame
+from starpo_trace.convert.columns import build_frame
 from starpo_trace.schema import TABLES
 from starpo_train.errors import DataError
 from starpo_train.gate import GateConfig, run_gate

@@ -11,8 +11,14 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
+from starpo_trace.convert.otlp import (
+    DecodeError,
+    MalformedSpan,
+    SpanRow,
+    decode_json,
+    decode_protobuf,
+)
 from starpo_trace.errors import SourceError
-from starpo_trace.otlp import DecodeError, MalformedSpan, SpanRow, decode_json, decode_protobuf
 
 SEGMENT_MAGIC = b"STARPO1\n"
 SPAN_FILE_SUFFIXES = frozenset(
@@ -166,7 +172,7 @@ def _damage(path: Path, offset: int, reason: str) -> SpanBatch:
 
 
 def _read_segment_batches(path: Path, source: str) -> Iterator[SpanBatch]:
-    from starpo_trace.segments import Damage, read_segment
+    from starpo_trace.store.segments import Damage, read_segment
 
     for record in read_segment(path):
         if isinstance(record, Damage):

@@ -10,10 +10,10 @@ from typing import Final
 
 import wrapt
 
+from starpo_trace.capture.patches.base import PatchSet
 from starpo_trace.guard import Guard
-from starpo_trace.patches.base import PatchSet
 
-_PATCHES: Final = {"openai._base_client": "starpo_trace.patches.openai"}
+_PATCHES: Final = {"openai._base_client": "starpo_trace.capture.patches.openai"}
 """Module to wait for -> module with `apply(patches, module)`."""
 
 _applied = PatchSet()

@@ -5,11 +5,11 @@ from typing import Any
 
 import polars as pl
 
-from starpo_trace.columns import columns_to_frame
-from starpo_trace.dialects.canonical import FRAMES, CanonicalRows, CanonicalSpan, Rejection
-from starpo_trace.order import OrderedItem, order_items
-from starpo_trace.otlp import SpanRow
-from starpo_trace.tree import NO_PARENT, Assignment, SpanForest
+from starpo_trace.convert.columns import columns_to_frame
+from starpo_trace.convert.dialects.canonical import FRAMES, CanonicalRows, CanonicalSpan, Rejection
+from starpo_trace.convert.order import OrderedItem, order_items
+from starpo_trace.convert.otlp import SpanRow
+from starpo_trace.convert.tree import NO_PARENT, Assignment, SpanForest
 
 
 def build_frames(

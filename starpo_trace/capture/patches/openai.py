@@ -12,13 +12,17 @@ from typing import Any
 import orjson
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
-from starpo_trace.attachment import Attachment
+from starpo_trace.capture.attachment import Attachment
+from starpo_trace.capture.invocation import LLMCall, LLMResponse, begin_call, is_call_open
+from starpo_trace.capture.patches.base import PatchSet
+from starpo_trace.capture.patches.openai_wire import (
+    ChatChunks,
+    read_chat_request,
+    read_chat_response,
+)
+from starpo_trace.capture.patches.streams import record_stream
+from starpo_trace.capture.runtime import get_runtime
 from starpo_trace.guard import Guard
-from starpo_trace.invocation import LLMCall, LLMResponse, begin_call, is_call_open
-from starpo_trace.patches.base import PatchSet
-from starpo_trace.patches.openai_wire import ChatChunks, read_chat_request, read_chat_response
-from starpo_trace.patches.streams import record_stream
-from starpo_trace.runtime import get_runtime
 
 _CHAT_PATH = "/chat/completions"
 

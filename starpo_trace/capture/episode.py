@@ -9,9 +9,9 @@ from opentelemetry import context as otel_context
 from opentelemetry.trace import Span, SpanContext, Status, StatusCode
 
 from starpo_trace import semconv
+from starpo_trace.capture.history import History
 from starpo_trace.config import HistoryMode
 from starpo_trace.guard import Guard
-from starpo_trace.history import History
 
 EndKind = Literal["terminated", "truncated", "abandoned", "error"]
 
@@ -97,7 +97,7 @@ class Trajectory:
 
     def finish(self, error: BaseException | None) -> None:
         """End the root span with how the run ended and what its recording is good for."""
-        from starpo_trace.invocation import finish_open_calls
+        from starpo_trace.capture.invocation import finish_open_calls
 
         with self._lock:
             if self._is_finished:

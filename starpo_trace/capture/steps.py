@@ -12,12 +12,12 @@ from opentelemetry.trace import Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 
 from starpo_trace import semconv
-from starpo_trace.attachment import Attachment
-from starpo_trace.episode import Trajectory, current_trajectory, mark_error
+from starpo_trace.capture.attachment import Attachment
+from starpo_trace.capture.episode import Trajectory, current_trajectory, mark_error
+from starpo_trace.capture.history import History
+from starpo_trace.capture.runtime import get_runtime
 from starpo_trace.guard import Guard
-from starpo_trace.history import History
 from starpo_trace.messages import dump_json, from_openai_chat
-from starpo_trace.runtime import get_runtime
 
 StepKind = Literal["planner", "tool", "retriever", "verifier", "finalizer", "other"]
 

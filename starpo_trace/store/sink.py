@@ -17,10 +17,10 @@ from typing import Final
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
-from starpo_trace.forking import watch_forks
 from starpo_trace.guard import Guard, report_failure, warn_once
-from starpo_trace.segments import SegmentWriter, frame_record
-from starpo_trace.spansize import estimate_bytes
+from starpo_trace.store.forking import watch_forks
+from starpo_trace.store.segments import SegmentWriter, frame_record
+from starpo_trace.store.spansize import estimate_bytes
 
 MAX_RECORD_SPANS: Final = 512
 MAX_RECORD_BYTES: Final = 4 << 20

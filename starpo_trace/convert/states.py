@@ -10,8 +10,8 @@ from typing import Any
 import orjson
 import polars as pl
 
+from starpo_trace.capture.steps import apply_merge_patch
 from starpo_trace.messages import dump_json
-from starpo_trace.steps import apply_merge_patch
 
 _REJECTED_SCHEMA = {
     "row": pl.Int64,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from starpo_trace import semconv
-from starpo_trace.invocation import LLMRequest, LLMResponse
+from starpo_trace.capture.invocation import LLMRequest, LLMResponse
 from starpo_trace.messages import Message, from_openai_chat
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from opentelemetry.sdk.environment_variables import (
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from starpo_trace.spansize import estimate_bytes
+from starpo_trace.store.spansize import estimate_bytes
 
 MAX_REQUEST_BYTES: Final = 3 << 20
 """Receivers refuse requests beyond 4 MiB by default."""

@@ -10,9 +10,9 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanContext, TraceFlags
 
 from starpo_trace import semconv
-from starpo_trace.episode import Trajectory, current_trajectory
+from starpo_trace.capture.episode import Trajectory, current_trajectory
+from starpo_trace.capture.runtime import get_runtime
 from starpo_trace.guard import Guard
-from starpo_trace.runtime import get_runtime
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue

@@ -116,13 +116,13 @@ class Runtime:
         )
         provider = TracerProvider(span_limits=limits)
         if store is not None:
-            from starpo_trace.sink import SpanSink
+            from starpo_trace.store.sink import SpanSink
 
             sink = SpanSink(store)
             provider.add_span_processor(sink)
             self._destinations.append(sink)
         if has_otlp:
-            from starpo_trace.exporting import build_otlp_processor
+            from starpo_trace.store.exporting import build_otlp_processor
 
             processor = build_otlp_processor(config.endpoint)
             provider.add_span_processor(processor)
@@ -181,7 +181,7 @@ def instrument(
             return
         _runtime = Runtime(config)
         with Guard("patching the installed SDKs"):
-            from starpo_trace.patches import apply_patches
+            from starpo_trace.capture.patches import apply_patches
 
             apply_patches()
 
@@ -194,11 +194,11 @@ def uninstrument() -> None:
         if runtime is None:
             return
         with Guard("removing patches"):
-            from starpo_trace.patches import remove_patches
+            from starpo_trace.capture.patches import remove_patches
 
             remove_patches()
         with Guard("closing open spans"):
-            from starpo_trace.invocation import finish_open_calls
+            from starpo_trace.capture.invocation import finish_open_calls
 
             finish_open_calls()
         with Guard("closing the span destination"):
@@ -238,8 +238,8 @@ def stats() -> dict[str, int]:
 
 def _finish_at_exit() -> None:
     with Guard("ending what the exiting process left open"):
-        from starpo_trace.episode import abandon_open_trajectories
-        from starpo_trace.invocation import finish_open_calls
+        from starpo_trace.capture.episode import abandon_open_trajectories
+        from starpo_trace.capture.invocation import finish_open_calls
 
         finish_open_calls()
         abandon_open_trajectories()

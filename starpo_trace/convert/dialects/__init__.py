@@ -7,10 +7,10 @@ keys do not decide. A dialect is one module here with `matches(span)` and `conve
 from collections.abc import Mapping
 from typing import Final
 
-from starpo_trace.dialects import genai
-from starpo_trace.dialects.canonical import CanonicalSpan, Rejection
-from starpo_trace.dialects.content import HistoryMismatchError
-from starpo_trace.otlp import SpanRow
+from starpo_trace.convert.dialects import genai
+from starpo_trace.convert.dialects.canonical import CanonicalSpan, Rejection
+from starpo_trace.convert.dialects.content import HistoryMismatchError
+from starpo_trace.convert.otlp import SpanRow
 
 DIALECTS: Final = (genai,)
 """Dialects that are read, in the order they are tried."""

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from starpo_trace.dialects.canonical import CanonicalSpan, Rejection
-from starpo_trace.otlp import SpanRow
+from starpo_trace.convert.dialects.canonical import CanonicalSpan, Rejection
+from starpo_trace.convert.otlp import SpanRow
 
 Converted = CanonicalSpan | Rejection
 

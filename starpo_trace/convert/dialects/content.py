@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from starpo_trace import semconv as keys
-from starpo_trace.dialects.canonical import Columns
+from starpo_trace.convert.dialects.canonical import Columns
 from starpo_trace.messages import Message, chain_hashes, dump_json
 
 

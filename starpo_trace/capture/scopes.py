@@ -17,10 +17,10 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanContext, SpanKind
 
 from starpo_trace import semconv
-from starpo_trace.attachment import Attachment
-from starpo_trace.episode import TRAJECTORY_KEY, Trajectory
+from starpo_trace.capture.attachment import Attachment
+from starpo_trace.capture.episode import TRAJECTORY_KEY, Trajectory
+from starpo_trace.capture.runtime import get_runtime
 from starpo_trace.guard import Guard
-from starpo_trace.runtime import get_runtime
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

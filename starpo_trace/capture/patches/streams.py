@@ -10,8 +10,8 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Protocol
 
+from starpo_trace.capture.invocation import LLMCall, LLMResponse, StreamOutcome, watch_stream
 from starpo_trace.guard import Guard
-from starpo_trace.invocation import LLMCall, LLMResponse, StreamOutcome, watch_stream
 
 
 class ChunkAccumulator(Protocol):

@@ -11,12 +11,11 @@ from typing import Any, Final
 
 import polars as pl
 
-from starpo_trace.columns import build_frame
-from starpo_trace.dialects import convert_span
-from starpo_trace.dialects.canonical import Rejection
-from starpo_trace.errors import ConfigError, SourceError
-from starpo_trace.frames import build_frames
-from starpo_trace.manifest import (
+from starpo_trace.convert.columns import build_frame
+from starpo_trace.convert.dialects import convert_span
+from starpo_trace.convert.dialects.canonical import Rejection
+from starpo_trace.convert.frames import build_frames
+from starpo_trace.convert.manifest import (
     Accounting,
     Manifest,
     check_output,
@@ -27,16 +26,17 @@ from starpo_trace.manifest import (
     write_manifest,
     write_tables,
 )
-from starpo_trace.otlp import MalformedSpan, SpanRow
-from starpo_trace.schema import REJECTED
-from starpo_trace.sources import (
+from starpo_trace.convert.otlp import MalformedSpan, SpanRow
+from starpo_trace.convert.sources import (
     SourceFingerprint,
     find_source_files,
     fingerprint_file,
     read_span_batches,
 )
-from starpo_trace.trajectories import build_tables
-from starpo_trace.tree import assign_trajectories, build_span_forest, deduplicate_spans
+from starpo_trace.convert.trajectories import build_tables
+from starpo_trace.convert.tree import assign_trajectories, build_span_forest, deduplicate_spans
+from starpo_trace.errors import ConfigError, SourceError
+from starpo_trace.schema import REJECTED
 
 __all__ = ["Conversion", "build_dataset", "convert_sources", "read_manifest", "scan_table"]
 

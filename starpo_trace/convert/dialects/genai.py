@@ -8,8 +8,8 @@ import math
 from typing import Any, Final
 
 from starpo_trace import semconv as keys
-from starpo_trace.dialects.canonical import RECORDS, CanonicalSpan, Columns, Rejection
-from starpo_trace.dialects.content import (
+from starpo_trace.convert.dialects.canonical import RECORDS, CanonicalSpan, Columns, Rejection
+from starpo_trace.convert.dialects.content import (
     Output,
     read_history,
     read_json,
@@ -17,8 +17,8 @@ from starpo_trace.dialects.content import (
     read_output,
     valid_text,
 )
+from starpo_trace.convert.otlp import SpanRow
 from starpo_trace.messages import dump_json
-from starpo_trace.otlp import SpanRow
 
 _RECORD_OF_OPERATION: Final = {
     "chat": "llm",

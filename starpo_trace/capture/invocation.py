@@ -18,12 +18,12 @@ from opentelemetry.trace import Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 
 from starpo_trace import semconv
+from starpo_trace.capture.episode import Trajectory, current_trajectory, mark_error
+from starpo_trace.capture.history import History, Prompt
+from starpo_trace.capture.runtime import Runtime
 from starpo_trace.config import HistoryMode
-from starpo_trace.episode import Trajectory, current_trajectory, mark_error
 from starpo_trace.guard import Guard
-from starpo_trace.history import History, Prompt
 from starpo_trace.messages import Message, dump_json
-from starpo_trace.runtime import Runtime
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

@@ -9,10 +9,10 @@ from collections.abc import Collection, Mapping
 import polars as pl
 
 from starpo_trace import schema
-from starpo_trace.columns import polars_schema
-from starpo_trace.states import apply_states
-from starpo_trace.token_ids import share_prompts
-from starpo_trace.verdict import judge_trajectories
+from starpo_trace.convert.columns import polars_schema
+from starpo_trace.convert.states import apply_states
+from starpo_trace.convert.token_ids import share_prompts
+from starpo_trace.convert.verdict import judge_trajectories
 
 _BY_TRAJECTORY = "trajectory_id"
 _IDENTITY = (
@@ -37,7 +37,7 @@ def build_tables(
     """Canonical frames -> tables by name; `rejected` holds what is found only here.
 
     Args:
-        frames: the frames of `starpo_trace.dialects.canonical.FRAMES`.
+        frames: the frames of `starpo_trace.convert.dialects.canonical.FRAMES`.
         losses: `trajectory_id`, `reason` of rejected spans that belong to a trajectory.
         trust_sources: reward sources that count.
     """

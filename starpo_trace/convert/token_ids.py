@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from starpo_trace.history import count_common_prefix
+from starpo_trace.capture.history import count_common_prefix
 
 _LOOK_BACK_TURNS: Final = 8
 """Earlier turns to compare a whole prompt with; interleaved sub-agents rarely need more."""

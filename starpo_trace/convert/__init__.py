@@ -1,0 +1,1 @@
+"""Span files -> trajectory dataset: sources, dialects, trees, tables, manifest."""

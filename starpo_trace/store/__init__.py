@@ -1,0 +1,1 @@
+"""Spans -> disk or OTLP endpoint: acknowledged means written, every drop is counted."""

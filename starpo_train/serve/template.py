@@ -56,6 +56,7 @@ class ChatRenderer:
         self._tokenizer = tokenizer
         self.knows_tools = self._probe_tools()
         self._call_form = self._probe_calls()
+        self._knows_tool_role = self._call_form is not None or self._probe_tool_role()
 
     @property
     def knows_calls(self) -> bool:
@@ -87,6 +88,9 @@ class ChatRenderer:
     def _adapt(self, message: dict[str, Any]) -> dict[str, Any]:
         """One OpenAI message -> the form this template renders without loss."""
         message = {**message, "content": _join_text(message.get("content"))}
+        if message["role"] == "tool" and not self._knows_tool_role:
+            content = f"<tool_response>{message['content']}</tool_response>"
+            return {"role": "user", "content": content}
         calls = message.get("tool_calls")
         if message["role"] != "assistant" or not calls:
             return message
@@ -109,6 +113,17 @@ class ChatRenderer:
         }
         try:
             return _PROBE_TOOL in self._apply([{"role": "user", "content": "x"}], [tool])
+        except TemplateError:
+            return False
+
+    def _probe_tool_role(self) -> bool:
+        messages = [
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": "y"},
+            {"role": "tool", "tool_call_id": "call_probe1", "content": _PROBE_TOOL},
+        ]
+        try:
+            return _PROBE_TOOL in self._apply(messages, None)
         except TemplateError:
             return False
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from starpo_train.gate.verdict import METRIC_TITLES, STRATUM_TITLES, Comparison
 from starpo_train.report import svg
-from starpo_train.verdict import METRIC_TITLES, STRATUM_TITLES, Comparison
 
 OUTCOMES = {
     "pass": "within margin",

@@ -10,9 +10,9 @@ import polars as pl
 from markupsafe import Markup
 
 from starpo_train import stats
-from starpo_train.comparing import NO_COHORT
 from starpo_train.dataset import scan_table
-from starpo_train.pairing import NEEDED_COLUMNS, summarize_tasks
+from starpo_train.gate.comparing import NO_COHORT
+from starpo_train.gate.pairing import NEEDED_COLUMNS, summarize_tasks
 from starpo_train.report import svg
 from starpo_train.stats import Estimate
 

@@ -10,7 +10,7 @@ from deltalake import write_deltalake
 
 from starpo_train.errors import ConfigError, DataError
 from starpo_train.gate import GateConfig, decide_release, read_gate_config, run_gate
-from starpo_train.pairing import pair_tasks
+from starpo_train.gate.pairing import pair_tasks
 
 SCHEMA = {
     "task_id": pl.String,

@@ -8,10 +8,10 @@ import numpy as np
 from scipy.stats import norm
 
 from starpo_train import stats
-from starpo_train.margins import GateConfig
-from starpo_train.pairing import PairedTasks
+from starpo_train.gate.margins import GateConfig
+from starpo_train.gate.pairing import PairedTasks
+from starpo_train.gate.verdict import CohortResult, Comparison, EvidenceResult, finite_or_none
 from starpo_train.stats import Estimate, Floats
-from starpo_train.verdict import CohortResult, Comparison, EvidenceResult, finite_or_none
 
 NO_COHORT = "(no cohort)"
 

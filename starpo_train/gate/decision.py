@@ -20,18 +20,24 @@ import polars as pl
 
 from starpo_trace.schema import MANIFEST_FILE
 from starpo_train import stats
-from starpo_train.comparing import (
+from starpo_train.config import to_json_dict
+from starpo_train.dataset import read_manifest, scan_table
+from starpo_train.errors import DataError
+from starpo_train.gate.comparing import (
     compare_cohorts,
     compare_evidence,
     compare_metrics,
     split_strata,
 )
-from starpo_train.config import to_json_dict
-from starpo_train.dataset import read_manifest, scan_table
-from starpo_train.errors import DataError
-from starpo_train.margins import GateConfig, read_gate_config
-from starpo_train.pairing import NEEDED_COLUMNS, PairedTasks, find_obstacles, list_notes, pair_tasks
-from starpo_train.verdict import (
+from starpo_train.gate.margins import GateConfig, read_gate_config
+from starpo_train.gate.pairing import (
+    NEEDED_COLUMNS,
+    PairedTasks,
+    find_obstacles,
+    list_notes,
+    pair_tasks,
+)
+from starpo_train.gate.verdict import (
     METRIC_TITLES,
     STRATUM_TITLES,
     CohortResult,

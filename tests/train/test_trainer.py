@@ -4,12 +4,14 @@ import hashlib
 import json
 import os
 import signal
+import statistics
 from pathlib import Path
 
 import pytest
 import torch
 
 from starpo_train.config import ModelSection, read_run_config
+from starpo_train.credit.assign import TokenizedTrajectories, assign_credit
 from starpo_train.dataset import read_trajectories
 from starpo_train.errors import (
     CheckpointError,
@@ -505,3 +507,71 @@ def test_rows_of_a_trajectory_share_its_weight(hand, tmp_path):
     assert len(packs) == 3
     assert build_rows([], trajectory=0) == []
     assert pack_rows(rows, [0]).num_actions == 2
+
+
+def assign_by_hand(hand, tmp_path, rows, values, **algorithm):
+    """Bi-level credit of a dataset with given critic values -> advantages per row."""
+    path = hand.dataset(tmp_path / "data", rows)
+    tokenized = TokenizedTrajectories(trajectories=read_trajectories(path), rows=[], rows_of_N=[])
+    for i, trajectory in enumerate(tokenized.trajectories):
+        new = tokenize_trajectory(trajectory, position=i)
+        first = len(tokenized.rows)
+        tokenized.rows_of_N.append(list(range(first, first + len(new))))
+        tokenized.rows += new
+    options = {"advantage": "bilevel_gae"} | algorithm
+    config = read_run_config(
+        hand.run_file(tmp_path / "r.toml", base=tmp_path, dataset=path, algorithm=options)
+    )
+    values_K = torch.tensor(values, dtype=torch.float64)
+    credit = assign_credit(tokenized, config, None, critic_values_K=values_K)
+    return [advantages.tolist() for advantages in credit.advantages_R]
+
+
+def whiten(values):
+    return [(value - statistics.mean(values)) / statistics.stdev(values) for value in values]
+
+
+def test_bilevel_credit_by_hand(hand, tmp_path):
+    """A success of two turns in one row, and a run of one turn that a limit cut.
+
+    Success: r = (0, 1), V = (.5, .6): A1 = .4, A0 = .95*.6 - .5 + .95*.4 = .45. Cut: r = 0,
+    V = .4, bootstrapped from .4: .95*.4 - .4 = -.02, where a failure would be -.4.
+    """
+    rows = [
+        hand.trajectory(
+            "a",
+            [hand.turn([9], [2, 3], [-1, -1]), hand.turn([9, 2, 3, 8], [4], [-1])],
+            reward=1.0,
+        ),
+        hand.trajectory("b", [hand.turn([9], [5], [-1])], reward=0.0, end="truncated"),
+    ]
+    actual = assign_by_hand(hand, tmp_path, rows, [0.5, 0.6, 0.4])
+    expected = whiten([0.45, 0.45, 0.4, -0.02])
+    assert actual[0] == pytest.approx(expected[:3], abs=1e-6)
+    assert actual[1] == pytest.approx(expected[3:], abs=1e-6)
+
+
+def test_process_rewards_count_with_their_weight(hand, tmp_path):
+    """Turn reward .8 at weight .5 and outcome 1, V = 0: A1 = 1, A0 = .4 + .95 = 1.35."""
+    turns = [
+        hand.turn([9], [2], [-1], reward=0.8),
+        hand.turn([9, 2, 8], [3], [-1]),
+    ]
+    rows = [hand.trajectory("a", turns, reward=1.0), hand.trajectory("b", turns[1:], reward=0.0)]
+    actual = assign_by_hand(hand, tmp_path, rows, [0.0, 0.0, 0.0], process_reward_weight=0.5)
+    expected = whiten([1.35, 1.0, 0.0])
+    assert [*actual[0], *actual[1]] == pytest.approx(expected, abs=1e-6)
+
+
+def test_truncated_runs_can_be_left_out(configure, hand, tmp_path):
+    """`data.truncated = "drop"` takes a run out and counts it."""
+    turn = hand.turn(PROMPT, [GOOD, END], [-5.0, -5.0])
+    ends = ["terminated", "terminated", "truncated"]
+    rows = [
+        hand.trajectory(f"t{i}", [turn], reward=float(i == 0), end=end)
+        for i, end in enumerate(ends)
+    ]
+    dataset = hand.dataset(tmp_path / "data", rows)
+    result = train(configure(dataset=dataset, data={"truncated": "drop"}))
+    start = read_metrics(result.metrics_path)[0]
+    assert (start["num_trajectories"], start["left_out"]) == (2, {"truncated": 1})

@@ -178,6 +178,43 @@ def write_run_file(
     return path
 
 
+PROMPT = [0, 20, 21]
+GOOD, BAD, END = 40, 50, 1
+
+
+def write_bandit(folder: Path, model: Path, *, num_tasks: int = 2, attempts: int = 4) -> Path:
+    """One-turn tasks: answering GOOD is worth 1, BAD 0; log-probabilities from `model` itself."""
+    from starpo_train.config import ModelSection
+    from starpo_train.model import load_policy
+
+    policy = load_policy(ModelSection(path=str(model), device="cpu"))
+    trajectories = []
+    for task in range(num_tasks):
+        prompt = [*PROMPT, 60 + task]
+        for attempt in range(attempts):
+            answer = [GOOD if attempt % 2 == 0 else BAD, END]
+            turn = make_turn(prompt, answer, score_answer(policy, prompt, answer).tolist())
+            trajectories.append(
+                make_trajectory(
+                    f"task{task}-{attempt}",
+                    [turn],
+                    reward=float(attempt % 2 == 0),
+                    task_id=f"task{task}",
+                )
+            )
+    return write_tables(folder, trajectories)
+
+
+def score_answer(policy: Any, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
+    """Log-probabilities of an answer's tokens by transformers' own forward pass."""
+    ids = torch.tensor([[*prompt, *answer]])
+    with torch.no_grad():
+        policy.model.set_attn_implementation("sdpa")
+        logprobs = torch.log_softmax(policy.model(input_ids=ids).logits[0].double(), -1)
+        policy.model.set_attn_implementation("starpo_packed")
+    return logprobs[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None])[:, 0]
+
+
 @pytest.fixture(scope="session")
 def hand() -> SimpleNamespace:
     """Helpers that make datasets, models and run files by hand."""
@@ -188,4 +225,24 @@ def hand() -> SimpleNamespace:
         tokenizer=build_tokenizer,
         model=build_model_folder,
         run_file=write_run_file,
+        bandit=write_bandit,
+        score=score_answer,
     )
+
+
+@pytest.fixture(scope="session")
+def bandit(hand, model_folder, tmp_path_factory):
+    return hand.bandit(tmp_path_factory.mktemp("bandit") / "data", model_folder)
+
+
+@pytest.fixture
+def configure(hand, model_folder, bandit, tmp_path):
+    from starpo_train.config import read_run_config
+
+    def build(output="run", *, base=model_folder, dataset=bandit, **sections):
+        file = hand.run_file(
+            tmp_path / f"{output}.toml", base=base, dataset=dataset, output=output, **sections
+        )
+        return read_run_config(file)
+
+    return build

@@ -1,0 +1,129 @@
+"""Runs that were interrupted, killed or damaged."""
+
+import hashlib
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from starpo_train.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+)
+from starpo_train.metrics import read_metrics
+from starpo_train.run_folder import read_resumed_config
+from starpo_train.trainer import train
+
+
+def steps_of(result):
+    return [record for record in read_metrics(result.metrics_path) if "loss" in record]
+
+
+def hash_weights(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+class InterruptAt:
+    """Progress callback that sends this process a signal after a step."""
+
+    def __init__(self, step, number=signal.SIGTERM):
+        self.step, self.number = step, number
+
+    def __call__(self, record):
+        if record.get("step") == self.step and "loss" in record:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"algorithm": {"name": "starpo"}},
+        {"algorithm": {"name": "starpo", "advantage": "bilevel_gae"}},
+        {"model": {"lora_rank": 2}},
+    ],
+    ids=["group", "bilevel_gae", "lora"],
+)
+def test_interrupted_run_resumes_bit_for_bit(configure, changes):
+    """Stopped in the middle of an epoch and resumed: the weights of the uninterrupted run."""
+    sections = {"train": {"epochs": 3, "trajectories_per_step": 3}, **changes}
+    whole = train(configure("whole", **sections))
+    part = train(configure("part", **sections), progress=InterruptAt(4))
+    assert (part.interrupted, part.num_steps) == (True, 4)
+    resumed = train(read_resumed_config(part.metrics_path.parent), resume=True)
+    assert (resumed.interrupted, resumed.num_steps) == (False, 9)
+    assert hash_weights(resumed.final_path) == hash_weights(whole.final_path)
+    keys = ("step", "epoch", "loss", "grad_norm", "learning_rate")
+    assert [[record[key] for key in keys] for record in steps_of(resumed)] == [
+        [record[key] for key in keys] for record in steps_of(whole)
+    ]
+
+
+def test_killed_run_goes_on_from_its_last_checkpoint(configure):
+    """Steps after the checkpoint are taken again, and appear once in the metrics."""
+    sections = {"train": {"epochs": 3, "checkpoint_every_steps": 2, "keep_checkpoints": 0}}
+    whole = train(configure("whole", **sections))
+
+    def die(record):
+        if record.get("step") == 3 and "loss" in record:
+            raise RuntimeError("killed")
+
+    config = configure("part", **sections)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(config, progress=die)
+    resumed = train(read_resumed_config(config.run.output), resume=True)
+    assert hash_weights(resumed.final_path) == hash_weights(whole.final_path)
+    assert [record["step"] for record in steps_of(resumed)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_run_killed_before_its_first_checkpoint_starts_over(configure):
+    """There is nothing to go on from, so resuming does the whole run."""
+    whole = train(configure("whole"))
+    config = configure("part")
+
+    def die(record):
+        if "loss" in record:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train(config, progress=die)
+    resumed = train(read_resumed_config(config.run.output), resume=True)
+    assert hash_weights(resumed.final_path) == hash_weights(whole.final_path)
+
+
+def test_resuming_from_a_tampered_checkpoint_is_refused(configure):
+    """One flipped byte in the optimizer state stops the resume."""
+    part = train(configure(train={"epochs": 3}), progress=InterruptAt(2, signal.SIGINT))
+    file = part.final_path / "trainer" / "state.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"state\.safetensors does not match"):
+        train(read_resumed_config(part.metrics_path.parent), resume=True)
+
+
+def test_resuming_on_another_dataset_is_refused(configure, hand, model_folder, tmp_path):
+    """The dataset's digest is part of the run."""
+    dataset = hand.bandit(tmp_path / "data", model_folder)
+    part = train(configure(dataset=dataset, train={"epochs": 3}), progress=InterruptAt(2))
+    manifest = dataset / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("made-by-hand", "another"))
+    with pytest.raises(DataError, match="the dataset has changed"):
+        train(read_resumed_config(part.metrics_path.parent), resume=True)
+
+
+def test_old_checkpoints_are_removed(configure):
+    """Of four checkpoints the two newest stay."""
+    result = train(configure(train={"epochs": 2, "checkpoint_every_steps": 1}))
+    names = sorted(path.name for path in result.final_path.parent.iterdir())
+    assert names == ["step_000003", "step_000004"]
+
+
+def test_a_second_run_does_not_take_over_a_folder(configure):
+    """The same output twice is an error that names `resume`."""
+    config = configure()
+    train(config)
+    with pytest.raises(ConfigError, match="already holds a run; `starpo-train resume"):
+        train(config)

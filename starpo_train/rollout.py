@@ -11,6 +11,7 @@ again, so an interrupted evaluation goes on where it was.
 import importlib.util
 import inspect
 import json
+import logging
 import sys
 import threading
 import time
@@ -33,10 +34,17 @@ from starpo_train.errors import ConfigError, RolloutError
 from starpo_train.serve.process import ServerProcess
 from starpo_train.stats import estimate_mean
 
+logger = logging.getLogger(__name__)
+
 SUCCESS_REWARD = 0.5
 """A reward from here on counts as a success, as in the gate's default."""
 SUMMARY_FILE = "summary.json"
+CLAIM_FILE = "evaluation.json"
 
+_IDENTITY = ("agent", "model", "policy_id", "split", "seed")
+"""What all runs in one output folder have in common."""
+
+_FLUSH_TIMEOUT_S = 30.0
 _MOST_FAILURES = 8
 """Runs that may fail in the agent's code before the evaluation stops."""
 
@@ -138,6 +146,7 @@ def evaluate(
     """Play what is not played yet, build the dataset, summarize it.
 
     Raises:
+        ConfigError: the output folder holds another evaluation.
         RolloutError: the agent file cannot be used, or its runs keep failing.
         ServerError: the model cannot be served, or the server died.
     """
@@ -145,6 +154,7 @@ def evaluate(
     report = progress or (lambda _: None)
     traces, dataset = options.output / "traces", options.output / "dataset"
     traces.mkdir(parents=True, exist_ok=True)
+    claim_output(options)
     finished = read_finished(traces, dataset)
     starpo_trace.instrument(store=traces)  # first: the agent's own line then changes nothing
     try:
@@ -166,8 +176,12 @@ def evaluate(
                 tally.num_successes = sum(reward >= SUCCESS_REWARD for reward in finished.values())
                 play_attempts(agent, left, options, server, tally, report)
                 wall_s = time.monotonic() - started_s
+        if not starpo_trace.flush(_FLUSH_TIMEOUT_S):
+            raise RolloutError(
+                f"{traces}: runs were played but not all could be written: {starpo_trace.stats()}; "
+                "free some disk space and start again"
+            )
     finally:
-        starpo_trace.flush()
         starpo_trace.uninstrument()
     report(Progress(stage="dataset", num_done=len(attempts), num_runs=len(attempts)))
     build_dataset([traces], dataset)
@@ -180,11 +194,35 @@ def evaluate(
     return EvaluateResult(dataset=dataset, summary_path=summary_path, summary=summary)
 
 
+def claim_output(options: EvaluateSection) -> None:
+    """Write down whose runs the output folder holds, or check that they are this evaluation's.
+
+    Raises:
+        ConfigError: they are another agent's, model's, policy's, split's or seed's.
+    """
+    path = options.output / CLAIM_FILE
+    mine = {key: str(getattr(options, key)) for key in _IDENTITY}
+    if not path.exists():
+        path.write_text(json.dumps(mine, indent=2) + "\n", encoding="utf-8")
+        return
+    theirs = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in mine.items():
+        if theirs.get(key) != value:
+            raise ConfigError(
+                f"{options.output}: holds runs with {key} = {theirs.get(key)!r}, not {value!r}; "
+                "choose another evaluate.output, or remove the folder"
+            )
+
+
 def read_finished(traces: Path, dataset: Path) -> dict[tuple[str, int], float]:
     """(task id, attempt) -> reward of every run in the store that has one."""
-    if not any(path.stat().st_size for path in traces.iterdir()):
+    if not any(traces.iterdir()):
         return {}
-    build_dataset([traces], dataset)
+    try:
+        build_dataset([traces], dataset)
+    except ValueError as error:  # a start that was killed before its first span was written
+        logger.warning("%s: nothing readable yet (%s); every run is played", traces, error)
+        return {}
     rows = (
         scan_table(dataset, "trajectories")
         .filter(pl.col("reward").is_not_null() & pl.col("attempt").is_not_null())

@@ -1,6 +1,6 @@
 """Demonstrations -> a small warmed-up model: the policy that the demo starts from.
 
-A tiny Qwen3 with its own tokenizer (default), or SmolLM2-135M-Instruct, is shown runs of a
+A tiny Qwen3 with its own tokenizer (default), or SmolLM2-135M-Instruct (`smollm2.py`), is shown runs of a
 deliberately careless demonstrator: it knows the shortest way, but one move in four is random.
 The model ends up about as good, which leaves StarPO something to improve.
 """
@@ -169,8 +169,9 @@ def train_on_demonstrations(
     model: Any, examples: list[tuple[list[int], list[int]]], config: WarmupConfig
 ) -> list[float]:
     """Supervised training in place -> loss of every step."""
+    trained = [weights for weights in model.parameters() if weights.requires_grad]
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+        trained, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
     batches = _make_batches(examples, config)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -180,10 +181,13 @@ def train_on_demonstrations(
     model.train()
     for batch in batches:
         ids_BT, labels_BT = _pad(batch)
-        loss = model(input_ids=ids_BT, labels=labels_BT, use_cache=False).loss
+        hidden_BTD = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        said_BT = labels_BT[:, 1:] != IGNORED  # logits are wanted only where the answers are
+        logits_NV = model.lm_head(hidden_BTD[:, :-1][said_BT])
+        loss = torch.nn.functional.cross_entropy(logits_NV, labels_BT[:, 1:][said_BT])
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
@@ -218,16 +222,21 @@ def _pad(batch: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.
     return ids_BT, labels_BT
 
 
+def make_demonstrations(config: WarmupConfig, rng: random.Random) -> list[list[dict[str, Any]]]:
+    """The conversations that a warm-up shows its model."""
+    return [
+        demonstrate(lake_map, rng, mistake_rate=config.mistake_rate)
+        for lake_map in environment.generate_maps("warmup", config.num_maps, config.seed)
+        for _ in range(config.demonstrations_per_map)
+    ]
+
+
 def make_tiny_model(output: Path, config: WarmupConfig) -> dict[str, float]:
     """Write a warmed-up tiny model folder -> what it took."""
     started = time.monotonic()
     rng = random.Random(config.seed)
     torch.manual_seed(config.seed)
-    conversations = [
-        demonstrate(lake_map, rng, mistake_rate=config.mistake_rate)
-        for lake_map in environment.generate_maps("warmup", config.num_maps, config.seed)
-        for _ in range(config.demonstrations_per_map)
-    ]
+    conversations = make_demonstrations(config, rng)
     tokenizer = make_tokenizer(conversations)
     examples = [encode_demonstration(tokenizer, messages) for messages in conversations]
     model = Qwen3ForCausalLM(
@@ -249,6 +258,13 @@ def make_tiny_model(output: Path, config: WarmupConfig) -> dict[str, float]:
     losses = train_on_demonstrations(model, examples, config)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
+    return describe_warmup(model, examples, losses, started)
+
+
+def describe_warmup(
+    model: Any, examples: list[tuple[list[int], list[int]]], losses: list[float], started: float
+) -> dict[str, float]:
+    """What a warm-up made and what it took."""
     return {
         "parameters": sum(weights.numel() for weights in model.parameters()),
         "tokens_per_run": sum(len(ids) for ids, _ in examples) / len(examples),
@@ -266,7 +282,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(json.dumps(make_tiny_model(arguments.output, WarmupConfig(seed=arguments.seed))))
+    if arguments.model == "smollm2":
+        import smollm2
+
+        facts = smollm2.make_smollm2(arguments.output, seed=arguments.seed)
+    else:
+        facts = make_tiny_model(arguments.output, WarmupConfig(seed=arguments.seed))
+    print(json.dumps(facts))
 
 
 if __name__ == "__main__":

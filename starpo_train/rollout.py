@@ -1,25 +1,19 @@
 """Checkpoint + agent file -> recorded runs -> dataset and summary.
 
-The checkpoint is served in a process of its own; this process runs the agent. The agent file is
-ordinary Python with two functions: `tasks(split, count, seed)`, a list of dicts with an "id" each,
-and `play(client, model, task, seed)`, one run that returns {"reward": ..., "end": ...}.
+The checkpoint is served in a process of its own; this process runs the agent (`agentfile.py`).
 
 Every run is a trajectory in `OUTPUT/traces`. What already has its reward there is not played
 again, so an interrupted evaluation goes on where it was.
 """
 
-import importlib.util
-import inspect
 import json
 import logging
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +22,7 @@ import polars as pl
 
 import starpo_trace
 from starpo_trace.convert.dataset import build_dataset
+from starpo_train.agentfile import Attempt, list_attempts, load_agent
 from starpo_train.config import read_config
 from starpo_train.dataset import scan_table
 from starpo_train.errors import ConfigError, RolloutError
@@ -111,13 +106,6 @@ class EvaluateResult:
     summary: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Attempt:
-    task: dict[str, Any]
-    number: int
-    seed: int
-
-
 @dataclass(slots=True, kw_only=True)
 class _Tally:
     """Counts over the finished runs."""
@@ -159,7 +147,14 @@ def evaluate(
     starpo_trace.instrument(store=traces)  # first: the agent's own line then changes nothing
     try:
         agent = load_agent(options.agent)
-        attempts = list_attempts(agent, options)
+        attempts = list_attempts(
+            agent,
+            options.agent,
+            split=options.split,
+            tasks=options.tasks,
+            attempts=options.attempts,
+            seed=options.seed,
+        )
         left = [a for a in attempts if (a.task["id"], a.number) not in finished]
         wall_s = 0.0
         if left:
@@ -232,66 +227,9 @@ def read_finished(traces: Path, dataset: Path) -> dict[tuple[str, int], float]:
     return {(task, attempt): reward for task, attempt, reward in rows.iter_rows()}
 
 
-def load_agent(path: Path) -> ModuleType:
-    """Import an agent file; its folder joins `sys.path`, as when it is run.
-
-    Raises:
-        RolloutError: no such file, it fails to import, or it lacks `tasks` or `play`.
-    """
-    if not path.is_file():
-        raise RolloutError(f"{path}: no such agent file; evaluate.agent must name a Python file")
-    folder = str(path.parent.resolve())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise RolloutError(f"{path}: not a Python file; evaluate.agent must name one")
-    agent = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(agent)
-    except Exception as error:
-        raise RolloutError(f"{path}: the agent file fails to import: {error!r}") from error
-    for name, parameters in (("tasks", 3), ("play", 4)):
-        function = getattr(agent, name, None)
-        if not callable(function) or len(inspect.signature(function).parameters) < parameters:
-            raise RolloutError(
-                f"{path}: has no usable `{name}`; an agent file defines tasks(split, count, seed) "
-                "and play(client, model, task, seed)"
-            )
-    return agent
-
-
-def list_attempts(agent: ModuleType, options: EvaluateSection) -> list[_Attempt]:
-    """Every run there is to play, attempt by attempt so that an early stop covers all tasks.
-
-    Raises:
-        RolloutError: `tasks` gave something else than dicts with different ids.
-    """
-    tasks = agent.tasks(options.split, options.tasks, options.seed)
-    ids = [task.get("id") if isinstance(task, dict) else None for task in tasks]
-    if not tasks or not all(isinstance(task_id, str) for task_id in ids):
-        raise RolloutError(
-            f"{options.agent}: tasks({options.split!r}, {options.tasks}, {options.seed}) must give "
-            'a list of dicts, each with a string "id"'
-        )
-    if repeated := [task_id for task_id, count in Counter(ids).items() if count > 1]:
-        raise RolloutError(f"{options.agent}: tasks gave the id {repeated[0]!r} more than once")
-    return [
-        _Attempt(task=task, number=number, seed=_seed(options.seed, task["id"], number))
-        for number in range(options.attempts)
-        for task in tasks
-    ]
-
-
-def _seed(seed: int, task_id: str, attempt: int) -> int:
-    """The same run of the same task has the same seed, whichever policy plays it."""
-    digest = blake2b(f"{seed}/{task_id}/{attempt}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest) % 2**31
-
-
 def play_attempts(
     agent: ModuleType,
-    attempts: list[_Attempt],
+    attempts: list[Attempt],
     options: EvaluateSection,
     server: ServerProcess,
     tally: _Tally,
@@ -304,7 +242,7 @@ def play_attempts(
     num_runs = tally.num_done + len(attempts)
     stop = threading.Event()
 
-    def play(attempt: _Attempt) -> float | None:
+    def play(attempt: Attempt) -> float | None:
         return None if stop.is_set() else play_attempt(agent, client, attempt, options)
 
     pool = ThreadPoolExecutor(options.concurrency, thread_name_prefix="starpo-play")
@@ -347,7 +285,7 @@ def _count(future: Future[float | None], tally: _Tally) -> None:
 
 
 def play_attempt(
-    agent: ModuleType, client: Any, attempt: _Attempt, options: EvaluateSection
+    agent: ModuleType, client: Any, attempt: Attempt, options: EvaluateSection
 ) -> float:
     """One run, recorded as a trajectory -> its reward."""
     with starpo_trace.trajectory(

@@ -1,5 +1,6 @@
 """An OpenAI-compatible server around a transformers causal language model.
 
-chat request (protocol) -> prompt ids (template) -> sampled ids (engine, kv, sampling)
--> text (detokenize) -> reasoning, content, tool calls (toolparse) -> chat response (protocol)
+chat request (requests) -> prompt ids (template) -> sampled ids (engine, kv, sampling)
+-> text (detokenize) -> reasoning, content, tool calls (toolparse) -> chat response (responses);
+app joins them behind HTTP, server runs it, process runs it beside this process.
 """

@@ -17,7 +17,7 @@ import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from starpo_train.serve.server import ModelServer
+from starpo_train.serve.app import ModelServer
 
 MARKERS = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
 TOOLS_TEMPLATE = """\

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from starpo_train.serve.engine import Engine, Generation, GenerationRequest
-from starpo_train.serve.server import load_model
+from starpo_train.serve.engine import Engine
+from starpo_train.serve.generation import Generation, GenerationRequest
+from starpo_train.serve.loading import load_model
 
 PROMPTS = [[5, 6, 7, 8], [9] * 23, [1, 2], [30, 31, 32, 33, 34, 35, 36, 37, 38]]
 

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from starpo_train import rollout
+from starpo_train import agentfile, rollout
 from starpo_train.dataset import scan_table
 from starpo_train.errors import ConfigError, RolloutError
 
@@ -183,7 +183,7 @@ def test_an_unusable_agent_is_refused(tmp_path: Path, source: str | None, messag
     if source is not None:
         path.write_text(source)
     with pytest.raises(RolloutError, match=message):
-        rollout.load_agent(path)
+        agentfile.load_agent(path)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +200,6 @@ def test_unusable_tasks_are_refused(tmp_path: Path, tasks: str, message: str):
     path.write_text(
         f"def tasks(split, count, seed): return {tasks}\ndef play(client, model, task, seed): ..."
     )
-    options = rollout.read_evaluate_config(write_evaluation(tmp_path)).evaluate
+    agent = agentfile.load_agent(path)
     with pytest.raises(RolloutError, match=message):
-        rollout.list_attempts(rollout.load_agent(path), options)
+        agentfile.list_attempts(agent, path, split="test", tasks=2, attempts=1, seed=0)

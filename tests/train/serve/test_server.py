@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from starpo_train.errors import ModelError, ServerError
+from starpo_train.serve.app import ModelServer
 from starpo_train.serve.process import ServerProcess
-from starpo_train.serve.server import ModelServer
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hi"}]
 TOOLS: list[Any] = [{"type": "function", "function": {"name": "move", "parameters": {}}}]

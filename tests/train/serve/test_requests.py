@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from starpo_train.serve.protocol import RequestError, parse_chat_request
+from starpo_train.serve.requests import RequestError, parse_chat_request
 
 GOOD: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 

@@ -38,7 +38,6 @@ def test_relative_links_in_the_documents_lead_somewhere():
     """README and docs link only to files that exist."""
     dead = []
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text()):
-            if not (page.parent / target).exists():
-                dead.append(f"{page.name}: {target}")
+        targets = re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text())
+        dead += [f"{page.name}: {t}" for t in targets if not (page.parent / t).exists()]
     assert dead == []

@@ -18,6 +18,7 @@ from typing import Any
 import agent
 import environment
 import torch
+from rich.progress import track
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     PreTrainedTokenizerBase,
@@ -179,7 +180,7 @@ def train_on_demonstrations(
     )
     losses = []
     model.train()
-    for batch in batches:
+    for batch in track(batches, description="warm-up"):
         ids_BT, labels_BT = _pad(batch)
         hidden_BTD = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
         said_BT = labels_BT[:, 1:] != IGNORED  # logits are wanted only where the answers are

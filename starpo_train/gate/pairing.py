@@ -176,6 +176,18 @@ def list_notes(candidate: pl.DataFrame, baseline: pl.DataFrame, paired: PairedTa
     return notes
 
 
+def drop_replayed(trajectories: pl.DataFrame, rewarded: pl.Expr) -> pl.DataFrame:
+    """Leave out what an interrupted evaluation left behind.
+
+    That is a trajectory without a reward whose task and attempt were played again to a reward;
+    counted as missing, it would widen the bounds although nothing is missing.
+    """
+    if "attempt" not in trajectories.columns:
+        return trajectories
+    replayed = pl.col("attempt").is_not_null() & rewarded.any().over("task_id", "attempt")
+    return trajectories.filter(rewarded | ~replayed)
+
+
 def summarize_tasks(trajectories: pl.DataFrame, success_threshold: float) -> pl.DataFrame:
     """Rows of the `trajectories` table -> one row per named task, sorted by task_id.
 
@@ -186,7 +198,8 @@ def summarize_tasks(trajectories: pl.DataFrame, success_threshold: float) -> pl.
     rewarded = reward.is_finite().fill_null(value=False)
     tokens = pl.col("input_tokens") + pl.col("output_tokens")
     return (
-        trajectories.filter(pl.col("task_id").is_not_null())
+        drop_replayed(trajectories, rewarded)
+        .filter(pl.col("task_id").is_not_null())
         .group_by("task_id")
         .agg(
             cohorts=pl.col("cohort").drop_nulls().unique().sort(),

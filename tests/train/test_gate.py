@@ -7,10 +7,11 @@ import numpy as np
 import polars as pl
 import pytest
 from deltalake import write_deltalake
+from polars.testing import assert_frame_equal
 
 from starpo_train.errors import ConfigError, DataError
 from starpo_train.gate import GateConfig, decide_release, read_gate_config, run_gate
-from starpo_train.gate.pairing import pair_tasks
+from starpo_train.gate.pairing import pair_tasks, summarize_tasks
 
 SCHEMA = {
     "task_id": pl.String,
@@ -396,3 +397,14 @@ def test_run_gate_writes_nothing_for_unusable_data(tmp_path):
             output=tmp_path / "out",
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_what_an_interrupted_evaluation_left_behind_is_not_missing():
+    """An unrewarded trajectory whose task and attempt were played again changes nothing."""
+    rows = make_rows([[1, 0], [0, 1]]).with_columns(attempt=pl.Series([0, 1, 0, 1]))
+    torn = rows.head(1).with_columns(reward=pl.lit(None, pl.Float64), num_steps=pl.lit(99))
+    torn = torn.with_columns(pl.col("num_steps").cast(rows.schema["num_steps"]))
+    lone = torn.with_columns(attempt=pl.lit(7, pl.Int64))
+    whole = summarize_tasks(rows, 0.5)
+    assert_frame_equal(summarize_tasks(pl.concat([rows, torn]), 0.5), whole)
+    assert summarize_tasks(pl.concat([rows, lone]), 0.5)["num_trajectories"].to_list() == [3, 2]

@@ -203,7 +203,8 @@ def main() -> None:
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         machine = {"cpus": os.cpu_count(), "platform": platform.platform()}
-        result = {"bench": "kill9", "machine": machine, "totals": totals, "figures": figures}
+        targets = [figure for figure in figures if figure["target"] is not None]
+        result = {"bench": "kill9", "machine": machine, "figures": totals, "targets": targets}
         options.json.write_text(json.dumps(result, indent=2) + "\n")
     sys.exit(0 if all(figure["met"] is not False for figure in figures) else 1)
 

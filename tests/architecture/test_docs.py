@@ -41,3 +41,15 @@ def test_relative_links_in_the_documents_lead_somewhere():
         targets = re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text())
         dead += [f"{page.name}: {t}" for t in targets if not (page.parent / t).exists()]
     assert dead == []
+
+
+def test_every_file_of_the_architecture_picture_exists():
+    """The picture of the data's way names real files."""
+    picture = (ROOT / "docs" / "architecture.md").read_text().split("```")[1]
+    names = set(re.findall(r"[a-z_]+\.py", picture))
+    exist = {
+        path.name
+        for package in ("starpo_trace", "starpo_train")
+        for path in (ROOT / package).rglob("*.py")
+    }
+    assert sorted(names - exist) == []

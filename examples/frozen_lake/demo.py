@@ -74,9 +74,9 @@ TINY = Plan(
     starpo={"algorithm": STARPO, "train": TINY_TRAINING},
 )
 SMOLLM2 = Plan(
-    train_tasks=24,
+    train_tasks=16,
     train_attempts=4,
-    test_tasks=40,
+    test_tasks=30,
     test_attempts=2,
     concurrency=16,
     bc={"model": SMOLLM2_LORA, "train": SMOLLM2_TRAINING},

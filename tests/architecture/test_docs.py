@@ -1,5 +1,6 @@
 """The documents name what exists."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -53,3 +54,17 @@ def test_every_file_of_the_architecture_picture_exists():
         for path in (ROOT / package).rglob("*.py")
     }
     assert sorted(names - exist) == []
+
+
+def test_every_setting_is_documented():
+    """Each key of the run, evaluation and gate files has a row in docs/configuration.md."""
+    from starpo_train import config, rollout
+    from starpo_train.gate import GateConfig
+
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    sections = [
+        *[config.RunSection, config.DataSection, config.ModelSection, config.AlgorithmSection],
+        *[config.TrainSection, rollout.EvaluateSection, GateConfig],
+    ]
+    keys = [field.name.rstrip("_") for cls in sections for field in dataclasses.fields(cls)]
+    assert [key for key in keys if f"| `{key}` |" not in page] == []

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -69,7 +69,7 @@ class Manifest:
     digest: str
     """Hash of all rows in a fixed order, without their source paths."""
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """`path` and Delta `version` per table."""
+    """Per table: `path`, Delta `version`, and `files` (path in the table -> BLAKE2b-128 hex)."""
     schema_version: str = DATASET_SCHEMA_VERSION
     """Version of tables and columns."""
 
@@ -103,11 +103,32 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def scan_table(path: Path, name: str) -> "pl.LazyFrame":
-    """Dataset folder and table name -> lazy frame, pinned at the manifest's version."""
+    """Dataset folder and table name -> lazy frame, pinned at the manifest's version.
+
+    Raises:
+        DatasetError: the table's files are not those that the manifest names.
+    """
     import polars as pl
 
-    table = read_manifest(path).tables[name]
-    return pl.scan_delta(str(path / table["path"]), version=table["version"])
+    tables = read_manifest(path).tables
+    try:
+        folder, version = path / tables[name]["path"], int(tables[name]["version"])
+        files = tables[name].get("files")  # absent in the first datasets
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DatasetError(
+            f"{path / MANIFEST_FILE}: says no path and version of table {name}; export again"
+        ) from None
+    try:
+        found = _hash_files(folder, version)
+        frame = pl.scan_delta(str(folder), version=version)
+        problem = "its files have changed" if files not in (None, found) else None
+    except Exception as error:  # noqa: BLE001 (deltalake and polars share no error class)
+        frame, problem = None, _first_line(error)
+    if frame is None or problem is not None:
+        raise DatasetError(
+            f"{folder}: version {version} does not match {MANIFEST_FILE}; export again ({problem})"
+        )
+    return frame
 
 
 def check_output(path: Path) -> None:
@@ -155,10 +176,29 @@ def write_tables(path: Path, tables: Mapping[str, "pl.DataFrame"]) -> dict[str, 
 
     written = {}
     for name, table in tables.items():
-        folder = str(path / name)
-        table.write_delta(folder, mode="overwrite")
-        written[name] = {"path": name, "version": DeltaTable(folder).version()}
+        folder = path / name
+        table.write_delta(str(folder), mode="overwrite")
+        version = DeltaTable(str(folder)).version()
+        files = _hash_files(folder, version)
+        written[name] = {"path": name, "version": version, "files": files}
     return written
+
+
+def _hash_files(folder: Path, version: int) -> dict[str, str]:
+    """Delta table and version -> BLAKE2b-128 of each of its files, by path in the folder."""
+    from deltalake import DeltaTable
+
+    # Our tables have no partitions, so each file lies in the folder; the URI is percent-encoded.
+    uris = DeltaTable(str(folder), version=version).file_uris()
+    hashes = {}
+    for name in sorted(uri.rsplit("/", 1)[-1] for uri in uris):
+        with (folder / name).open("rb") as stream:
+            hashes[name] = file_digest(stream, lambda: blake2b(digest_size=16)).hexdigest()
+    return hashes
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -253,3 +254,39 @@ def test_manifest_is_plain_json(tmp_path, spans):
         "tables",
         "usable_for",
     ]
+
+
+@pytest.mark.parametrize("damage", ["change", "remove", "log", "table"])
+def test_table_that_does_not_match_is_refused(tmp_path, spans, damage):
+    """A changed or lost file, version or table gives one line, not a reader's traceback."""
+    write_store(tmp_path / "store", [make_rows(spans)])
+    manifest = build_dataset([tmp_path / "store"], tmp_path / "dataset")
+    turns = tmp_path / "dataset" / "turns"
+    ((name, digest),) = manifest.tables["turns"]["files"].items()
+    content = (turns / name).read_bytes()
+    assert digest == blake2b(content, digest_size=16).hexdigest()
+    if damage == "change":
+        (turns / name).write_bytes(content[:-1] + b"?")
+    elif damage == "remove":
+        (turns / name).unlink()
+    elif damage == "log":
+        next((turns / "_delta_log").glob("*.json")).unlink()
+    else:
+        shutil.rmtree(turns)
+    message = r"dataset/turns: version 0 does not match manifest\.json; export again \(.+\)$"
+    with pytest.raises(DatasetError, match=message):
+        scan_table(tmp_path / "dataset", "turns")
+    assert scan_table(tmp_path / "dataset", "messages").collect().height
+
+
+def test_manifest_without_files_is_read(tmp_path, spans):
+    """The first datasets named no files; a folder name with a space is no matter."""
+    write_store(tmp_path / "store", [make_rows(spans)])
+    dataset = tmp_path / "data set"
+    build_dataset([tmp_path / "store"], dataset)
+    assert scan_table(dataset, "turns").collect().height == 6
+    fields = json.loads((dataset / "manifest.json").read_text())
+    for table in fields["tables"].values():
+        del table["files"]
+    (dataset / "manifest.json").write_text(json.dumps(fields))
+    assert scan_table(dataset, "turns").collect().height == 6

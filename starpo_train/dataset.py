@@ -5,8 +5,10 @@ Array suffix: T tokens.
 
 import json
 from dataclasses import dataclass
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import polars as pl
@@ -106,7 +108,11 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def scan_table(path: Path, name: str) -> pl.LazyFrame:
-    """Table `name` of the dataset at `path`, lazily, at the version its manifest pins."""
+    """Table `name` of the dataset at `path`, lazily, at the version its manifest pins.
+
+    Raises:
+        DataError: no dataset, or the table's files are not those the manifest was written for.
+    """
     return _scan(read_manifest(path), name)
 
 
@@ -165,15 +171,65 @@ def read_message_graphs(path: Path, trajectory_ids: list[str]) -> dict[str, dict
 
 
 def _scan(manifest: Manifest, name: str) -> pl.LazyFrame:
+    from deltalake import DeltaTable
+
     if name not in TABLES:
         raise DataError(f"{manifest.path}: no table {name!r}; known: {', '.join(TABLES)}.")
+    folder = manifest.path / name
+    if name not in manifest.versions:
+        raise _mismatch(folder, "it names no version of this table")
+    _verify_files(manifest, name)
+    version = manifest.versions[name]
     try:
-        return pl.scan_delta(str(manifest.path / name), version=manifest.versions[name])
+        table = DeltaTable(str(folder), version=version)
+        files = [folder / unquote(file) for file in table.file_uris()]
+        missing = next((file.name for file in files if not file.is_file()), None)
+        frame = pl.scan_delta(table)
     except Exception as error:
-        raise DataError(
-            f"{manifest.path / name}: table unreadable at version "
-            f"{manifest.versions.get(name)} ({error}); build the dataset again."
-        ) from error
+        # delta's messages are long and name its own internals; the first line says what failed
+        reason = str(error).strip().split("\n")[0]
+        raise _mismatch(folder, f"version {version} cannot be read: {reason}") from error
+    if missing is not None:
+        raise _mismatch(folder, f"{missing} is missing")
+    return frame
+
+
+def _verify_files(manifest: Manifest, name: str) -> None:
+    """Compare a table's files with the hashes of the manifest, where it has them."""
+    folder = manifest.path / name
+    expected = manifest.values["tables"][name].get("files")
+    if expected is None:
+        return
+    if not isinstance(expected, dict):
+        raise _mismatch(folder, f"its list of files is {type(expected).__name__}, not a table")
+    for relative, digest in expected.items():
+        try:
+            actual = _hash_file(folder / relative)
+        except OSError as error:
+            fault = "is missing" if isinstance(error, FileNotFoundError) else str(error)
+            raise _mismatch(folder, f"{relative} {fault}") from None
+        if actual != digest:
+            raise _mismatch(folder, f"{relative} was changed")
+
+
+def _hash_file(path: Path) -> str:
+    """BLAKE2b-128 of a file, computed once per process as long as size and time stay."""
+    status = path.stat()
+    state = (status.st_mtime_ns, status.st_size)
+    known = _HASHES.get(path)
+    if known is not None and known[0] == state:
+        return known[1]
+    with path.open("rb") as file:
+        digest = file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
+    _HASHES[path] = (state, digest)
+    return digest
+
+
+_HASHES: dict[Path, tuple[tuple[int, int], str]] = {}
+
+
+def _mismatch(folder: Path, reason: str) -> DataError:
+    return DataError(f"{folder}: does not match {MANIFEST_FILE} ({reason}); export again.")
 
 
 def _build_turns(rows: pl.DataFrame) -> dict[str, list[Turn]]:

@@ -22,7 +22,7 @@ from starpo_trace.schema import MANIFEST_FILE
 from starpo_train import stats
 from starpo_train.config import to_json_dict
 from starpo_train.dataset import read_manifest, scan_table
-from starpo_train.errors import DataError
+from starpo_train.errors import ConfigError, DataError
 from starpo_train.gate.comparing import (
     compare_cohorts,
     compare_evidence,
@@ -133,8 +133,12 @@ def run_gate(
     holds the decision, the configuration and the digest of every dataset that was read.
 
     Raises:
-        DataError: a dataset is missing or unreadable, or the two cannot be compared.
+        ConfigError: `output` cannot be written.
+        DataError: a dataset is missing or unreadable, both are the same one, or the two cannot be
+            compared.
     """
+    target = _check_output(output)
+    _refuse_same_dataset(baseline, candidate)
     decision = decide_release(
         _read_rows(candidate),
         _read_rows(baseline),
@@ -151,7 +155,6 @@ def run_gate(
         "inputs": {role: identify_dataset(path) for role, path in sources.items()}
         | {"evidence": {name: identify_dataset(path) for name, path in evidence.items()}},
     }
-    target = output if output.suffix == ".json" else output / VERDICT_FILE
     write_atomically(target, json.dumps(record, indent=2, allow_nan=False) + "\n")
     return decision
 
@@ -185,6 +188,32 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _check_output(output: Path) -> Path:
+    """The file the verdict goes to; refused before anything is computed when it cannot."""
+    is_file = output.suffix == ".json"
+    target = output if is_file else output / VERDICT_FILE
+    folder = target.parent
+    blocking = next((part for part in (folder, *folder.parents) if part.exists()), folder)
+    if blocking.exists() and not blocking.is_dir():
+        raise ConfigError(
+            f"--output {output}: {blocking} is a file; give a folder, or a name ending in .json."
+        )
+    if target.is_dir():
+        raise ConfigError(f"--output {output}: {target} is a folder; give another output.")
+    return target
+
+
+def _refuse_same_dataset(baseline: Path, candidate: Path) -> None:
+    """A policy against itself is never worse: such a PROMOTE would say nothing."""
+    digests = [read_manifest(path).digest for path in (baseline, candidate)]
+    same_content = digests[0] == digests[1] != ""
+    if same_content or baseline.resolve() == candidate.resolve():
+        raise DataError(
+            f"baseline {baseline} and candidate {candidate} are the same dataset (digest "
+            f"{digests[0] or 'unknown'}); give the evaluations of two policies."
+        )
 
 
 def _read_rows(path: Path) -> pl.DataFrame:

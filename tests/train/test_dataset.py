@@ -1,6 +1,7 @@
 """Reading datasets, and what the data allows."""
 
 import json
+from hashlib import blake2b
 
 import polars as pl
 import pytest
@@ -156,3 +157,42 @@ def test_only_the_named_models_turns_must_be_exact(hand, tmp_path):
     trajectories = read_trajectories(path)
     assert describe_data(trajectories).num_exact == 0
     assert describe_data(trajectories, models=["tiny"]).num_exact == 1
+
+
+def damage(path, what):
+    (file,) = (path / "turns").glob("*.parquet")
+    if what == "missing":
+        file.unlink()
+    elif what == "changed":
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    else:
+        text = (path / "manifest.json").read_text()
+        (path / "manifest.json").write_text(text.replace('"version": 0', '"version": 7'))
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [("missing", "is missing"), ("changed", "was changed"), ("version", "version 7 cannot be")],
+)
+def test_damaged_dataset_is_refused(hand, tmp_path, what, reason, hashed):
+    """A lost file, flipped bytes, a version that is not there: one line that names the table."""
+    path = hand.dataset(tmp_path, [hand.trajectory("t", [hand.turn([1], [2])], reward=1.0)])
+    if hashed:
+        values = json.loads((path / "manifest.json").read_text())
+        for name, table in values["tables"].items():
+            table["files"] = {
+                file.name: blake2b(file.read_bytes(), digest_size=16).hexdigest()
+                for file in (path / name).glob("*.parquet")
+            }
+        (path / "manifest.json").write_text(json.dumps(values))
+        assert scan_table(path, "turns").collect().height == 1
+    elif what == "changed":
+        pytest.skip("older manifests hold no hashes")
+    damage(path, what)
+    with pytest.raises(DataError, match=rf"turns: does not match manifest.json \(.*{reason}") as e:
+        scan_table(path, "turns")
+    assert str(e.value).endswith("export again.")
+    assert "\n" not in str(e.value)

@@ -1,6 +1,7 @@
 """`starpo-train` as a person types it."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,13 +69,40 @@ def test_missing_dataset_is_one_clear_line(tmp_path, capsys):
     assert "build one with `starpo-trace export" in capsys.readouterr().err
 
 
-def test_gate_of_a_policy_against_itself(dataset, tmp_path, capsys):
+def copy_dataset(dataset, path, *, digest):
+    """The same rows under another digest."""
+    shutil.copytree(dataset, path)
+    manifest = path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("made-by-hand", digest))
+    return path
+
+
+def test_gate_of_equal_policies_with_few_tasks(dataset, tmp_path, capsys):
     """Four tasks decide nothing: exit code 20 and a verdict file."""
-    arguments = ["gate", "--baseline", str(dataset), "--candidate", str(dataset)]
+    candidate = copy_dataset(dataset, tmp_path / "new", digest="another")
+    arguments = ["gate", "--baseline", str(dataset), "--candidate", str(candidate)]
     assert main([*arguments, "-o", str(tmp_path / "gate")]) == 20
     assert "INCONCLUSIVE" in capsys.readouterr().out
     verdict = json.loads((tmp_path / "gate" / "verdict.json").read_text())
     assert verdict["verdict"] == "INCONCLUSIVE"
+
+
+def test_gate_refuses_a_dataset_against_itself(dataset, tmp_path, capsys):
+    """The same digest at two paths: exit code 2, both named, no verdict."""
+    candidate = copy_dataset(dataset, tmp_path / "copy", digest="made-by-hand")
+    arguments = ["gate", "--baseline", str(dataset), "--candidate", str(candidate)]
+    assert main([*arguments, "-o", str(tmp_path / "gate")]) == 2
+    error = capsys.readouterr().err
+    assert f"baseline {dataset} and candidate {candidate} are the same dataset" in error
+    assert not (tmp_path / "gate").exists()
+
+
+def test_gate_refuses_an_output_that_is_a_file(dataset, tmp_path, capsys):
+    """Exit code 2 before anything is read."""
+    (tmp_path / "taken").touch()
+    arguments = ["gate", "--baseline", "absent", "--candidate", str(dataset)]
+    assert main([*arguments, "-o", str(tmp_path / "taken")]) == 2
+    assert "taken is a file; give a folder" in capsys.readouterr().err
 
 
 def test_report_of_a_dataset(dataset, tmp_path, capsys):

@@ -6,8 +6,10 @@ import sys
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
+from types import TracebackType
 
 from starpo_trace.errors import ConfigError, SourceError, StarpoTraceError, StoreError
+from starpo_trace.schema import REWARD_SOURCES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,6 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"starpo-trace: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        if options.command is _run:
+            raise
+        what = "interrupted; nothing written" if options.command is _export else "interrupted"
+        print(f"starpo-trace: {what}", file=sys.stderr)
+        return 130
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -41,7 +49,7 @@ def _build_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--trust",
         action="append",
-        metavar="SOURCE",
+        choices=REWARD_SOURCES,
         help="reward source that counts; repeatable (default: environment, rule, user)",
     )
     export.set_defaults(command=_export)
@@ -58,9 +66,7 @@ def _build_parser() -> argparse.ArgumentParser:
     reward.add_argument("--name", default="reward")
     reward.add_argument("--scope", choices=("trajectory", "turn", "step"), default="trajectory")
     reward.add_argument("--step", type=int, help="step it belongs to, for scope turn or step")
-    reward.add_argument(
-        "--source", choices=("environment", "user", "rule", "judge"), default="user"
-    )
+    reward.add_argument("--source", choices=REWARD_SOURCES, default="user")
     reward.add_argument("--min", type=float)
     reward.add_argument("--max", type=float)
     reward.add_argument("--explanation")
@@ -81,8 +87,27 @@ def _run(options: argparse.Namespace) -> int:
     sys.argv = [str(script), *options.arguments]
     sys.path.insert(0, str(script.resolve().parent))
     # Exit codes and exceptions of the script leave through here as they are.
-    runpy.run_path(str(script), run_name="__main__")
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except (Exception, KeyboardInterrupt):
+        _hide_own_frames()
+        raise
     return 0
+
+
+def _hide_own_frames() -> None:
+    """Let the traceback that Python is about to print begin in the script, as without us."""
+    hook = sys.excepthook
+    ours = {__file__, runpy.__file__, runpy.run_path.__code__.co_filename}
+
+    def print_script_frames(
+        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    ) -> None:
+        while traceback is not None and traceback.tb_frame.f_code.co_filename in ours:
+            traceback = traceback.tb_next
+        hook(kind, error.with_traceback(traceback), traceback)
+
+    sys.excepthook = print_script_frames
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -97,11 +122,14 @@ def _export(options: argparse.Namespace) -> int:
         test_fraction=options.test_fraction,
         trust_sources=options.trust or TRUST_SOURCES,
     )
-    Console().print(render_manifest(manifest, title=str(options.output)))
+    print(options.output)
+    Console().print(render_manifest(manifest))
     return 0
 
 
 def _show(options: argparse.Namespace) -> int:
+    if options.limit < 1:
+        raise ConfigError(f"--limit {options.limit}: list at least 1 trajectory")
     from rich.console import Console
 
     from starpo_trace.show import show_path

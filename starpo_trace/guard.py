@@ -56,7 +56,12 @@ def warn_once(key: str, message: str, *args: object) -> None:
     """Log a condition that the agent's owner should know, once per process."""
     if (key, Warning) not in _reported:
         _reported.add((key, Warning))
-        _LOGGER.warning(message, *args)
+        warn(message, *args)
+
+
+def warn(message: str, *args: object) -> None:
+    """Log a condition that the agent's owner should know."""
+    _LOGGER.warning(message, *args)
 
 
 def is_debugging() -> bool:

@@ -11,6 +11,9 @@ DATASET_SCHEMA_VERSION: Final = "1"
 
 MANIFEST_FILE: Final = "manifest.json"
 
+REWARD_SOURCES: Final = ("environment", "user", "rule", "judge")
+"""Who can say what a run was worth."""
+
 TRAJECTORIES: Final[dict[str, str]] = {
     "trajectory_id": "str",
     "task_id": "str",  # null: the run named no task; StarPO compares within a task

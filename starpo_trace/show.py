@@ -37,9 +37,10 @@ def show_path(
     """
     tables, accounting = _load(path)
     if trajectory_id is None:
-        console.print(render_accounting(accounting, tables["trajectories"], title=str(path)))
+        console.print(Text(str(path), "italic"), soft_wrap=True)  # a path stays in one piece
+        console.print(render_accounting(accounting, tables["trajectories"]))
         console.print(_render_reasons(tables["trajectories"]))
-        console.print(_render_trajectories(tables["trajectories"], max_trajectories))
+        _print_trajectories(console, tables["trajectories"], max_trajectories)
         return
     found = _find_trajectory(tables["trajectories"], trajectory_id)
     of_one = {
@@ -51,19 +52,15 @@ def show_path(
         console.print(line, soft_wrap=True)
 
 
-def render_manifest(manifest: Manifest, *, title: str) -> RenderableType:
+def render_manifest(manifest: Manifest) -> RenderableType:
     """Manifest -> the funnel from spans read to trajectories usable for RL."""
-    return _render_funnel(
-        manifest.accounting, manifest.counts["trajectories"], manifest.usable_for, title
-    )
+    return _render_funnel(manifest.accounting, manifest.counts["trajectories"], manifest.usable_for)
 
 
-def render_accounting(
-    accounting: Accounting, trajectories: pl.DataFrame, *, title: str
-) -> RenderableType:
+def render_accounting(accounting: Accounting, trajectories: pl.DataFrame) -> RenderableType:
     """Accounting and trajectories -> the funnel, as `render_manifest`."""
     verdicts = dict(trajectories["usable_for"].value_counts().iter_rows())
-    return _render_funnel(accounting, trajectories.height, verdicts, title)
+    return _render_funnel(accounting, trajectories.height, verdicts)
 
 
 def render_trajectory(tables: Tables) -> Iterator[RenderableType]:
@@ -119,16 +116,16 @@ def _find_trajectory(trajectories: pl.DataFrame, trajectory_id: str) -> str:
 
 
 def _render_funnel(
-    accounting: Accounting, num_trajectories: int, verdicts: Mapping[str, int], title: str
+    accounting: Accounting, num_trajectories: int, verdicts: Mapping[str, int]
 ) -> RenderableType:
-    table = Table(title=escape(title), title_justify="left", show_header=False, box=None)
+    table = Table(show_header=False, box=None)
     table.add_column(justify="right")
     table.add_column()
     table.add_row(f"{accounting.spans_read:,}", "spans read", style="bold")
     for reason, count in accounting.spans_rejected_by_reason.items():
-        table.add_row(f"-{count:,}", f"rejected: {escape(reason)}")
+        table.add_row(f"{count:,}", f"rejected: {escape(reason)}")
     if accounting.duplicates:
-        table.add_row(f"-{accounting.duplicates:,}", "duplicates")
+        table.add_row(f"{accounting.duplicates:,}", "duplicates")
     table.add_row(f"{accounting.spans_used:,}", "spans used", style="bold")
     table.add_row(f"{num_trajectories:,}", "trajectories", style="bold")
     for verdict, style in _STYLES.items():
@@ -151,7 +148,7 @@ def _render_reasons(trajectories: pl.DataFrame) -> RenderableType:
     return Group(Text("\nreasons why not better", style="bold"), *lines) if lines else Text("")
 
 
-def _render_trajectories(trajectories: pl.DataFrame, max_rows: int) -> RenderableType:
+def _print_trajectories(console: Console, trajectories: pl.DataFrame, max_rows: int) -> None:
     table = Table(
         "trajectory", "task", "attempt", "end", "turns", "tool calls", "reward", "usable for"
     )
@@ -169,8 +166,10 @@ def _render_trajectories(trajectories: pl.DataFrame, max_rows: int) -> Renderabl
             Text(row["usable_for"], _STYLES[row["usable_for"]]),
         )
     num_hidden = trajectories.height - max_rows
-    more = Text(f"... and {num_hidden:,} more (--limit)") if num_hidden > 0 else Text("")
-    return Group(table, more)
+    # An id that is cut is of no use, so the table is as wide as it needs, not as the terminal is.
+    table.width = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    console.print(table, soft_wrap=True)
+    console.print(f"... and {num_hidden:,} more (--limit)" if num_hidden > 0 else "")
 
 
 def _render_observation(

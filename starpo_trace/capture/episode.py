@@ -61,7 +61,8 @@ class Trajectory:
         with Guard("ending a trajectory"):
             if kind not in get_args(EndKind):
                 raise ValueError(
-                    f"end kind {kind!r} of trajectory {self.id}: use one of {get_args(EndKind)}"
+                    f"end kind {kind!r} of trajectory {self.id}: use one of "
+                    f"{', '.join(get_args(EndKind))}"
                 )
             self._end = (kind, reason)
 

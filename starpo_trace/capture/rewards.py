@@ -11,7 +11,7 @@ from opentelemetry.trace import Link, SpanContext, TraceFlags
 
 from starpo_trace import semconv
 from starpo_trace.capture.episode import Trajectory, current_trajectory
-from starpo_trace.capture.runtime import get_runtime
+from starpo_trace.capture.runtime import get_runtime_or_warn
 from starpo_trace.guard import Guard
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ def _record_reward(
     reward_id: str | None,
     trajectory_id: str | None,
 ) -> None:
-    runtime = get_runtime()
+    lost = None if trajectory_id is None else f"the reward {name!r} for {trajectory_id}"
+    runtime = get_runtime_or_warn("reward()", lost=lost)
     if runtime is None:
         return
     trajectory = current_trajectory()
@@ -208,4 +209,4 @@ def _check_judgement(judgement: Judgement) -> None:
         (judgement.source, Source),
     ):
         if word not in get_args(known):
-            raise ValueError(f"reward with {word!r}: use one of {get_args(known)}")
+            raise ValueError(f"reward with {word!r}: use one of {', '.join(get_args(known))}")

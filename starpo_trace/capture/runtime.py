@@ -13,7 +13,7 @@ from starpo_trace.config import (
     read_config,
     read_default_store,
 )
-from starpo_trace.guard import Guard, warn_once
+from starpo_trace.guard import Guard, warn, warn_once
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
@@ -45,6 +45,7 @@ class Runtime:
         self._own_provider: SdkTracerProvider | None = None
         self._provider: TracerProvider | None = None
         self._destinations: list[Destination] = []
+        self._num_reported_lost = 0
 
     def get_tracer(self) -> "Tracer":
         """Tracer of the chosen provider; the first call chooses."""
@@ -63,6 +64,7 @@ class Runtime:
         timeout_millis = int(timeout_s * 1000)
         if self._destinations:
             flushed = [each.force_flush(timeout_millis) for each in self._destinations]
+            self.report_losses(is_final=False)
             return all(flushed)
         force_flush = getattr(self._provider, "force_flush", None)
         return force_flush is None or bool(force_flush(timeout_millis))
@@ -76,10 +78,32 @@ class Runtime:
                 totals[name] += count
         return totals
 
+    def report_losses(self, *, is_final: bool) -> None:
+        """Log how many spans are lost, when there are more than at the last time.
+
+        A span that waits is lost only at the end (`is_final`).
+        """
+        counts = self.read_stats()
+        num_waiting = counts["waiting"] if is_final else 0
+        num_lost = counts["dropped"] + counts["rejected"] + num_waiting
+        if num_lost > self._num_reported_lost:
+            self._num_reported_lost = num_lost
+            warn(
+                "starpo_trace lost %d of %d spans: %d were never stored or delivered, %d refused, "
+                "%d dropped because too many waited. What is recorded is incomplete; free the "
+                "disk, or check the store's path or the OTLP endpoint.",
+                num_lost,
+                counts["accepted"] + counts["dropped"],
+                num_waiting,
+                counts["rejected"],
+                counts["dropped"],
+            )
+
     def shut_down(self) -> None:
         """Flush and close what we opened; a provider of the user's is only flushed."""
         if self._own_provider is not None:
             self._own_provider.shutdown()
+            self.report_losses(is_final=True)
         elif self._provider is not None:
             self.flush(5.0)
 
@@ -93,6 +117,7 @@ class Runtime:
         elif not has_explicit_destination and _is_set_by_user(trace.get_tracer_provider()):
             self._provider = trace.get_tracer_provider()
         else:
+            atexit.register(_report_losses_at_exit)  # before the provider's own, so it runs last
             self._provider = self._own_provider = self._build_provider()
         # After the provider has registered its own, so that ours runs first.
         atexit.register(_finish_at_exit)
@@ -131,6 +156,7 @@ class Runtime:
 
 
 _runtime: Runtime | None = None
+_was_instrumented = False
 _switch_lock = threading.RLock()
 
 
@@ -161,7 +187,7 @@ def instrument(
     Raises:
         ConfigError: an argument cannot be used.
     """
-    global _runtime  # noqa: PLW0603 (one instrumentation per process is the point)
+    global _runtime, _was_instrumented  # noqa: PLW0603 (one instrumentation per process)
     config = read_config(
         store=store,
         endpoint=endpoint,
@@ -180,6 +206,7 @@ def instrument(
                 )
             return
         _runtime = Runtime(config)
+        _was_instrumented = True
         with Guard("patching the installed SDKs"):
             from starpo_trace.capture.patches import apply_patches
 
@@ -204,10 +231,27 @@ def uninstrument() -> None:
         with Guard("closing the span destination"):
             runtime.shut_down()
         atexit.unregister(_finish_at_exit)
+        atexit.unregister(_report_losses_at_exit)
 
 
 def get_runtime() -> Runtime | None:
     """The instrumentation in force, if any."""
+    return _runtime
+
+
+def get_runtime_or_warn(call: str, *, lost: str | None = None) -> Runtime | None:
+    """Return the instrumentation in force; without any, warn once that `call` records nothing.
+
+    `lost` names what is gone for good with the call, and is warned of by itself. A process that
+    was instrumented and no longer is has chosen so, and is not warned.
+    """
+    if _runtime is None and not _was_instrumented:
+        warn_once(
+            f"never instrumented {'' if lost is None else call}",
+            "%s: %s; call `starpo_trace.instrument()` before it",
+            call,
+            "nothing is recorded in this process" if lost is None else f"{lost} is not recorded",
+        )
     return _runtime
 
 
@@ -243,6 +287,13 @@ def _finish_at_exit() -> None:
 
         finish_open_calls()
         abandon_open_trajectories()
+
+
+def _report_losses_at_exit() -> None:
+    runtime = _runtime
+    if runtime is not None:
+        with Guard("counting lost spans"):
+            runtime.report_losses(is_final=True)
 
 
 def _is_set_by_user(provider: Any) -> bool:

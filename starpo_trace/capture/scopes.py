@@ -19,7 +19,7 @@ from opentelemetry.trace import SpanContext, SpanKind
 from starpo_trace import semconv
 from starpo_trace.capture.attachment import Attachment
 from starpo_trace.capture.episode import TRAJECTORY_KEY, Trajectory
-from starpo_trace.capture.runtime import get_runtime
+from starpo_trace.capture.runtime import get_runtime_or_warn
 from starpo_trace.guard import Guard
 
 _P = ParamSpec("_P")
@@ -147,7 +147,7 @@ class TrajectoryScope:
 def _begin_trajectory(
     name: str, identity: dict[str, str | int | None]
 ) -> tuple[Trajectory, Context]:
-    runtime = get_runtime()
+    runtime = get_runtime_or_warn("trajectory()")
     tracer = runtime.get_tracer() if runtime is not None else trace.NoOpTracer()
     policy_id = identity[semconv.POLICY_ID]
     if policy_id is None and runtime is not None:

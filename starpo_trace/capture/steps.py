@@ -15,7 +15,7 @@ from starpo_trace import semconv
 from starpo_trace.capture.attachment import Attachment
 from starpo_trace.capture.episode import Trajectory, current_trajectory, mark_error
 from starpo_trace.capture.history import History
-from starpo_trace.capture.runtime import get_runtime
+from starpo_trace.capture.runtime import get_runtime_or_warn
 from starpo_trace.guard import Guard
 from starpo_trace.messages import dump_json, from_openai_chat
 
@@ -86,7 +86,7 @@ class StepScope:
         self.__exit__(kind, error, traceback)
 
     def _begin(self) -> Step:
-        runtime = get_runtime()
+        runtime = get_runtime_or_warn("step()")
         if runtime is None:
             return Step(number=None, span=trace.INVALID_SPAN, has_content=False)
         kind = self._kind
@@ -94,7 +94,8 @@ class StepScope:
             if kind not in get_args(StepKind):
                 kind = "other"
                 raise ValueError(
-                    f"kind {self._kind!r} of step {self._name!r}: use one of {get_args(StepKind)}"
+                    f"kind {self._kind!r} of step {self._name!r}: use one of "
+                    f"{', '.join(get_args(StepKind))}"
                 )
         operation = _OPERATIONS.get(kind, kind)
         trajectory = current_trajectory()
@@ -150,7 +151,7 @@ def state(obj: Any, name: str = "state") -> None:
         name: Which state, when there are several.
     """
     with Guard("recording a state"):
-        runtime = get_runtime()
+        runtime = get_runtime_or_warn("state()")
         if runtime is None:
             return
         trajectory = current_trajectory()
@@ -170,7 +171,7 @@ def observe(messages: Sequence[Mapping[str, Any]]) -> None:
         messages: The whole history, as chat messages in OpenAI's format.
     """
     with Guard("recording an observation"):
-        runtime = get_runtime()
+        runtime = get_runtime_or_warn("observe()")
         if runtime is None:
             return
         trajectory = current_trajectory()

@@ -23,6 +23,7 @@ from starpo_trace.convert.manifest import (
     lock_output,
     read_manifest,
     scan_table,
+    undo_unfinished,
     write_manifest,
     write_tables,
 )
@@ -36,7 +37,7 @@ from starpo_trace.convert.sources import (
 from starpo_trace.convert.trajectories import build_tables
 from starpo_trace.convert.tree import assign_trajectories, build_span_forest, deduplicate_spans
 from starpo_trace.errors import ConfigError, SourceError
-from starpo_trace.schema import REJECTED
+from starpo_trace.schema import REJECTED, REWARD_SOURCES
 
 __all__ = ["Conversion", "build_dataset", "convert_sources", "read_manifest", "scan_table"]
 
@@ -101,17 +102,21 @@ def build_dataset(
     Raises:
         SourceError: a source does not exist, is empty or holds no spans.
         DatasetError: `output` holds something else, or cannot be written.
-        ConfigError: `test_fraction` is not within [0, 1].
+        ConfigError: `test_fraction` is not within [0, 1], or a trusted source is none.
     """
     if not 0.0 <= test_fraction <= 1.0:
         raise ConfigError(f"test_fraction is {test_fraction}; it must be between 0 and 1")
+    if unknown := sorted(set(trust_sources) - set(REWARD_SOURCES)):
+        raise ConfigError(
+            f"trust_sources has {', '.join(unknown)}; use {', '.join(REWARD_SOURCES)}"
+        )
     check_output(output)
     conversion = convert_sources(
         sources, test_fraction=test_fraction, trust_sources=trust_sources, progress=progress
     )
     tables = conversion.tables
     verdicts = Counter(tables["trajectories"]["usable_for"].to_list())
-    with lock_output(output):
+    with lock_output(output), undo_unfinished(output):
         written = write_tables(output, tables)
         manifest = Manifest(
             starpo_version=version("starpo"),

@@ -5,12 +5,16 @@ belong together and is replaced last, so that whoever reads through it sees the 
 also while another is being written or after one was killed.
 """
 
+import errno
 import fcntl
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from dataclasses import fields as dataclass_fields
 from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -92,14 +96,22 @@ def read_manifest(path: Path) -> Manifest:
         raise DatasetError(f"{file}: cannot be read: {error}") from error
     version = fields.get("schema_version") if isinstance(fields, dict) else None
     if version != DATASET_SCHEMA_VERSION:
+        found = "no schema version" if version is None else f"schema version {version}"
         raise DatasetError(
-            f"{file}: schema version {version!r}, this starpo reads "
-            f"{DATASET_SCHEMA_VERSION!r}; export the sources again"
+            f"{file}: {found}, this starpo reads {DATASET_SCHEMA_VERSION}; export the sources again"
         )
-    try:
-        return Manifest(**{**fields, "accounting": Accounting(**fields["accounting"])})
-    except (KeyError, TypeError) as error:
-        raise DatasetError(f"{file}: fields missing or unknown: {error}") from error
+    _check_fields(file, fields, Manifest, "")
+    _check_fields(file, fields["accounting"], Accounting, "accounting.")
+    return Manifest(**{**fields, "accounting": Accounting(**fields["accounting"])})
+
+
+def _check_fields(file: Path, values: Any, record: type, prefix: str) -> None:
+    known = {each.name for each in dataclass_fields(record)}
+    given = set(values) if isinstance(values, dict) else set()
+    for what, names in (("lacks", known - given), ("has the unknown", given - known)):
+        if names:
+            listed = ", ".join(f"{prefix}{name}" for name in sorted(names))
+            raise DatasetError(f"{file}: {what} {listed}; export the sources again")
 
 
 def scan_table(path: Path, name: str) -> "pl.LazyFrame":
@@ -120,10 +132,16 @@ def scan_table(path: Path, name: str) -> "pl.LazyFrame":
         ) from None
     try:
         found = _hash_files(folder, version)
-        frame = pl.scan_delta(str(folder), version=version)
+        # Not scan_delta, which finds no file in a folder whose name has a space.
+        paths = [folder / name for name in found]
+        frame = (
+            pl.scan_parquet(paths, glob=False)
+            if paths
+            else pl.scan_delta(str(folder), version=version)
+        )
         problem = "its files have changed" if files not in (None, found) else None
     except Exception as error:  # noqa: BLE001 (deltalake and polars share no error class)
-        frame, problem = None, _first_line(error)
+        frame, problem = None, _one_line(error)
     if frame is None or problem is not None:
         raise DatasetError(
             f"{folder}: version {version} does not match {MANIFEST_FILE}; export again ({problem})"
@@ -148,6 +166,51 @@ def check_output(path: Path) -> None:
             f"{path}: exists and is not a dataset (it holds {', '.join(others[:3])}); "
             "give a new folder or an existing dataset"
         )
+
+
+@contextmanager
+def undo_unfinished(path: Path) -> Iterator[None]:
+    """Around writing a build: when it fails, leave the last dataset, or nothing at all.
+
+    Raises:
+        DatasetError: the disk is full, or refused a write.
+    """
+    had_dataset = (path / MANIFEST_FILE).is_file()
+    try:
+        yield
+    except Exception as error:
+        _remove_unfinished(path, had_dataset=had_dataset)
+        # deltalake names the cause of a full disk only in its text, under several error classes.
+        is_full = "os error 28" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
+        if not (is_full or isinstance(error, OSError) or _is_delta_error(error)):
+            raise
+        fate = "the last dataset is intact" if had_dataset else "no dataset was there before"
+        what = "disk full" if is_full else f"cannot be written ({_one_line(error)})"
+        remedy = "free space and repeat" if is_full else "repeat, or choose another folder"
+        raise DatasetError(
+            f"{path}: {what}; nothing of this build counts, {fate}; {remedy}"
+        ) from error
+    except BaseException:  # interrupted, or a panic in native code
+        _remove_unfinished(path, had_dataset=had_dataset)
+        raise
+
+
+def _remove_unfinished(path: Path, *, had_dataset: bool) -> None:
+    names = [_TEMPORARY_MANIFEST, _LOCK_FILE]
+    for file in (path / name for name in names):
+        file.unlink(missing_ok=True)
+    if had_dataset:
+        return
+    for table in TABLES:
+        shutil.rmtree(path / table, ignore_errors=True)
+    with suppress(OSError):
+        path.rmdir()
+
+
+def _is_delta_error(error: Exception) -> bool:
+    from deltalake.exceptions import DeltaError
+
+    return isinstance(error, DeltaError)
 
 
 @contextmanager
@@ -197,8 +260,9 @@ def _hash_files(folder: Path, version: int) -> dict[str, str]:
     return hashes
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _one_line(error: BaseException) -> str:
+    plain = re.sub(r"\x1b\[[0-9;]*m|↳", " ", str(error))
+    return " ".join(plain.split()) or type(error).__name__
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

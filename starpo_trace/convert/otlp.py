@@ -177,7 +177,7 @@ def _json_spans(groups: list[Any], source: str) -> Iterator[SpanRow | MalformedS
                 span_id=_text_or_none(fields.get("spanId")),
                 name=_text_or_none(fields.get("name")) or "",
                 scope=scope,
-                detail=f"{type(error).__name__}: {error}",
+                detail=describe_fault(error),
             )
 
 
@@ -258,6 +258,19 @@ def _checked(row: SpanRow) -> SpanRow:
             raise ValueError(f"{what} {value!r} is not {length} hexadecimal digits above zero")
         int(value, 16)
     return row
+
+
+def describe_fault(error: Exception) -> str:
+    """Fault in a span's data -> what is wrong with it, in words."""
+    match error:
+        case KeyError():
+            return f"{error.args[0]} is missing" if error.args else "a field is missing"
+        case TypeError() | AttributeError():
+            return f"a value has the wrong type ({error})"
+        case RecursionError():
+            return "nested too deeply"
+        case _:
+            return str(error) or "it cannot be read"
 
 
 def _text_or_none(value: Any) -> str | None:

@@ -133,7 +133,7 @@ def _detect_reader(path: Path) -> Callable[[Path, str], Iterator[SpanBatch]]:
         with path.open("rb") as stream:
             head = stream.read(64)
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error}") from error
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
     if head.startswith(SEGMENT_MAGIC) or path.name.endswith((".otlp", ".otlp.open")):
         return _read_segment_batches
     if not head:
@@ -151,9 +151,16 @@ def _detect_reader(path: Path) -> Callable[[Path, str], Iterator[SpanBatch]]:
     if head[4:5] == _PROTOBUF_FIRST_BYTE:
         return _read_length_prefixed_batches
     raise SourceError(
-        f"{path}: begins with {head[:8]!r}, which is neither a trace store segment nor OTLP "
-        "JSON lines nor OTLP protobuf"
+        f"{path}: {_describe_head(head)}, so it is neither a trace store segment nor OTLP JSON "
+        "lines nor OTLP protobuf; name the agent's trace store or the Collector's output"
     )
+
+
+def _describe_head(head: bytes) -> str:
+    text = head[:8].decode("ascii", errors="replace")
+    if text.isprintable() and text.isascii():
+        return f'begins with the text "{text}"'
+    return f"begins with the bytes {head[:8].hex(' ')}"
 
 
 def _batch(spans: Iterator[SpanRow | MalformedSpan]) -> SpanBatch:

@@ -11,6 +11,7 @@ from opentelemetry.sdk.environment_variables import (
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
+from starpo_trace.store.forking import watch_forks
 from starpo_trace.store.spansize import estimate_bytes
 
 MAX_REQUEST_BYTES: Final = 3 << 20
@@ -52,6 +53,13 @@ class OtlpProcessor(BatchSpanProcessor):
         self._count_lock = threading.RLock()
         self._num_accepted = 0
         self._num_dropped = 0
+        watch_forks(self)
+
+    def after_fork_in_child(self) -> None:
+        """Count anew: what was queued is the parent's to export."""
+        self._count_lock = threading.RLock()
+        self._num_accepted = self._num_dropped = 0
+        self._counted.num_exported = self._counted.num_failed = 0
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue a span, or count it as dropped when the queue is full."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from starpo_trace.cli import main
 from starpo_trace.convert.manifest import read_manifest, scan_table
 
 AGENT = """
@@ -20,8 +21,8 @@ with starpo_trace.trajectory("agent", task_id=sys.argv[1], trajectory_id="t-" + 
 pytestmark = pytest.mark.slow
 
 
-def starpo_trace(*arguments: object, cwd: Path, timeout_s: int = 60):
-    environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+def starpo_trace(*arguments: object, cwd: Path, timeout_s: int = 60, columns: int = 200):
+    environment = {**os.environ, "COLUMNS": str(columns), "OMP_NUM_THREADS": "1"}
     environment.pop("OTEL_EXPORTER_OTLP_ENDPOINT", None)
     return subprocess.run(
         [sys.executable, "-m", "starpo_trace.cli", *map(str, arguments)],
@@ -83,6 +84,7 @@ def test_run_leaves_exit_code_and_exceptions_alone(tmp_path, program, code, stde
         (["export", "empty", "-o", "d"], "empty: no span files in this folder"),
         (["show", "nowhere"], "nowhere: no such file or folder"),
         (["run", "nowhere.py"], "nowhere.py: no such script"),
+        (["show", "nowhere", "--limit", "0"], "--limit 0: list at least 1 trajectory"),
         (["reward", "--trajectory", "t", "--value", "nan"], "must be a finite number"),
         (["reward", "--trajectory", "t", "--value", "1", "--scope", "turn"], "needs --step"),
         (["reward", "--trajectory", "t", "--value", "1", "--store", "no"], "no such folder"),
@@ -96,3 +98,53 @@ def test_mistakes_get_one_clear_line(tmp_path, arguments, message):
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["empty"]
+
+
+def test_traceback_of_a_script_is_its_own(tmp_path):
+    """A script that raises prints what Python prints for it: no frame of ours."""
+    (tmp_path / "script.py").write_text("def fail():\n    {}['x']\n\nfail()\n")
+    alone = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    done = starpo_trace("run", "script.py", cwd=tmp_path)
+    assert (done.returncode, alone.returncode) == (1, 1)
+    assert done.stderr.replace(f'"{tmp_path}/', '"') == alone.stderr.replace(f'"{tmp_path}/', '"')
+
+
+def test_narrow_terminal_shows_whole_ids_paths_and_positive_counts(tmp_path):
+    """At 80 columns an id and a path are in one piece; a count of rejected spans is a count."""
+    program = AGENT.replace('trajectory_id="t-" + sys.argv[1]', "attempt=0")
+    (tmp_path / "agent.py").write_text(f"{program}starpo_trace.reward(1, trajectory_id='nobody')")
+    assert starpo_trace("run", "agent.py", "one", cwd=tmp_path).returncode == 0
+    output = tmp_path / ("long-name-" * 12)
+    done = starpo_trace("export", ".starpo/traces", "-o", output, cwd=tmp_path, columns=80)
+    assert done.stdout.splitlines()[0] == str(output)
+    assert "1 rejected: reward_target_missing" in " ".join(done.stdout.split())
+    assert "-1" not in done.stdout
+    [trajectory_id] = scan_table(output, "trajectories").collect()["trajectory_id"]
+    done = starpo_trace("show", output, cwd=tmp_path, columns=80)
+    assert done.stdout.splitlines()[0] == str(output)
+    assert f"│ {trajectory_id} │ one " in done.stdout
+
+
+def test_trust_takes_only_known_sources(tmp_path):
+    """A mistyped source is named with those there are."""
+    done = starpo_trace("export", "s", "-o", "d", "--trust", "enviroment", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "invalid choice: 'enviroment'" in done.stderr
+    assert "judge" in done.stderr
+
+
+def test_interrupted_export_says_so_in_one_line(tmp_path, monkeypatch, capsys):
+    """Ctrl-C in the middle of the tables: exit code 130, no traceback, nothing left behind."""
+    (tmp_path / "agent.py").write_text(AGENT)
+    assert starpo_trace("run", "agent.py", "one", cwd=tmp_path).returncode == 0
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("starpo_trace.convert.dataset.digest_tables", interrupt)
+    output = tmp_path / "dataset"
+    assert main(["export", str(tmp_path / ".starpo/traces"), "-o", str(output)]) == 130
+    assert capsys.readouterr().err == "starpo-trace: interrupted; nothing written\n"
+    assert not output.exists()

@@ -1,5 +1,6 @@
 """Sources -> dataset on disk: manifest, accounting, versions, kills, digest, split, bad input."""
 
+import errno
 import json
 import os
 import random
@@ -290,3 +291,51 @@ def test_manifest_without_files_is_read(tmp_path, spans):
         del table["files"]
     (dataset / "manifest.json").write_text(json.dumps(fields))
     assert scan_table(dataset, "turns").collect().height == 6
+
+
+def test_full_disk_leaves_nothing_half_written(tmp_path, spans):
+    """One line says what to do; without an earlier dataset not even the folder stays."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        write_store(tmp_path / "store", [make_rows(spans)])
+        with pytest.raises(DatasetError, match=r"dataset: disk full; nothing of this build counts"):
+            build_dataset([tmp_path / "store"], disk / "dataset")
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_refused_write_keeps_the_last_dataset(tmp_path, spans, monkeypatch):
+    """A build that cannot write its manifest leaves the one before it readable."""
+    write_store(tmp_path / "store", [make_rows(spans)])
+    before = build_dataset([tmp_path / "store"], tmp_path / "dataset")
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("starpo_trace.convert.dataset.write_manifest", refuse)
+    with pytest.raises(DatasetError, match=r"disk full; .* the last dataset is intact; free space"):
+        build_dataset([tmp_path / "store"], tmp_path / "dataset")
+    assert read_manifest(tmp_path / "dataset") == before
+    assert scan_table(tmp_path / "dataset", "turns").collect().height == 6
+    assert not (tmp_path / "dataset" / ".build.lock").exists()
+
+
+def test_unknown_trusted_source_is_refused(tmp_path):
+    """A mistyped source would silently leave every reward out."""
+    with pytest.raises(ConfigError, match="trust_sources has usr; use environment, user"):
+        build_dataset([tmp_path], tmp_path / "dataset", trust_sources=["usr"])
+
+
+def test_manifest_errors_are_in_words(tmp_path):
+    """What is missing is named, not the exception that tripped over it."""
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(DatasetError, match="no schema version, this starpo reads 1"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"schema_version": "1", "tables": {}}')
+    with pytest.raises(DatasetError, match=r"manifest\.json: lacks accounting, counts, created"):
+        read_manifest(tmp_path)

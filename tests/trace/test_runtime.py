@@ -282,3 +282,49 @@ def test_a_given_provider_is_used_and_left_open():
     starpo_trace.uninstrument()
     store.provider.get_tracer("x").start_span("later").end()
     assert [span.name for span in store.spans] == ["invoke_agent agent", "later"]
+
+
+def run_python(code, cwd):
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.slow
+def test_calls_without_instrument_are_warned_of_once(tmp_path):
+    """Nothing is recorded and nothing raised, but it is said, for a late reward by its run."""
+    code = """
+import starpo_trace
+for _ in range(2):
+    with starpo_trace.trajectory(), starpo_trace.step("tool", "x"):
+        starpo_trace.state({})
+    starpo_trace.reward(1.0, trajectory_id="t-1")
+"""
+    done = run_python(code, tmp_path)
+    assert (done.returncode, done.stderr.splitlines()) == (
+        0,
+        [
+            "trajectory(): nothing is recorded in this process; "
+            "call `starpo_trace.instrument()` before it",
+            "reward(): the reward 'reward' for t-1 is not recorded; "
+            "call `starpo_trace.instrument()` before it",
+        ],
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["store='file/store'", "endpoint='http://127.0.0.1:9/v1/traces'"])
+def test_lost_spans_are_counted_at_exit(tmp_path, where):
+    """A store that cannot be written, an endpoint that is not there: the last line says how many."""
+    (tmp_path / "file").write_text("")
+    code = f"""
+import starpo_trace
+starpo_trace.instrument({where})
+for _ in range(3):
+    with starpo_trace.trajectory():
+        pass
+"""
+    done = run_python(code, tmp_path)
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[-1].startswith("starpo_trace lost 3 of 3 spans: ")
+    assert done.stderr.count("starpo_trace lost") == 1

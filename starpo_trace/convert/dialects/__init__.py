@@ -10,7 +10,7 @@ from typing import Final
 from starpo_trace.convert.dialects import genai
 from starpo_trace.convert.dialects.canonical import CanonicalSpan, Rejection
 from starpo_trace.convert.dialects.content import HistoryMismatchError
-from starpo_trace.convert.otlp import SpanRow
+from starpo_trace.convert.otlp import SpanRow, describe_fault
 
 DIALECTS: Final = (genai,)
 """Dialects that are read, in the order they are tried."""
@@ -45,7 +45,7 @@ def convert_span(span: SpanRow) -> CanonicalSpan | Rejection:
             except HistoryMismatchError as error:
                 return Rejection(reason="history_mismatch", detail=str(error))
             except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-                detail = f"{type(error).__name__}: {error}"
+                detail = describe_fault(error)
                 return Rejection(reason="malformed_attributes", detail=detail[:500])
             except RecursionError:
                 return Rejection(reason="malformed_attributes", detail="nested too deeply")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import tomllib
 import types
 import typing
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from starpo_train.errors import ConfigError
+from starpo_train.modelfolder import resolve_model
 
 ConfigT = TypeVar("ConfigT")
 
@@ -49,7 +51,7 @@ class ModelSection:
     """What is trained."""
 
     path: str
-    """Model folder; a name that is no folder is left to transformers."""
+    """Model folder, or the name of a model in the hub's local cache."""
     lora_rank: int = 0
     """0 trains every weight, otherwise a LoRA of this rank on the linear layers."""
     lora_alpha: float | None = None
@@ -161,12 +163,17 @@ def read_run_config(path: Path) -> RunConfig:
     return read_config(path, RunConfig)
 
 
-def read_config(path: Path, cls: type[ConfigT]) -> ConfigT:
-    """TOML file -> a frozen dataclass whose fields are dataclasses, one per TOML table."""
+def read_config(path: Path, cls: type[ConfigT], *, kind: str = "run file") -> ConfigT:
+    """TOML file -> a frozen dataclass whose fields are dataclasses, one per TOML table.
+
+    `kind` is what errors call the file.
+    """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such run file.") from None
+        raise ConfigError(f"{path}: no such {kind}.") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: the {kind} cannot be read ({error.strerror}).") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}.") from None
     _reject_unknown_keys(cls, values, where="", source=path)
@@ -221,7 +228,10 @@ def _build(cls: Any, values: Any, *, where: str, folder: Path, source: Path) -> 
             )
         elif required:
             raise ConfigError(f"{source}: {inner} is missing; write `{key} = ...` in [{where}].")
-    return cls(**built)
+    try:
+        return cls(**built)
+    except ConfigError as error:  # a value out of range: the file is known here only
+        raise ConfigError(f"{source}: {error}") from None
 
 
 def _convert(hint: Any, value: Any, *, where: str, folder: Path, source: Path) -> Any:
@@ -237,8 +247,8 @@ def _convert(hint: Any, value: Any, *, where: str, folder: Path, source: Path) -
         return tuple(value)
     if hint is Path:
         return (folder / Path(value).expanduser()).resolve()
-    if where == "model.path" and (folder / Path(value).expanduser()).exists():
-        return str((folder / Path(value).expanduser()).resolve())
+    if where in ("model.path", "evaluate.model"):
+        return resolve_model(value, folder=folder)
     return float(value) if hint is float else value
 
 
@@ -252,6 +262,8 @@ def _check(hint: Any, value: Any) -> tuple[bool, str]:
         return fits, "a list of strings"
     if isinstance(value, bool):
         return hint is bool, _IN_WORDS[hint]
+    if isinstance(value, float) and math.isnan(value):
+        return False, "a number"
     allowed = {float: (int, float), Path: (str,)}.get(hint, (hint,))
     return isinstance(value, allowed), _IN_WORDS[hint]
 

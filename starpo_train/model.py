@@ -6,16 +6,17 @@ Suffixes: T packed tokens, A action tokens, S turn starts, H hidden.
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from starpo_train.attention import PACKED_ATTENTION, register_packed_attention
 from starpo_train.config import ModelSection
 from starpo_train.errors import ModelError
 from starpo_train.head import compute_logprobs
+from starpo_train.modelfolder import require_model
 from starpo_train.pack import TokenBatch
 
 PROBE_TOLERANCE = 1e-4
@@ -178,16 +179,17 @@ def merged_state_dict(policy: Policy) -> dict[str, Tensor]:
 def _load_folder(path: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if not Path(path).exists() and path.startswith((".", "/", "~")):
-        raise ModelError(f"model.path = {path!r}: no such folder.")
+    require_model(path, where="model.path")
     register_packed_attention()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"model.path = {path!r}: cannot be loaded as a causal language model with its "
-            f"tokenizer ({error}); give a folder that transformers can load."
+            f"tokenizer ({' '.join(str(error).split())}); give a folder that transformers can load."
         ) from error
     return model, tokenizer
 

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +26,7 @@ from starpo_train.agentfile import Attempt, list_attempts, load_agent
 from starpo_train.config import read_config
 from starpo_train.dataset import scan_table
 from starpo_train.errors import ConfigError, RolloutError
+from starpo_train.modelfolder import require_model
 from starpo_train.serve.process import ServerProcess
 from starpo_train.stats import estimate_mean
 
@@ -51,7 +52,7 @@ class EvaluateSection:
     agent: Path
     """The agent's Python file."""
     model: str
-    """Model folder to serve; a name that is no folder is left to transformers."""
+    """Model folder to serve, or the name of a model in the hub's local cache."""
     output: Path
     """Folder for traces, dataset and summary."""
     policy_id: str
@@ -121,11 +122,7 @@ def read_evaluate_config(path: Path) -> EvaluateConfig:
     Raises:
         ConfigError: no such file, no TOML, an unknown key or an unusable value.
     """
-    config = read_config(path, EvaluateConfig)
-    folder = (path.resolve().parent / Path(config.evaluate.model).expanduser()).resolve()
-    if not folder.exists():
-        return config
-    return replace(config, evaluate=replace(config.evaluate, model=str(folder)))
+    return read_config(path, EvaluateConfig, kind="evaluation file")
 
 
 def evaluate(
@@ -135,12 +132,14 @@ def evaluate(
 
     Raises:
         ConfigError: the output folder holds another evaluation.
+        ModelError, CheckpointError: the model is not there, or a checkpoint that is not whole.
         RolloutError: the agent file cannot be used, or its runs keep failing.
         ServerError: the model cannot be served, or the server died.
     """
     options = config.evaluate
     report = progress or (lambda _: None)
     traces, dataset = options.output / "traces", options.output / "dataset"
+    require_model(options.model, where="evaluate.model")
     traces.mkdir(parents=True, exist_ok=True)
     claim_output(options)
     finished = read_finished(traces, dataset)

@@ -90,4 +90,4 @@ def read_gate_config(path: Path) -> GateConfig:
         ConfigError: no such file, no TOML, an unknown key (the nearest known one is named), or a
             value of the wrong type or range.
     """
-    return read_config(path, GateFile).gate
+    return read_config(path, GateFile, kind="gate file").gate

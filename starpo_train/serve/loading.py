@@ -4,25 +4,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from starpo_train.errors import ModelError
+from starpo_train.modelfolder import require_model
 
 
 def load_model(model_path: str | Path) -> tuple[Any, Any]:
-    """Folder or hub name -> (model in eval mode, tokenizer).
+    """Folder, or a name in the hub's local cache -> (model in eval mode, tokenizer).
 
     Raises:
-        ModelError: it cannot be loaded, or attends in a way that the engine does not implement.
+        CheckpointError: a checkpoint of ours that is not whole.
+        ModelError: it is not there or cannot be loaded, or attends in a way that the engine does not implement.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    require_model(model_path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_path)
+        tokenizer = AutoTokenizer.from_pretrained(model_path, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
-            model_path, dtype=torch.float32, attn_implementation="sdpa"
+            model_path, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"the model {str(model_path)!r} cannot be loaded: {error}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"the model {str(model_path)!r} cannot be loaded: {reason}") from error
     kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
     if unknown := kinds - {"full_attention", "sliding_attention"}:
         raise ModelError(

@@ -84,6 +84,12 @@ class ServerProcess:
         """Raise `ServerError` if the server is gone."""
         code = self._process.poll() if self._process is not None else None
         if code is not None:
+            last = self._log_tail().rpartition("\n")[2]
+            if last.startswith("error: "):  # the server's own word on it, in one line
+                raise ServerError(
+                    f"the server for {self.model!r} ended with code {code}: "
+                    f"{last.removeprefix('error: ')}"
+                )
             raise ServerError(
                 f"the server for {self.model!r} ended with code {code}; its log ends with:\n"
                 f"{self._log_tail()}"

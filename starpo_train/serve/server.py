@@ -17,6 +17,7 @@ from starpo_train.serve.app import ModelServer
 logger = logging.getLogger(__name__)
 
 DEFAULT_HOST = "127.0.0.1"
+_HIGHEST_PORT = 65_535
 
 
 def serve(
@@ -44,6 +45,9 @@ def serve(
         ModelError: the model cannot be served.
         ServerError: the address cannot be listened on.
     """
+    for name, count in (("threads", threads), ("max-batch", max_batch)):
+        if count < 1:
+            raise ServerError(f"--{name} {count}: must be at least 1")
     torch.set_num_threads(threads)
     listener = _listen(host, port)
     server = ModelServer(model_path, max_batch=max_batch)
@@ -61,6 +65,8 @@ def serve(
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= _HIGHEST_PORT:
+        raise ServerError(f"--port {port}: must be between 0 (a free one) and {_HIGHEST_PORT}")
     try:
         return socket.create_server((host, port), backlog=1024)
     except OSError as error:

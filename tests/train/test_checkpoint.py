@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from starpo_train.checkpoint import (
     COMMIT_FILE,
@@ -96,6 +97,22 @@ def test_committed_checkpoints_are_never_overwritten(checkpoint):
         write_checkpoint(
             checkpoint, save_model=lambda folder: None, tensors={}, values={"step": 3}, lineage={}
         )
+    assert read_checkpoint(checkpoint).step == 3
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("28")])
+def test_full_disk_leaves_only_the_earlier_checkpoint(checkpoint, error):
+    """A checkpoint that cannot be written is one clear line; nothing of it stays."""
+
+    def fail(folder):
+        (folder / "model.safetensors").write_bytes(b"part")
+        raise error
+
+    folder = checkpoint.parent / "step_000004"
+    with pytest.raises(CheckpointError, match=r"step_000004: .* step_000003 stays the newest") as e:
+        write_checkpoint(folder, save_model=fail, tensors={}, values={"step": 4}, lineage={})
+    assert "\n" not in str(e.value)
+    assert list(checkpoint.parent.iterdir()) == [checkpoint]
     assert read_checkpoint(checkpoint).step == 3
 
 

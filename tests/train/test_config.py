@@ -21,7 +21,16 @@ def test_relative_paths_start_at_the_run_files_folder(tmp_path):
     assert config.run.output == tmp_path / "out"
     assert config.data.dataset == tmp_path.parent / "data"
     assert config.model.path == str(tmp_path / "m")
-    assert read(tmp_path, MINIMAL.replace('"m"', '"org/name"')).model.path == "org/name"
+    assert read(tmp_path, MINIMAL.replace('"m"', '"org/name"')).model.path == f"{tmp_path}/org/name"
+
+
+def test_a_model_in_the_hubs_cache_keeps_its_name(tmp_path, monkeypatch):
+    """Only when there is no folder of that name."""
+    monkeypatch.setattr("starpo_train.modelfolder.is_cached_model", lambda name: name == "org/name")
+    text = MINIMAL.replace('"m"', '"org/name"')
+    assert read(tmp_path, text).model.path == "org/name"
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    assert read(tmp_path, text).model.path == f"{tmp_path}/org/name"
 
 
 def test_written_config_reads_back_equal(tmp_path):
@@ -45,6 +54,8 @@ def test_written_config_reads_back_equal(tmp_path):
         ("[train]\nepochs = 0", r"train\.epochs = 0: must be greater than 0"),
         ('[algorithm]\nname = "ppo"', r"must be auto \| starpo \| filtered_bc"),
         ("[algorithm]\nkeep_groups = 1.5", r"keep_groups = 1\.5: must be between 0 and 1"),
+        ("[train]\nlearning_rate = nan", r"learning_rate = nan: must be a number"),
+        ("[train]\nepochs = -1", r"run\.toml: train\.epochs = -1: must be greater than 0"),
         ("train = 3", r"train = 3: must be a table"),
     ],
 )

@@ -1,6 +1,9 @@
 """A loaded policy: packed == rows == padded, exact log-probabilities, no gradient elsewhere."""
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +11,11 @@ import torch
 from torch.nn.functional import pad
 
 from starpo_train.config import ModelSection
-from starpo_train.errors import ModelError
+from starpo_train.errors import CheckpointError, ModelError
 from starpo_train.head import compute_logprobs
 from starpo_train.model import load_policy, merged_state_dict
 from starpo_train.pack import pack_rows
+from starpo_train.serve.loading import load_model as load_served
 from starpo_train.tokens import TurnTokens, build_rows
 
 
@@ -222,7 +226,7 @@ def test_state_features_are_taken_before_each_turn(model_folder):
 
 def test_missing_model_folder_is_named(tmp_path):
     """A path that does not exist is an error before transformers tries the network."""
-    with pytest.raises(ModelError, match="no such folder"):
+    with pytest.raises(ModelError, match="no such model folder"):
         load(tmp_path / "nowhere")
 
 
@@ -230,6 +234,38 @@ def test_folder_without_a_model_is_refused(tmp_path):
     """An empty folder is a ModelError that names it."""
     with pytest.raises(ModelError, match="cannot be loaded as a causal language model"):
         load(tmp_path)
+
+
+@pytest.fixture
+def copied_folder(model_folder, tmp_path):
+    return Path(shutil.copytree(model_folder, tmp_path / "model"))
+
+
+@pytest.mark.parametrize("read", [load, load_served], ids=["train", "serve"])
+def test_damaged_model_folders_are_refused(copied_folder, read):
+    """Cut weights, an uncommitted checkpoint, a checkpoint that was changed."""
+    weights = copied_folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match="cannot be loaded") as e:
+        read(copied_folder)
+    assert "\n" not in str(e.value)
+    weights.write_bytes(whole)
+    (copied_folder / "trainer").mkdir()
+    with pytest.raises(CheckpointError, match="an uncommitted checkpoint"):
+        read(copied_folder)
+    commit = {"step": 1, "files": {"model.safetensors": {"sha256": "0"}}}
+    (copied_folder / "COMMIT").write_text(json.dumps(commit))
+    with pytest.raises(CheckpointError, match="was added after the commit"):
+        read(copied_folder)
+
+
+@pytest.mark.parametrize("read", [load, load_served], ids=["train", "serve"])
+def test_an_unknown_name_asks_no_network(read, monkeypatch):
+    """A name that is neither a folder nor cached is refused with where it was looked for."""
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("network"))
+    with pytest.raises(ModelError, match=f"'nope': no such model folder .{Path.cwd()}/nope"):
+        read("nope")
 
 
 def test_gradient_checkpointing_changes_no_gradient(model_folder):

@@ -134,9 +134,9 @@ def test_an_agent_that_always_fails_stops_the_evaluation(
 
 
 def test_relative_paths_resolve_against_the_file(tmp_path: Path):
-    """The model too, when there is such a folder; otherwise it stays a name."""
+    """The model too, whether or not there is such a folder."""
     path = write_evaluation(tmp_path)
-    assert rollout.read_evaluate_config(path).evaluate.model == "model"
+    assert rollout.read_evaluate_config(path).evaluate.model == str(tmp_path / "model")
     (tmp_path / "model").mkdir()
     options = rollout.read_evaluate_config(path).evaluate
     assert options.model == str(tmp_path / "model")

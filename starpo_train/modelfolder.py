@@ -1,0 +1,98 @@
+"""Model name -> a folder that is there and whole.
+
+A folder that this package wrote is loaded only as it was committed: `COMMIT` holds the SHA-256 of
+every other file. Nothing here touches the network.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from starpo_train.errors import CheckpointError, ModelError
+
+COMMIT_FILE: Final = "COMMIT"
+STATE_FOLDER: Final = "trainer"
+"""Subfolder, so that engines that read every *.safetensors of a model folder skip it."""
+
+
+def require_model(name: str | Path, *, where: str = "model") -> None:
+    """Refuse a model that is not on this machine, and a checkpoint of ours that is not whole.
+
+    `where` is the setting or argument that named it, for errors.
+
+    Raises:
+        ModelError: no such folder, and no copy of that name in the hub's cache.
+        CheckpointError: a checkpoint that was not committed, or changed since.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        if is_cached_model(str(name)):
+            return
+        raise ModelError(
+            f"{where} = {str(name)!r}: no such model folder ({folder.expanduser().resolve()}); "
+            "give the folder of a transformers model."
+        )
+    if (folder / COMMIT_FILE).exists():
+        read_commit(folder)
+    elif (folder / STATE_FOLDER).is_dir():
+        raise CheckpointError(
+            f"{folder}: an uncommitted checkpoint ({COMMIT_FILE} is missing): its writing was "
+            "interrupted; use another checkpoint, or `starpo-train resume` its run."
+        )
+
+
+def is_cached_model(name: str) -> bool:
+    """Whether the hub's local cache holds a model of that name; asks no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except ValueError:  # not in the form of a hub name
+        return False
+
+
+def resolve_model(name: str, *, folder: Path) -> str:
+    """Model of a configuration file in `folder`: a hub name stays, a path becomes absolute."""
+    path = (folder / Path(name).expanduser()).resolve()
+    return name if not path.exists() and is_cached_model(name) else str(path)
+
+
+def read_commit(folder: Path) -> dict[str, Any]:
+    """Verify a checkpoint folder against its COMMIT file and return that file's content.
+
+    Raises:
+        CheckpointError: not committed, or any file missing, changed or added since.
+    """
+    file = folder / COMMIT_FILE
+    if not file.is_file():
+        raise CheckpointError(f"{folder}: not a committed checkpoint ({COMMIT_FILE} is missing).")
+    try:
+        commit = json.loads(file.read_text(encoding="utf-8"))
+        expected = {name: str(entry["sha256"]) for name, entry in commit["files"].items()}
+        int(commit["step"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file}: damaged ({error!r}); use another checkpoint.") from None
+    present = {path.relative_to(folder).as_posix() for path in list_files(folder)} - {COMMIT_FILE}
+    for name in sorted(expected.keys() | present):
+        if name not in present:
+            fault = "is missing"
+        elif name not in expected:
+            fault = "was added after the commit"
+        elif hash_file(folder / name) != expected[name]:
+            fault = "does not match its SHA-256"
+        else:
+            continue
+        raise CheckpointError(f"{folder / name} {fault}; use another checkpoint.")
+    return commit
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Every file under a folder, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

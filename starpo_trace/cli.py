@@ -1,11 +1,14 @@
 """`starpo-trace`: run a script with tracing, export a dataset, look at it, add a late reward."""
 
 import argparse
+import os
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
 
 from starpo_trace.errors import ConfigError, SourceError, StarpoTraceError, StoreError
@@ -116,15 +119,41 @@ def _export(options: argparse.Namespace) -> int:
     from starpo_trace.convert.dataset import TRUST_SOURCES, build_dataset
     from starpo_trace.show import render_manifest
 
-    manifest = build_dataset(
-        options.sources,
-        options.output,
-        test_fraction=options.test_fraction,
-        trust_sources=options.trust or TRUST_SOURCES,
-    )
+    with _hold_native_stderr():
+        manifest = build_dataset(
+            options.sources,
+            options.output,
+            test_fraction=options.test_fraction,
+            trust_sources=options.trust or TRUST_SOURCES,
+        )
     print(options.output)
     Console().print(render_manifest(manifest))
     return 0
+
+
+@contextmanager
+def _hold_native_stderr() -> Iterator[None]:
+    """Keep what native code writes to stderr; show it unless an error says it in one line.
+
+    On a full disk deltalake's threads panic, each with a report of its own.
+    """
+    sys.stderr.flush()
+    own_stderr = os.dup(2)
+    with TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        is_said = False
+        try:
+            yield
+        except StarpoTraceError:
+            is_said = True
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(own_stderr, 2)
+            os.close(own_stderr)
+            held.seek(0)
+            if not is_said:
+                os.write(2, held.read())
 
 
 def _show(options: argparse.Namespace) -> int:

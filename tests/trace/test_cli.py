@@ -148,3 +148,24 @@ def test_interrupted_export_says_so_in_one_line(tmp_path, monkeypatch, capsys):
     assert main(["export", str(tmp_path / ".starpo/traces"), "-o", str(output)]) == 130
     assert capsys.readouterr().err == "starpo-trace: interrupted; nothing written\n"
     assert not output.exists()
+
+
+def test_export_to_a_full_disk_is_one_line(tmp_path):
+    """Also where native code panics: one line, and nothing left behind."""
+    (tmp_path / "agent.py").write_text(AGENT)
+    assert starpo_trace("run", "agent.py", "one", cwd=tmp_path).returncode == 0
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        done = starpo_trace("export", ".starpo/traces", "-o", "disk/d", cwd=tmp_path)
+        assert done.returncode == 1
+        assert done.stderr == (
+            "starpo-trace: disk/d: disk full; nothing of this build counts, "
+            "no dataset was there before; free space and repeat\n"
+        )
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Link, Status, StatusCode
 
-from starpo_trace.convert.otlp import MAX_TIME_NS
+from starpo_trace.convert.otlp import MAX_TIME_NS, describe_fault
 from starpo_trace.convert.sources import find_source_files, read_span_batches
 from starpo_trace.errors import SourceError
 from starpo_trace.store.segments import MAGIC, frame_record
@@ -201,3 +201,28 @@ def test_missing_path_and_empty_folder(tmp_path):
             find_source_files([path])
     with pytest.raises(SourceError, match="no source given"):
         find_source_files([])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"import sys", 'begins with the text "import s"'), (b"\x00\xff\x10", "the bytes 00 ff 10")],
+)
+def test_foreign_file_is_described_in_words(tmp_path, content, words):
+    """The error shows how the file begins as text or bytes, not as a Python literal."""
+    (tmp_path / "x.json").write_bytes(content)
+    [file] = find_source_files([tmp_path / "x.json"])
+    with pytest.raises(SourceError, match=words):
+        list(read_span_batches(file))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyError("traceId"), "traceId is missing"),
+        (TypeError("no text"), "a value has the wrong type (no text)"),
+        (ValueError("negative time -1"), "negative time -1"),
+    ],
+)
+def test_fault_in_a_span_is_said_in_words(error, words):
+    """The detail of a rejected span names no Python exception."""
+    assert describe_fault(error) == words

@@ -108,9 +108,17 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from starpo_train.run_folder import read_resumed_config
+    from rich.console import Console
 
-    return _train(read_resumed_config(options.run_folder), resume=True)
+    from starpo_train.checkpoint import list_checkpoints
+    from starpo_train.run_folder import RunFolder, read_resumed_config
+
+    config = read_resumed_config(options.run_folder)
+    folder = RunFolder(config.run.output).checkpoints_path
+    if not list_checkpoints(folder):
+        line = f"no committed checkpoint in {folder}; starting from the beginning"
+        Console(highlight=False, soft_wrap=True).print(line, markup=False)
+    return _train(config, resume=True)
 
 
 def _train(config: Any, *, resume: bool) -> int:
@@ -188,8 +196,12 @@ def _gate(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from starpo_train.errors import ConfigError
     from starpo_train.report import PolicyResult, render_report
 
+    sources = ("baseline", "candidate", "evidence", "run", "verdict", "dataset")
+    if not any(getattr(options, source) for source in sources):
+        raise ConfigError(f"nothing to report on; give one of --{', --'.join(sources)}.")
     path = render_report(
         output=options.output,
         policies=[

@@ -184,7 +184,8 @@ def _scan(manifest: Manifest, name: str) -> pl.LazyFrame:
         table = DeltaTable(str(folder), version=version)
         files = [folder / unquote(file) for file in table.file_uris()]
         missing = next((file.name for file in files if not file.is_file()), None)
-        frame = pl.scan_delta(table)
+        # not scan_delta, which finds no file in a folder whose name has a space
+        frame = pl.scan_parquet(files, glob=False) if files else pl.scan_delta(table)
     except Exception as error:
         # delta's messages are long and name its own internals; the first line says what failed
         reason = str(error).strip().split("\n")[0]

@@ -20,7 +20,7 @@ class TrainingDisplay:
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}"),
+            TextColumn("loss {task.fields[loss]}"),
             TextColumn("{task.fields[tokens_per_s]:,.0f} tokens/s"),
             TimeRemainingColumn(),
             console=self._console,
@@ -50,7 +50,7 @@ class TrainingDisplay:
                 total=record["num_steps"],
                 completed=record.get("step", 0),
                 epoch=0,
-                loss=float("nan"),
+                loss="-",
                 tokens_per_s=0.0,
             )
             return
@@ -58,12 +58,17 @@ class TrainingDisplay:
             self._task,
             completed=record["step"],
             epoch=record["epoch"],
-            loss=record["loss"],
+            loss=f"{record['loss']:.4f}",
             tokens_per_s=record["tokens_per_s"],
         )
 
     def print_end(self, result: TrainResult) -> None:
         """Say where the checkpoint is."""
+        if result.already_finished:
+            self._console.print(
+                f"already finished: {result.final_path}", markup=False, soft_wrap=True
+            )
+            return
         verb = "stopped" if result.interrupted else "done"
         self._console.print(
             f"{verb} after {result.num_steps} steps: {result.final_path}",
@@ -141,7 +146,8 @@ def print_facts(
     table.add_row("with exact ids and log-probabilities", f"{facts.num_exact:,}")
     table.add_row("tasks among those", f"{facts.num_groups:,}")
     table.add_row("tasks whose attempts differ in reward", f"{facts.num_comparable_groups:,}")
-    table.add_row("rewards", f"{facts.reward_low:g} to {facts.reward_high:g}")
+    span = f"{facts.reward_low:g} to {facts.reward_high:g}"
+    table.add_row("rewards", span if facts.num_rewarded else "no rewards")
     for reason, count in facts.reasons.items():
         table.add_row(f"not exact: {reason}", f"{count:,}")
     console.print(table)
@@ -165,5 +171,10 @@ def _describe_start(record: dict[str, Any]) -> str:
         lines.append(
             f"recorded log-probabilities differ from the starting model's by "
             f"{record['logprob_drift_mean_abs']:.4f} nats/token on average"
+        )
+    if record.get("has_chat_template") is False:
+        lines.append(
+            "warning: the model has no chat template, so `starpo-train serve` will refuse its "
+            "checkpoints; add a chat_template.jinja file to the model folder first"
         )
     return "\n".join(lines)

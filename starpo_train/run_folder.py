@@ -48,6 +48,11 @@ class RunFolder:
                 f"run.output = {str(self.path)!r} already holds a run; "
                 f"`starpo-train resume {self.path}` goes on with it, or choose another folder."
             )
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ConfigError(
+                f"run.output = {str(self.path)!r} exists and holds something else than a run; "
+                "choose a new or an empty folder."
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         write_config(config, self.config_path)
         return None

@@ -43,6 +43,8 @@ class TrainResult:
     metrics_path: Path
     interrupted: bool = False
     """Stopped by SIGINT or SIGTERM; resuming goes on."""
+    already_finished: bool = False
+    """Resumed, but there was nothing left to do."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -123,8 +125,10 @@ class Trainer:
 
     def run(self, stop: StopRequest) -> TrainResult:
         """Train to the end, or until `stop`; either way the last step is committed."""
+        already_finished = self._checkpoint is not None and self._is_finished()
         try:
-            self._announce()
+            if not already_finished:
+                self._announce()
             while not self._is_finished() and not stop.requested:
                 self._train_epoch(stop)
             final = self._commit()
@@ -137,6 +141,7 @@ class Trainer:
             num_steps=self.position.step,
             metrics_path=self.folder.metrics_path,
             interrupted=not self._is_finished(),
+            already_finished=already_finished,
         )
 
     def _is_finished(self) -> bool:
@@ -292,7 +297,10 @@ class Trainer:
             sample = self._plan_epoch(0)[0]
             drift = measure_drift(self.policy, self.data, self.config, sample)
             record = {"event": "start", "logprob_drift_mean_abs": drift}
-            record |= {"attention": "packed" if self.policy.packed else "rows"}
+            record |= {
+                "attention": "packed" if self.policy.packed else "rows",
+                "has_chat_template": bool(getattr(self.policy.tokenizer, "chat_template", None)),
+            }
         self._report(record | self.data.facts | {"num_steps": self._total_steps})
 
     def _report(self, record: dict[str, Any]) -> None:

@@ -1,10 +1,11 @@
 """verdict.json -> rows of the forest plot, every metric in units of its own margin."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from markupsafe import Markup
 
+from starpo_train.gate.margins import GateConfig
 from starpo_train.gate.verdict import METRIC_TITLES, STRATUM_TITLES, Comparison
 from starpo_train.report import svg
 
@@ -31,6 +32,8 @@ class ForestRow:
     change: str
     interval: str
     margin: str | None
+    default_margin: str | None
+    """The margin without a gate file, where this one differs from it."""
     outcome: str
     """pass | fail | unclear | reported."""
     outcome_text: str
@@ -98,6 +101,7 @@ def _build_row(comparison: Comparison, default: float, scale: svg.Scale) -> Fore
         margin=None
         if comparison.margin is None
         else comparison.format_change(comparison.signed_margin),
+        default_margin=_find_default(comparison),
         outcome=comparison.outcome,
         outcome_text=OUTCOMES.get(comparison.outcome, comparison.outcome),
         note=comparison.note,
@@ -111,6 +115,20 @@ def _build_row(comparison: Comparison, default: float, scale: svg.Scale) -> Fore
             label=comparison.describe(),
         ),
     )
+
+
+def _find_default(comparison: Comparison) -> str | None:
+    option = {
+        "success": "margin_success_ood" if comparison.stratum == "ood" else "margin_success",
+        "tokens_per_trace": "margin_tokens",
+        "steps_p95": "margin_steps_p95",
+    }.get(comparison.metric)
+    if comparison.margin is None or option is None:
+        return None
+    default = getattr(GateConfig(), option)
+    if comparison.margin == default:
+        return None
+    return comparison.format_change(replace(comparison, margin=default).signed_margin)
 
 
 def _format_level(comparison: Comparison, level: float | None) -> str:

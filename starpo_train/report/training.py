@@ -25,6 +25,16 @@ CURVES = {
     "learning_rate": ("Learning rate", "as scheduled"),
 }
 
+FACTS = {
+    "num_trajectories": "trajectories",
+    "num_rows": "token rows",
+    "num_tokens": "tokens",
+    "num_action_tokens": "trained tokens",
+    "reward_mean": "mean reward",
+    "logprob_drift_mean_abs": "mean difference (nats per token) from the recorded model",
+}
+"""Values of the start record that the page shows, in words."""
+
 _NUM_BINS = 10
 
 
@@ -113,9 +123,9 @@ def view_run(path: Path) -> RunView:
         algorithm=next((str(r["algorithm"]) for r in reversed(steps) if r.get("algorithm")), None),
         num_steps=len(steps),
         facts=tuple(
-            (str(key).replace("_", " "), value)
-            for key, value in start.items()
-            if key != "event" and not isinstance(value, dict | list)
+            (words, start[key])
+            for key, words in FACTS.items()
+            if start.get(key) is not None and not isinstance(start[key], dict | list)
         ),
         curves=tuple(curve for key in CURVES if (curve := _build_curve(key, steps)) is not None),
         config_text=config.read_text(encoding="utf-8", errors="replace")

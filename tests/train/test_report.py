@@ -249,6 +249,24 @@ def test_page_shows_the_decision_first(page, release):
     assert places == sorted(places)
 
 
+def test_page_warns_when_other_evidence_is_better(release, tmp_path):
+    """A box under the verdict, and the usual margin beside one that was changed."""
+    verdict = json.loads(release["verdict"].read_text())
+    verdict["evidence"] = [
+        {"name": "bc", "high": -0.02, "statement": "worse than bc by 6.0 points"},
+        {"name": "prompt", "high": 0.02, "statement": "not distinguishable from prompt"},
+    ]
+    verdict["comparisons"][0]["margin"] = 0.2
+    file = tmp_path / "verdict.json"
+    file.write_text(json.dumps(verdict))
+    page = render_report(output=tmp_path / "x.html", **release | {"verdict": file}).read_text()
+    text = Outline(page).text
+    assert page.count('class="alarm"') == 1
+    assert "Warning: the candidate is worse than bc by 6.0 points." in text
+    assert "(default -3.0 points)" in text
+    assert text.count("(default ") == 1
+
+
 def test_page_says_which_tasks_were_trained_on(page, release, tmp_path):
     """One evaluated task is in the training split: the page warns, and no longer says unseen."""
     assert "1 of the evaluated tasks were also trained on" in Outline(page).text
@@ -297,14 +315,15 @@ def test_hostile_content_stays_text(tmp_path):
     tables = merge([play, calm])
     accounting = {"spans_rejected_by_reason": {bad: 1}, "spans_read": 2, "spans_used": 1}
     dataset = write_dataset(tmp_path / "data", tables, digest=bad, accounting=accounting)
+    other = write_dataset(tmp_path / "other", tables, digest=f"other {bad}")
     run = tmp_path / "run <script>"
     run.mkdir()
-    start = {"event": "start", bad: bad, "surrogate": "\ud800"}
+    start = {"event": "start", "reward_mean": bad, bad: bad, "surrogate": "\ud800"}
     step = {"step": 1, "loss": 1.0, "algorithm": bad}
     (run / "metrics.jsonl").write_text(json.dumps(start) + "\n" + json.dumps(step))
     (run / "run.toml").write_text(bad)
     run_gate(
-        baseline=dataset,
+        baseline=other,
         candidate=dataset,
         evidence={bad: dataset},
         config=GateConfig(bootstrap_resamples=10),
@@ -399,7 +418,7 @@ def test_run_view_skips_events_and_gaps(release):
         "Entropy": (1.5, 1.5, 1.5),
         "Gradient norm": (1.0, 2.0, 1.0),
     }
-    assert view.facts == (("num trajectories", 7), ("total steps", 3))
+    assert view.facts == (("trajectories", 7),)
 
 
 def test_examples_are_the_gain_the_loss_and_the_unchanged(release):

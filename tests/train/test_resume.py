@@ -2,11 +2,13 @@
 
 import hashlib
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
+from starpo_train.cli import main
 from starpo_train.errors import (
     CheckpointError,
     ConfigError,
@@ -119,6 +121,31 @@ def test_old_checkpoints_are_removed(configure):
     result = train(configure(train={"epochs": 2, "checkpoint_every_steps": 1}))
     names = sorted(path.name for path in result.final_path.parent.iterdir())
     assert names == ["step_000003", "step_000004"]
+
+
+def test_resuming_a_finished_run_does_nothing(configure, capsys):
+    """Where its checkpoint is, no step, no loss; a run without a checkpoint starts over."""
+    result = train(configure())
+    before = result.metrics_path.read_text()
+    run = result.metrics_path.parent
+    assert main(["resume", str(run)]) == 0
+    output = capsys.readouterr().out
+    assert f"already finished: {result.final_path}" in output
+    assert "nan" not in output
+    assert result.metrics_path.read_text() == before
+    shutil.rmtree(run / "checkpoints")
+    assert main(["resume", str(run)]) == 0
+    line = f"no committed checkpoint in {run}/checkpoints; starting from the beginning"
+    assert line in capsys.readouterr().out
+
+
+def test_a_folder_with_other_content_is_not_taken(configure, tmp_path):
+    """It stays as it was."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="holds something else than a run"):
+        train(configure())
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
 def test_a_second_run_does_not_take_over_a_folder(configure):

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from starpo_train.cli import main
+from starpo_train.progress import _describe_start as describe_start
 
 
 @pytest.fixture
@@ -111,6 +112,44 @@ def test_report_of_a_dataset(dataset, tmp_path, capsys):
     assert main(["report", "--baseline", f"old={dataset}", "-o", str(page)]) == 0
     assert f"written: {page}" in capsys.readouterr().out
     assert page.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_explain_without_rewards(hand, tmp_path, capsys):
+    """Said in words."""
+    row = hand.trajectory("t", [hand.turn([20], [40])], reward=None)
+    assert main(["explain", str(hand.dataset(tmp_path / "d", [row]))]) == 0
+    output = capsys.readouterr().out
+    assert "no rewards" in output
+    assert "nan" not in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "-o", "page.html"], "nothing to report on; give one of --baseline"),
+        (["serve", "m", "--port", "99999"], "--port 99999: must be between 0"),
+        (
+            ["gate", "--baseline=a", "--candidate=b", "-o", "out", "--config", "none.toml"],
+            "none.toml: no such gate file",
+        ),
+    ],
+)
+def test_unusable_arguments_are_one_clear_line(arguments, message, capsys):
+    """Exit code 2."""
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_model_without_chat_template_is_warned_about():
+    """`serve` would refuse what is trained from it."""
+    record = {"algorithm": "starpo", "algorithm_reason": "r", "left_out": {}}
+    record |= dict.fromkeys(("num_trajectories", "num_rows", "num_tokens", "num_action_tokens"), 1)
+    assert "warning" not in describe_start(record | {"has_chat_template": True})
+    assert "`starpo-train serve` will refuse" in describe_start(
+        record | {"has_chat_template": False}
+    )
 
 
 def test_evidence_needs_a_name(dataset, tmp_path, capsys):

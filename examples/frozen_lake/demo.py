@@ -62,6 +62,7 @@ SMOLLM2_TRAINING: dict[str, object] = {
     "epochs": 1,
     "learning_rate": 2e-4,
     "trajectories_per_step": 32,
+    "tokens_per_pack": 1024,  # two trainings side by side in a few GB
 }
 
 TINY = Plan(

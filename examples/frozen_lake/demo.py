@@ -61,7 +61,7 @@ SMOLLM2_LORA: dict[str, object] = {"lora_rank": 16}
 SMOLLM2_TRAINING: dict[str, object] = {
     "epochs": 1,
     "learning_rate": 2e-4,
-    "trajectories_per_step": 32,
+    "trajectories_per_step": 8,
     "tokens_per_pack": 1024,  # two trainings side by side in a few GB
 }
 

@@ -1,0 +1,1 @@
+"""OTLP over HTTP and gRPC -> the local trace store; success is answered when it is on disk."""

@@ -1,0 +1,73 @@
+"""OTLP request body (protobuf or JSON) -> the protobuf bytes to store, and what was left out.
+
+The only entrance for what strangers send: whatever the bytes are, it returns or raises `RefusedError`,
+and what it returns can be read by every reader of the store.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from starpo_trace.collect.checks import Tally
+from starpo_trace.collect.jsonrequest import convert_json
+from starpo_trace.collect.limits import Limits
+from starpo_trace.collect.protobufrequest import describe_fault, filter_protobuf
+from starpo_trace.collect.refusals import Reason, RefusedError
+
+PROTOBUF: Final = "application/x-protobuf"
+JSON: Final = "application/json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """What one request holds."""
+
+    payload: bytes
+    """`ExportTraceServiceRequest` of the good spans; empty when there are none."""
+    num_spans: int
+    """Spans in it."""
+    num_rejected: int = 0
+    """Spans left out, because nobody could use them."""
+    faults: tuple[str, ...] = ()
+    """What is wrong with the first of those."""
+
+    @property
+    def message(self) -> str:
+        """Sentence about the spans left out, for the client."""
+        if not self.num_rejected:
+            return ""
+        more = self.num_rejected - len(self.faults)
+        return "; ".join(self.faults) + (f"; and {more:,} more" if more else "")
+
+
+def decode_request(body: bytes, content_type: str, limits: Limits) -> Decoded:
+    """Decompressed body -> what to store of it.
+
+    Raises:
+        RefusedError: it is not an OTLP trace request, is larger than allowed, or has no good span.
+    """
+    tally = Tally(limits)
+    payload = (convert_json if content_type == JSON else filter_protobuf)(body, tally)
+    if not tally.num_good:
+        if tally.num_rejected:
+            raise RefusedError(Reason.MALFORMED, f"no span can be used: {'; '.join(tally.faults)}")
+        return Decoded(payload=b"", num_spans=0)
+    _check_readable(payload)
+    return Decoded(
+        payload=payload,
+        num_spans=tally.num_good,
+        num_rejected=tally.num_rejected,
+        faults=tuple(tally.faults),
+    )
+
+
+def _check_readable(payload: bytes) -> None:
+    """Read the whole once more, as the store's readers will."""
+    try:
+        ExportTraceServiceRequest.FromString(payload)
+    except DecodeError as error:
+        raise RefusedError(
+            Reason.MALFORMED, f"not an OTLP trace request: {describe_fault(error)}"
+        ) from None

@@ -11,6 +11,8 @@ from starpo_trace.errors import ConfigError
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
+    from starpo_trace.privacy.redaction import Redactor
+
 HistoryMode = Literal["full", "delta", "off"]
 
 DEFAULT_STORE: Final = Path(".starpo") / "traces"
@@ -33,6 +35,8 @@ class CaptureConfig:
     """Explicit history mode; None: delta into the local store, full elsewhere."""
     policy_id: str | None = None
     """Policy of trajectories that name none."""
+    redactor: "Redactor | None" = None
+    """What masks content before anything is recorded; None: nothing."""
 
 
 def read_config(

@@ -35,12 +35,14 @@ def dump_json(value: Any) -> str:
 def from_openai_chat(message: Mapping[str, Any]) -> Message:
     """One OpenAI chat message (request or response form, as a mapping) -> GenAI message."""
     role = message.get("role", "assistant")
+    content = message.get("content")
+    if len(message) == 2 and type(content) is str and role != "tool" and "role" in message:
+        return {"role": role, "parts": [{"type": "text", "content": content}]}  # the common case
     parts: list[dict[str, Any]] = []
     for field in REASONING_FIELDS:
         if message.get(field):
             parts.append({"type": "reasoning", "content": message[field]})
             break
-    content = message.get("content")
     if role == "tool":
         parts.append(
             {
@@ -91,8 +93,16 @@ def to_openai_chat(message: Message) -> dict[str, Any]:
 
 
 def message_hash(message: Message) -> bytes:
-    """Identity of one message: 16 bytes over role, name and every part but reasoning."""
-    parts = [part for part in message["parts"] if part["type"] != "reasoning"]
+    """Identity of one message: 16 bytes over role, name and every part but reasoning.
+
+    A part's `"meta"` (item ids, signatures, wire forms) is no part of it either, because programs
+    leave it out of the history they send back.
+    """
+    parts = [
+        {key: value for key, value in part.items() if key != "meta"} if "meta" in part else part
+        for part in message["parts"]
+        if part["type"] != "reasoning"
+    ]
     identity = [message["role"], message.get("name"), parts]
     try:
         data = orjson.dumps(identity, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)

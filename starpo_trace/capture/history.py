@@ -30,6 +30,10 @@ class Prompt:
     """Attributes of the span."""
     chains: Sequence[bytes]
     """Chain hash after each message; empty when nothing may be recorded."""
+    has_base: bool = False
+    """Whether it continues an answer of which the server, not the program, keeps the history."""
+    num_messages: int = 0
+    """Length of the whole history, as far as it is known."""
 
 
 class History:
@@ -37,6 +41,7 @@ class History:
 
     def __init__(self) -> None:
         self._chains: set[bytes] = set()
+        self._responses: dict[str, tuple[bytes, int]] = {}
         self._token_bases: deque[tuple[int, list[int]]] = deque(maxlen=_MAX_TOKEN_BASES)
         self._lock = threading.RLock()
 
@@ -44,31 +49,56 @@ class History:
         """Replace the lock, which a thread of the parent may hold."""
         self._lock = threading.RLock()
 
-    def describe_prompt(self, messages: Sequence[Message], mode: HistoryMode) -> Prompt:
-        """Messages of a prompt -> attributes that hold what is new."""
+    def describe_prompt(
+        self,
+        messages: Sequence[Message],
+        mode: HistoryMode,
+        *,
+        previous_response_id: str | None = None,
+    ) -> Prompt:
+        """Messages of a prompt -> attributes that hold what is new.
+
+        With `previous_response_id` the messages continue that answer, and the server has the rest.
+        """
         if mode == "off":
             return Prompt(attributes={semconv.HISTORY_MODE: "off"}, chains=())
-        chains = chain_hashes(messages)
+        base, num_before = b"", 0
+        if previous_response_id is not None:
+            base, num_before = self._responses.get(previous_response_id, (b"", 0))
+        chains = chain_hashes(messages, base)
+        num_messages = num_before + len(messages)
         attributes: dict[str, AttributeValue] = {
             semconv.HISTORY_MODE: mode,
-            semconv.HISTORY_LENGTH: len(messages),
+            semconv.HISTORY_LENGTH: num_messages,
         }
         if chains:
             attributes[semconv.HISTORY_HASH] = chains[-1].hex()
         num_known = self._count_known(chains) if mode == "delta" else 0
-        if num_known:
-            attributes[semconv.HISTORY_BASE] = chains[num_known - 1].hex()
-            attributes[semconv.HISTORY_BASE_LENGTH] = num_known
-        attributes[semconv.INPUT_MESSAGES] = dump_json(messages[num_known:])
-        return Prompt(attributes=attributes, chains=chains)
+        if num_known or num_before:
+            known = chains[num_known - 1] if num_known else base
+            attributes[semconv.HISTORY_BASE] = known.hex()
+            attributes[semconv.HISTORY_BASE_LENGTH] = num_before + num_known
+        attributes[semconv.INPUT_MESSAGES] = dump_json(
+            messages[num_known:] if num_known else messages
+        )
+        return Prompt(
+            attributes=attributes,
+            chains=chains or ([base] if base else []),
+            has_base=bool(base),
+            num_messages=num_messages,
+        )
 
-    def learn_prompt(self, prompt: Prompt, answer: Message | None = None) -> None:
+    def learn_prompt(
+        self, prompt: Prompt, answer: Message | None = None, *, response_id: str | None = None
+    ) -> None:
         """Remember what a span that has ended holds: its prompt and the answer to it."""
         with self._lock:
             self._chains.update(prompt.chains)
             if answer is not None:
-                base = prompt.chains[-1] if prompt.chains else b""
-                self._chains.add(extend_chain(base, answer))
+                chain = extend_chain(prompt.chains[-1] if prompt.chains else b"", answer)
+                self._chains.add(chain)
+                if response_id is not None:
+                    self._responses[response_id] = (chain, prompt.num_messages + 1)
 
     def describe_tokens(
         self,

@@ -2,115 +2,141 @@
 
 Provider patches translate their wire format into `LLMRequest` and `LLMResponse` and call
 `begin_call`; everything about the span itself, its step number, its delta history and the
-trajectory's verdict happens here, once.
+trajectory's verdict happens here, once. A call made inside another one (a router calling an SDK)
+gets no span of its own: what the inner one saw on the wire completes the outer one's span.
 """
 
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import Span, SpanKind
-from opentelemetry.util.types import AttributeValue
 
 from starpo_trace import semconv
 from starpo_trace.capture.episode import Trajectory, current_trajectory, mark_error
+from starpo_trace.capture.exchange import (
+    LLMRequest,
+    LLMResponse,
+    StreamOutcome,
+    complete_response,
+    decide_step_kind,
+    describe_request,
+    describe_response,
+    list_reasons,
+    redact_request,
+    redact_response,
+)
 from starpo_trace.capture.history import History, Prompt
-from starpo_trace.capture.runtime import Runtime
-from starpo_trace.config import HistoryMode
+from starpo_trace.capture.runtime import Runtime, get_runtime
+from starpo_trace.capture.spans import has_plain_sampler, put_attributes
 from starpo_trace.guard import Guard
-from starpo_trace.messages import Message, dump_json
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
-
-StreamOutcome = Literal["exhausted", "closed", "dropped", "cancelled", "error"]
+    from opentelemetry.util.types import AttributeValue
 
 _CALL_KEY: Final = otel_context.create_key("starpo-llm-call")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LLMRequest:
-    """What a program asked a model, in no provider's dialect."""
+class Call(Protocol):
+    """A model call in progress, as a provider's patch sees it."""
 
-    provider: str
-    """`gen_ai.provider.name`."""
-    model: str
-    """Model name as sent."""
-    messages: Sequence[Message]
-    """The whole prompt."""
-    tool_definitions: Any = None
-    """Tool definitions as sent; None when no tools were offered."""
-    parameters: Mapping[str, AttributeValue] = field(default_factory=dict)
-    """Sampling parameters under their semantic-convention keys."""
-    address: str | None = None
-    """Host of the server."""
-    port: int | None = None
-    """Port of the server."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LLMResponse:
-    """What a model answered, possibly only in part."""
-
-    id: str | None = None
-    """The server's id of the response."""
-    model: str | None = None
-    """Model name as received."""
-    messages: Sequence[Message] = ()
-    """One per choice."""
-    finish_reasons: Sequence[str] = ()
-    """One per choice that finished."""
-    usage: Mapping[str, int] = field(default_factory=dict)
-    """Token counts under their semantic-convention keys; absent when the server did not say."""
-    prompt_token_ids: list[int] | None = None
-    """Ids of the whole prompt, as the server's model read them."""
-    response_token_ids: list[int] | None = None
-    """Ids sampled for choice 0."""
-    response_logprobs: list[float] | None = None
-    """Log-probability of each sampled token of choice 0."""
-    is_unread: bool = False
-    """Whether the body went to the program unread."""
-
-
-class LLMCall:
-    """A model call in progress. Finishes exactly once, whoever comes first."""
-
-    def __init__(
-        self,
-        *,
-        span: Span,
-        prompt: Prompt,
-        request: LLMRequest,
-        history_mode: HistoryMode,
-        trajectory: Trajectory | None,
-        step: int | None,
-    ) -> None:
-        self.span = span
-        """The call's span."""
-        self.context: Context = otel_context.set_value(
-            _CALL_KEY, self, trace.set_span_in_context(span)
-        )
-        """Context to make current during the request."""
-        self.trajectory = trajectory
-        """The run it belongs to."""
-        self.is_stream = bool(request.parameters.get(semconv.REQUEST_STREAM))
-        """Whether the answer was asked for as a stream."""
-        self._prompt = prompt
-        self._offers_tools = bool(request.tool_definitions)
-        self._history_mode: HistoryMode = history_mode
-        self._step = step
-        self._started_s = time.perf_counter()
-        self._once = threading.Lock()
+    context: "Context"
+    """Context to make current during the request."""
+    trajectory: Trajectory | None
+    """The run it belongs to."""
+    is_stream: bool
+    """Whether the answer was asked for as a stream."""
 
     def note_first_chunk(self) -> None:
         """Record how long the first chunk of a stream took."""
-        self.span.set_attribute(
-            semconv.RESPONSE_TIME_TO_FIRST_CHUNK, time.perf_counter() - self._started_s
+        ...
+
+    def finish(
+        self,
+        response: LLMResponse,
+        *,
+        error: BaseException | None = None,
+        outcome: StreamOutcome | None = None,
+    ) -> None:
+        """Record what was answered, how the stream ended and what went wrong; once."""
+        ...
+
+    def fail(self, error: BaseException) -> None:
+        """Record a request that raised instead of answering."""
+        ...
+
+
+class LLMCall:
+    """A model call with a span of its own. Finishes exactly once, whoever comes first."""
+
+    def __init__(
+        self, runtime: Runtime, request: LLMRequest, trajectory: Trajectory | None
+    ) -> None:
+        self.trajectory = trajectory
+        self.is_stream = request.is_stream
+        self._runtime = runtime
+        self._request = request
+        self._wire_response: LLMResponse | None = None
+        self._once = threading.Lock()
+        self._step = None if trajectory is None else trajectory.take_step()
+        tracer = runtime.get_tracer()  # the first span decides where to, and so the history mode
+        self._history_mode = runtime.history_mode
+        self.span: Span = _start_span(tracer, request)
+        self.context: Context = otel_context.set_value(
+            _CALL_KEY, self, trace.set_span_in_context(self.span)
+        )
+        self._is_recording = self.span.is_recording()
+        self._attributes: dict[str, AttributeValue] = {}
+        self._prompt: Prompt | None = None
+        if trajectory is not None and self._step is not None:
+            trajectory.set_step_span(self._step, self.span, is_llm=not request.is_retrieval)
+        if self._is_recording:
+            self._describe_request(request)
+        self._started_s = time.perf_counter()
+
+    def _describe_request(self, request: LLMRequest) -> None:
+        """Take the request down now: the program may change its messages while it waits."""
+        mode = self._history_mode
+        redactor = self._runtime.redactor
+        if redactor is not None and mode != "off":
+            request = redact_request(request, redactor)
+        self._request = request
+        attributes = describe_request(request, has_content=mode != "off")
+        trajectory = self.trajectory
+        history = trajectory.history if trajectory is not None else History()
+        if not request.is_retrieval:
+            self._prompt = history.describe_prompt(
+                request.messages, mode, previous_response_id=request.previous_response_id
+            )
+            attributes.update(self._prompt.attributes)
+        if trajectory is not None and self._step is not None:
+            attributes[semconv.TRAJECTORY_ID] = trajectory.id
+            attributes[semconv.STEP] = self._step
+        elif (remote_id := baggage.get_baggage(semconv.TRAJECTORY_ID)) is not None:
+            attributes[semconv.TRAJECTORY_ID] = str(remote_id)
+        self._attributes = attributes
+
+    def adopt_request(self, request: LLMRequest) -> None:
+        """Prefer what an SDK below sent over what its caller was asked."""
+        if self._is_recording:
+            if not request.messages:  # an SDK below that we know little about
+                return
+            self._describe_request(request)
+
+    def adopt_response(self, response: LLMResponse) -> None:
+        """Remember what an SDK below received; it completes what its caller makes of it."""
+        self._wire_response = response
+
+    def note_first_chunk(self) -> None:
+        """Record how long the first chunk of a stream took."""
+        self._attributes[semconv.RESPONSE_TIME_TO_FIRST_CHUNK] = (
+            time.perf_counter() - self._started_s
         )
 
     def finish(
@@ -125,7 +151,7 @@ class LLMCall:
             return
         with Guard("ending a model call"):
             try:
-                if self.span.is_recording():
+                if self._is_recording:
                     self._record(response, error, outcome)
             finally:
                 self.span.end()
@@ -143,55 +169,110 @@ class LLMCall:
         error: BaseException | None,
         outcome: StreamOutcome | None,
     ) -> None:
-        has_content = self._history_mode != "off"
-        attributes = describe_response(response, has_content=has_content)
-        history = self.trajectory.history if self.trajectory is not None else History()
-        if has_content:
+        attributes = self._attributes
+        try:
+            self._describe_response(response, error, outcome)
+        finally:  # what is known of the request is kept whatever is wrong with the answer
+            put_attributes(self.span, attributes)
+            if error is not None:
+                mark_error(self.span, error, has_content=self._history_mode != "off")
+
+    def _describe_response(
+        self,
+        response: LLMResponse,
+        error: BaseException | None,
+        outcome: StreamOutcome | None,
+    ) -> None:
+        mode = self._history_mode
+        attributes = self._attributes
+        trajectory = self.trajectory
+        if self._wire_response is not None:
+            response = complete_response(response, self._wire_response)
+        if self._runtime.redactor is not None and mode != "off":
+            response = redact_response(
+                response,
+                self._runtime.redactor,
+                is_prompt_redacted=self._request.is_redacted,
+            )
+        history = trajectory.history if trajectory is not None else History()
+        attributes.update(describe_response(response, has_content=mode != "off"))
+        if mode != "off" and self._prompt is not None:
             answer = response.messages[0] if response.messages else None
-            history.learn_prompt(self._prompt, answer)
-            attributes.update(self._describe_tokens(response, history))
+            history.learn_prompt(self._prompt, answer, response_id=response.id)
+            if response.prompt_token_ids is not None:
+                attributes.update(
+                    history.describe_tokens(
+                        -1 if self._step is None else self._step,
+                        response.prompt_token_ids,
+                        response.response_token_ids or [],
+                        mode,
+                    )
+                )
         if outcome is not None:
             attributes[semconv.STREAM_OUTCOME] = outcome
-        if self.trajectory is not None:
-            attributes[semconv.STEP_KIND] = self._decide_step_kind(response)
-            self.trajectory.note_call(_list_reasons(response, error, outcome))
-        self.span.set_attributes(attributes)
-        if error is not None:
-            mark_error(self.span, error, has_content=has_content)
-
-    def _describe_tokens(
-        self, response: LLMResponse, history: History
-    ) -> dict[str, AttributeValue]:
-        attributes: dict[str, AttributeValue] = {}
-        response_ids = response.response_token_ids
-        if response.prompt_token_ids is not None:
-            attributes.update(
-                history.describe_tokens(
-                    -1 if self._step is None else self._step,
-                    response.prompt_token_ids,
-                    response_ids or [],
-                    self._history_mode,
-                )
+        if trajectory is not None and not self._request.is_retrieval:
+            attributes[semconv.STEP_KIND] = decide_step_kind(self._request, response)
+            trajectory.note_call(
+                list_reasons(self._request, response, error, outcome, self._prompt)
             )
-        if response_ids is not None:
-            attributes[semconv.RESPONSE_TOKEN_IDS] = dump_json(response_ids)
-        if response.response_logprobs is not None:
-            attributes[semconv.RESPONSE_LOGPROBS] = dump_json(response.response_logprobs)
-        return attributes
 
-    def _decide_step_kind(self, response: LLMResponse) -> str:
-        asks_for_tools = any(
-            part["type"] == "tool_call"
-            for message in response.messages
-            for part in message["parts"]
-        )
-        return "planner" if asks_for_tools or not self._offers_tools else "finalizer"
+
+class InnerCall:
+    """A model call inside another one's: it completes that one's span."""
+
+    def __init__(self, outer: LLMCall, request: LLMRequest) -> None:
+        self.trajectory = outer.trajectory
+        self.is_stream = request.is_stream
+        self.context: Context = otel_context.get_current()
+        self._outer = outer
+        outer.adopt_request(request)
+
+    def note_first_chunk(self) -> None:
+        """Leave the time to the outer call."""
+
+    def finish(
+        self,
+        response: LLMResponse,
+        *,
+        error: BaseException | None = None,
+        outcome: StreamOutcome | None = None,
+    ) -> None:
+        """Hand what was received to the outer call."""
+        if error is None or response.messages:
+            self._outer.adopt_response(response)
+
+    def fail(self, error: BaseException) -> None:
+        """Leave the failure to the outer call, which may try again."""
+
+
+def begin_call(read_request: Callable[..., LLMRequest], *arguments: Any) -> Call | None:
+    """Start the record of a model call; None when it is not to be recorded.
+
+    `read_request(*arguments)` is called only when it is.
+    """
+    runtime = get_runtime()
+    if runtime is None or not is_instrumentation_enabled():
+        return None
+    outer = otel_context.get_value(_CALL_KEY)
+    request = read_request(*arguments)
+    if outer is not None:
+        return InnerCall(cast("LLMCall", outer), request)
+    return LLMCall(runtime, request, current_trajectory())
+
+
+def _start_span(tracer: trace.Tracer, request: LLMRequest) -> Span:
+    attributes: dict[str, AttributeValue] | None = None
+    if not has_plain_sampler(tracer):
+        attributes = describe_request(request, has_content=False)
+    return tracer.start_span(
+        f"{request.operation} {request.model}", kind=SpanKind.CLIENT, attributes=attributes
+    )
 
 
 class OpenStream(Protocol):
     """A stream that a program is reading."""
 
-    call: LLMCall
+    call: Call
 
     def abandon(self) -> None:
         """Finish the call with what was read so far."""
@@ -199,88 +280,6 @@ class OpenStream(Protocol):
 
 
 _open_streams: "weakref.WeakSet[OpenStream]" = weakref.WeakSet()
-
-
-def begin_call(runtime: Runtime, request: LLMRequest) -> LLMCall:
-    """Start the span of a model call."""
-    trajectory = current_trajectory()
-    tracer = runtime.get_tracer()
-    mode = runtime.history_mode  # the first span decides where to, and so the default
-    history = trajectory.history if trajectory is not None else History()
-    prompt = history.describe_prompt(request.messages, mode)
-    attributes: dict[str, AttributeValue] = {
-        semconv.SCHEMA: semconv.SCHEMA_VERSION,
-        semconv.RECORD: "llm",
-        semconv.OPERATION_NAME: "chat",
-        semconv.PROVIDER_NAME: request.provider,
-        semconv.REQUEST_MODEL: request.model,
-        **request.parameters,
-        **prompt.attributes,
-    }
-    if request.address is not None:
-        attributes[semconv.SERVER_ADDRESS] = request.address
-    if request.port is not None:
-        attributes[semconv.SERVER_PORT] = request.port
-    if request.tool_definitions and mode != "off":
-        attributes[semconv.TOOL_DEFINITIONS] = dump_json(request.tool_definitions)
-    step = None
-    if trajectory is not None:
-        step = trajectory.take_step()
-        attributes[semconv.TRAJECTORY_ID] = trajectory.id
-        attributes[semconv.STEP] = step
-    elif (remote_id := baggage.get_baggage(semconv.TRAJECTORY_ID)) is not None:
-        attributes[semconv.TRAJECTORY_ID] = str(remote_id)
-    span = tracer.start_span(f"chat {request.model}", kind=SpanKind.CLIENT, attributes=attributes)
-    if trajectory is not None and step is not None:
-        trajectory.set_step_span(step, span, is_llm=True)
-    return LLMCall(
-        span=span,
-        prompt=prompt,
-        request=request,
-        history_mode=mode,
-        trajectory=trajectory,
-        step=step,
-    )
-
-
-def is_call_open() -> bool:
-    """Whether this code runs inside a model call that already has its span."""
-    return otel_context.get_value(_CALL_KEY) is not None
-
-
-def describe_response(response: LLMResponse, *, has_content: bool) -> dict[str, AttributeValue]:
-    """Response -> the attributes that say what was answered."""
-    attributes: dict[str, AttributeValue] = dict(response.usage)
-    if response.id is not None:
-        attributes[semconv.RESPONSE_ID] = response.id
-    if response.model is not None:
-        attributes[semconv.RESPONSE_MODEL] = response.model
-    if response.finish_reasons:
-        attributes[semconv.RESPONSE_FINISH_REASONS] = list(response.finish_reasons)
-    if has_content and response.messages:
-        attributes[semconv.OUTPUT_MESSAGES] = dump_json(response.messages)
-    return attributes
-
-
-def _list_reasons(
-    response: LLMResponse, error: BaseException | None, outcome: StreamOutcome | None
-) -> set[str]:
-    """Why a call is worth less to training than it might be."""
-    reasons: set[str] = set()
-    if error is not None:
-        reasons.add("call_error")
-        if outcome in {None, "error"} and not response.messages:
-            return reasons  # nothing was sampled, so nothing is missing
-    is_cut = outcome == "exhausted" and not response.finish_reasons
-    if is_cut or outcome not in {None, "exhausted"}:
-        reasons.add("stream_incomplete")
-    if response.is_unread:
-        reasons.add("unread_response")
-    if response.prompt_token_ids is None or response.response_token_ids is None:
-        reasons.add("token_ids_missing")
-    if response.response_logprobs is None:
-        reasons.add("logprob_missing")
-    return reasons
 
 
 def watch_stream(stream: OpenStream) -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
     from opentelemetry.trace import Tracer, TracerProvider
 
+    from starpo_trace.privacy.redaction import Redactor
+
 _MAX_SPAN_ATTRIBUTES: Final = 1024
 
 
@@ -30,7 +32,7 @@ class Destination(Protocol):
         ...
 
     def read_stats(self) -> dict[str, int]:
-        """Counts of spans: accepted, acknowledged, rejected, waiting, dropped."""
+        """Counts of spans: sent, accepted, acknowledged, rejected, waiting, dropped."""
         ...
 
 
@@ -40,6 +42,8 @@ class Runtime:
     def __init__(self, config: CaptureConfig) -> None:
         self.config = config
         self.history_mode: HistoryMode = config.history or "full"
+        self.redactor: Redactor | None = config.redactor
+        """What masks content before anything is recorded."""
         self._lock = threading.RLock()
         self._tracer: Tracer | None = None
         self._own_provider: SdkTracerProvider | None = None
@@ -71,7 +75,7 @@ class Runtime:
 
     def read_stats(self) -> dict[str, int]:
         """Counts of spans over all destinations of ours."""
-        names = ("accepted", "acknowledged", "rejected", "waiting", "dropped")
+        names = ("sent", "accepted", "acknowledged", "rejected", "waiting", "dropped")
         totals: dict[str, int] = dict.fromkeys(names, 0)
         for destination in self._destinations:
             for name, count in destination.read_stats().items():
@@ -93,7 +97,7 @@ class Runtime:
                 "%d dropped because too many waited. What is recorded is incomplete; free the "
                 "disk, or check the store's path or the OTLP endpoint.",
                 num_lost,
-                counts["accepted"] + counts["dropped"],
+                counts["sent"],
                 num_waiting,
                 counts["rejected"],
                 counts["dropped"],
@@ -271,9 +275,9 @@ def flush(timeout_s: float = 5.0) -> bool:
 
 
 def stats() -> dict[str, int]:
-    """Counts of spans so far: accepted, acknowledged, rejected, waiting, dropped.
+    """Counts of spans so far: sent, accepted, acknowledged, rejected, waiting, dropped.
 
-    `accepted = acknowledged + rejected + waiting`; a dropped span was never accepted. All are 0
+    `sent = accepted + rejected + dropped`, `accepted = acknowledged + waiting`. All are 0
     for a tracer provider of the user's, which keeps its own counts.
     """
     runtime = _runtime

@@ -157,16 +157,30 @@ def test_a_raw_response_is_read_without_taking_it(is_async):
         assert [dict(span.attributes) for span in store.spans] == [expected_span(server)]
 
 
-def test_an_unread_response_is_left_to_the_program():
-    """`with_streaming_response` gets its span, marked as unread, and its whole body."""
+def test_a_streaming_response_is_recorded_as_the_program_reads_it():
+    """`with_streaming_response` leaves its body to the program, and records what it read."""
+    with ScriptedServer([TOOL_REPLY]) as server, client_of(server) as client:
+        with (
+            record_spans() as store,
+            client.chat.completions.with_streaming_response.create(**OPTIONS) as raw,
+        ):
+            assert raw.parse().id == "chatcmpl-1"
+        assert [dict(span.attributes) for span in store.spans] == [
+            {**expected_span(server), semconv.STREAM_OUTCOME: "exhausted"}
+        ]
+
+
+def test_a_streaming_response_that_nobody_reads_is_marked():
+    """The span of a body that was closed unread says so."""
     with ScriptedServer([TOOL_REPLY]) as server, client_of(server) as client:
         with (
             record_spans() as store,
             starpo_trace.trajectory(),
-            client.chat.completions.with_streaming_response.create(**OPTIONS) as raw,
+            client.chat.completions.with_streaming_response.create(**OPTIONS),
         ):
-            assert raw.parse().id == "chatcmpl-1"
+            pass
         [call], [root] = store.select("llm"), store.select("trajectory")
+        assert call[semconv.STREAM_OUTCOME] == "closed"
         assert semconv.OUTPUT_MESSAGES not in call
         assert root[semconv.USABLE_FOR] == "sft"
         assert "unread_response" in root[semconv.USABLE_FOR_REASONS]

@@ -2,14 +2,26 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import wrapt
 
-from starpo_trace.guard import warn_once
+from starpo_trace.capture.attachment import Attachment
+from starpo_trace.capture.exchange import LLMResponse
+from starpo_trace.capture.invocation import Call
+from starpo_trace.guard import Guard, warn_once
 
 MISSING: Final = object()
 
+_T = TypeVar("_T")
+
+Begin = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], tuple[Call, _T] | None]
+"""Instance and arguments -> the call that begins, and what its end needs to know; None: not ours."""
+End = Callable[[Call, _T, Any], Any]
+"""Call, what `Begin` noted, and the result -> the result to hand to the program.
+
+It finishes the call, or hands it to the stream that will.
+"""
 Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], Mapping[str, Any]], Any]
 
 
@@ -63,3 +75,63 @@ class PatchSet:
                 delattr(patch.owner, patch.name)
             else:
                 setattr(patch.owner, patch.name, patch.raw)
+
+
+def make_recorder(begin: Begin[_T], end: End[_T]) -> Wrapper:
+    """Wrapper of a function that calls a model; its result and its exceptions pass unchanged."""
+
+    def record(
+        wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        begun = None
+        with Guard("beginning a model call"):
+            begun = begin(instance, args, kwargs)
+        if begun is None:
+            return wrapped(*args, **kwargs)
+        call, note = begun
+        attachment = Attachment(call.context)
+        try:
+            result = wrapped(*args, **kwargs)
+        except BaseException as error:
+            call.fail(error)
+            raise
+        finally:
+            attachment.detach()
+        return _end_call(end, call, note, result)
+
+    return record
+
+
+def make_async_recorder(begin: Begin[_T], end: End[_T]) -> Wrapper:
+    """Wrapper of a coroutine function that calls a model."""
+
+    async def record(
+        wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        begun = None
+        with Guard("beginning a model call"):
+            begun = begin(instance, args, kwargs)
+        if begun is None:
+            return await wrapped(*args, **kwargs)
+        call, note = begun
+        attachment = Attachment(call.context)
+        try:
+            result = await wrapped(*args, **kwargs)
+        except BaseException as error:
+            call.fail(error)
+            raise
+        finally:
+            attachment.detach()
+        return _end_call(end, call, note, result)
+
+    return record
+
+
+def _end_call(end: End[_T], call: Call, note: _T, result: Any) -> Any:
+    with Guard("reading a model's answer"):
+        try:
+            return end(call, note, result)
+        except Exception:
+            call.finish(LLMResponse(is_unread=True))
+            raise
+    return result

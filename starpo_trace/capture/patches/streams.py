@@ -10,7 +10,8 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Protocol
 
-from starpo_trace.capture.invocation import LLMCall, LLMResponse, StreamOutcome, watch_stream
+from starpo_trace.capture.exchange import LLMResponse, StreamOutcome
+from starpo_trace.capture.invocation import Call, watch_stream
 from starpo_trace.guard import Guard
 
 
@@ -29,11 +30,12 @@ class ChunkAccumulator(Protocol):
 class StreamRecording:
     """What the readers of both kinds of streams have in common."""
 
-    def __init__(self, call: LLMCall, accumulator: ChunkAccumulator) -> None:
+    def __init__(self, call: Call, accumulator: ChunkAccumulator) -> None:
         self.call = call
         self.is_reading = False
         """Whether the SDK's own code runs, which also closes the response when it is done."""
         self._accumulator = accumulator
+        self._add = accumulator.add
         self._has_chunk = False
         self._is_finished = False
         watch_stream(self)
@@ -44,7 +46,7 @@ class StreamRecording:
             if not self._has_chunk:
                 self._has_chunk = True
                 self.call.note_first_chunk()
-            self._accumulator.add(chunk)
+            self._add(chunk)
 
     def finish(self, outcome: StreamOutcome, error: BaseException | None = None) -> None:
         """Finish the call; only the first time counts."""
@@ -84,9 +86,7 @@ class StreamRecording:
 class RecordedIterator(StreamRecording):
     """Stands in for the iterator of a synchronous stream."""
 
-    def __init__(
-        self, iterator: Iterator[Any], call: LLMCall, accumulator: ChunkAccumulator
-    ) -> None:
+    def __init__(self, iterator: Iterator[Any], call: Call, accumulator: ChunkAccumulator) -> None:
         super().__init__(call, accumulator)
         self._iterator = iterator
 
@@ -116,7 +116,7 @@ class RecordedAsyncIterator(StreamRecording):
     """Stands in for the iterator of an asynchronous stream."""
 
     def __init__(
-        self, iterator: AsyncIterator[Any], call: LLMCall, accumulator: ChunkAccumulator
+        self, iterator: AsyncIterator[Any], call: Call, accumulator: ChunkAccumulator
     ) -> None:
         super().__init__(call, accumulator)
         self._iterator = iterator
@@ -146,7 +146,7 @@ class RecordedAsyncIterator(StreamRecording):
         return getattr(self._iterator, name)  # asend, athrow, aclose of a generator
 
 
-def record_stream(stream: Any, call: LLMCall, accumulator: ChunkAccumulator) -> bool:
+def record_stream(stream: Any, call: Call, accumulator: ChunkAccumulator) -> bool:
     """Record what is read from an SDK's stream; False when it is of a kind we do not know."""
     iterator: Any = getattr(stream, "_iterator", None)
     response: Any = getattr(stream, "response", None)

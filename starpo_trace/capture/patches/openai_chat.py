@@ -1,0 +1,283 @@
+"""OpenAI chat requests, answers and chunks -> `LLMRequest` and `LLMResponse`.
+
+Answers come as the SDK's typed objects or as plain mappings; fields that the SDK does not know
+(reasoning, token ids) are kept by both.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from starpo_trace import semconv
+from starpo_trace.capture.exchange import LLMRequest, LLMResponse
+from starpo_trace.capture.patches.plain import get_fields, to_plain
+from starpo_trace.messages import Message, dump_json, from_openai_chat
+
+if TYPE_CHECKING:
+    from opentelemetry.util.types import AttributeValue
+
+NUMBER_KEYS: Final = {
+    "temperature": semconv.REQUEST_TEMPERATURE,
+    "top_p": semconv.REQUEST_TOP_P,
+    "frequency_penalty": semconv.REQUEST_FREQUENCY_PENALTY,
+    "presence_penalty": semconv.REQUEST_PRESENCE_PENALTY,
+}
+INTEGER_KEYS: Final = {
+    "max_tokens": semconv.REQUEST_MAX_TOKENS,
+    "max_completion_tokens": semconv.REQUEST_MAX_TOKENS,
+    "max_output_tokens": semconv.REQUEST_MAX_TOKENS,
+    "seed": semconv.REQUEST_SEED,
+    "n": semconv.REQUEST_CHOICE_COUNT,
+    "top_k": semconv.REQUEST_TOP_K,
+}
+_RECORDED_ELSEWHERE: Final = frozenset({"model", "messages", "tools", "functions", "stream"})
+_SAID_ONCE: Final = frozenset({"role", "id", "type", "name"})
+"""Fields of a delta that are said once, not piece by piece."""
+_TOKEN_ID_PREFIX: Final = "token_id:"  # noqa: S105 (vLLM's return_tokens_as_token_ids)
+
+
+def read_parameters(
+    body: Mapping[str, Any], recorded_elsewhere: frozenset[str]
+) -> "dict[str, AttributeValue]":
+    """Body -> sampling parameters under their keys, and every other one as JSON under one key."""
+    parameters: dict[str, AttributeValue] = {}
+    others: dict[str, Any] = {}
+    for name, value in body.items():
+        if name in recorded_elsewhere or value is None:
+            continue
+        kind = type(value)
+        if name in NUMBER_KEYS and (kind is float or kind is int):
+            parameters[NUMBER_KEYS[name]] = float(value)
+        elif name in INTEGER_KEYS and kind is int:
+            parameters[INTEGER_KEYS[name]] = value
+        elif name in {"stop", "stop_sequences"}:
+            texts = (value,) if kind is str else value
+            parameters[semconv.REQUEST_STOP_SEQUENCES] = tuple(str(text) for text in texts)
+        elif name == "reasoning_effort" and kind is str:
+            parameters[semconv.REQUEST_REASONING_LEVEL] = value
+        else:
+            others[name] = value
+    if others:
+        parameters[semconv.REQUEST_PARAMETERS] = dump_json(others)
+    return parameters
+
+
+def read_chat_request(server: "Mapping[str, Any]", body: Mapping[str, Any]) -> LLMRequest:
+    """Server and body as sent -> request."""
+    return LLMRequest(
+        model=str(body.get("model", "")),
+        messages=[from_openai_chat(get_fields(message)) for message in body.get("messages") or ()],
+        tool_definitions=body.get("tools") or body.get("functions") or None,
+        parameters=read_parameters(body, _RECORDED_ELSEWHERE),
+        **server,
+    )
+
+
+def read_chat_response(completion: Any) -> LLMResponse:
+    """Answer, as the SDK's object or a mapping -> response."""
+    top = get_fields(completion)
+    choices = [get_fields(choice) for choice in top.get("choices") or ()]
+    first = choices[0] if choices else {}
+    tokens, logprobs = _read_logprobs(first.get("logprobs"))
+    token_ids = _read_ids(first.get("token_ids"))
+    if token_ids is None and tokens is not None:
+        token_ids = _read_ids_from_tokens(tokens)
+    prompt_ids = top.get("prompt_token_ids")
+    return LLMResponse(
+        id=top.get("id"),
+        model=top.get("model"),
+        messages=[_read_message(choice) for choice in choices],
+        finish_reasons=[
+            choice["finish_reason"] for choice in choices if choice.get("finish_reason")
+        ],
+        usage=read_usage(top.get("usage")),
+        prompt_token_ids=_read_ids(
+            first.get("prompt_token_ids") if prompt_ids is None else prompt_ids
+        ),
+        response_token_ids=token_ids,
+        response_logprobs=logprobs,
+        response_tokens=tokens,
+    )
+
+
+class ChatChunks:
+    """Chunks of a streamed answer, put together."""
+
+    def __init__(self) -> None:
+        self._top: dict[str, Any] = {}
+        self._choices: dict[int, _ChoiceParts] = {}
+
+    def add(self, chunk: Any) -> None:
+        """Take one chunk in."""
+        fields = get_fields(chunk)
+        top = self._top
+        if not top:
+            top.update((name, fields.get(name)) for name in ("id", "model", "prompt_token_ids"))
+        elif top["prompt_token_ids"] is None:
+            top["prompt_token_ids"] = fields.get("prompt_token_ids")
+        usage = fields.get("usage")
+        if usage is not None:
+            top["usage"] = usage
+        for position, choice in enumerate(fields.get("choices") or ()):
+            choice_fields = get_fields(choice)
+            index = choice_fields.get("index", position)
+            parts = self._choices.get(index)
+            if parts is None:
+                parts = self._choices[index] = _ChoiceParts()
+            parts.add(choice_fields)
+
+    def build_response(self) -> LLMResponse:
+        """What was received so far."""
+        choices = [self._choices[index].build() for index in sorted(self._choices)]
+        return read_chat_response({**self._top, "choices": choices})
+
+
+class _ChoiceParts:
+    """Pieces of one choice of a streamed answer."""
+
+    def __init__(self) -> None:
+        self._delta = _Pieces()
+        self._finish_reason: str | None = None
+        self._lists: dict[str, list[Any]] = {}
+
+    def add(self, choice: Mapping[str, Any]) -> None:
+        delta = choice.get("delta")
+        if delta is not None:
+            self._delta.add(get_fields(delta))
+        reason = choice.get("finish_reason")
+        if reason is not None:
+            self._finish_reason = reason
+        logprobs = choice.get("logprobs")
+        if logprobs is not None:
+            self._extend("logprobs", get_fields(logprobs).get("content"))
+        if "token_ids" in choice:
+            self._extend("token_ids", choice["token_ids"])
+
+    def _extend(self, name: str, values: Any) -> None:
+        if values is not None:
+            self._lists.setdefault(name, []).extend(values)
+
+    def build(self) -> dict[str, Any]:
+        logprobs = self._lists.get("logprobs")
+        return {
+            "message": {"role": "assistant", **self._delta.build()},
+            "finish_reason": self._finish_reason,
+            "token_ids": self._lists.get("token_ids"),
+            "logprobs": None if logprobs is None else {"content": logprobs},
+        }
+
+
+class _Pieces:
+    """Deltas of one object, field by field: text is appended, lists with indices are joined."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, list[str]] = {}
+        self._values: dict[str, Any] = {}
+        self._objects: dict[str, _Pieces] = {}
+        self._tool_calls: dict[int, _Pieces] = {}
+
+    def add(self, delta: Mapping[str, Any]) -> None:
+        for name, value in delta.items():
+            if value is None or name == "index":
+                continue
+            if type(value) is str and name not in _SAID_ONCE:
+                texts = self._texts.get(name)
+                if texts is None:
+                    self._texts[name] = [value]
+                else:
+                    texts.append(value)
+            else:
+                self._add_other(name, value)
+
+    def _add_other(self, name: str, value: Any) -> None:
+        if name == "tool_calls":
+            for call in value:
+                self._add_tool_call(get_fields(call))
+        elif name in _SAID_ONCE:
+            self._values.setdefault(name, value)
+        elif isinstance(value, list):
+            self._values[name] = [*self._values.get(name, ()), *value]
+        elif name in {"function", "function_call", "custom"}:
+            self._objects.setdefault(name, _Pieces()).add(get_fields(value))
+        else:
+            self._values[name] = value
+
+    def _add_tool_call(self, call: Mapping[str, Any]) -> None:
+        index = call.get("index")
+        if index is None:  # some servers send none: a new id begins a new call
+            is_new = call.get("id") is not None or not self._tool_calls
+            index = len(self._tool_calls) - (0 if is_new else 1)
+        self._tool_calls.setdefault(index, _Pieces()).add(call)
+
+    def build(self) -> dict[str, Any]:
+        built = dict(self._values)
+        built.update({name: "".join(texts) for name, texts in self._texts.items()})
+        built.update({name: pieces.build() for name, pieces in self._objects.items()})
+        if self._tool_calls:
+            calls = self._tool_calls
+            built["tool_calls"] = [calls[index].build() for index in sorted(calls)]
+        return built
+
+
+def read_usage(usage: Any) -> dict[str, int]:
+    """Usage object of chat, responses or embeddings -> counts under their keys."""
+    if usage is None:
+        return {}
+    fields = get_fields(usage)
+    counts: dict[str, int] = {}
+    for name, key in _USAGE_KEYS.items():
+        count = fields.get(name)
+        if type(count) is int:
+            counts[key] = count
+    for name, key_of in _USAGE_DETAIL_KEYS.items():
+        details = fields.get(name)
+        if details is None:
+            continue
+        detail_fields = get_fields(details)
+        for detail, key in key_of.items():
+            count = detail_fields.get(detail)
+            if type(count) is int:
+                counts[key] = count
+    return counts
+
+
+_USAGE_KEYS: Final = {
+    "prompt_tokens": semconv.USAGE_INPUT_TOKENS,
+    "input_tokens": semconv.USAGE_INPUT_TOKENS,
+    "completion_tokens": semconv.USAGE_OUTPUT_TOKENS,
+    "output_tokens": semconv.USAGE_OUTPUT_TOKENS,
+}
+_USAGE_DETAIL_KEYS: Final = {
+    "prompt_tokens_details": {"cached_tokens": semconv.USAGE_CACHE_READ_TOKENS},
+    "input_tokens_details": {"cached_tokens": semconv.USAGE_CACHE_READ_TOKENS},
+    "completion_tokens_details": {"reasoning_tokens": semconv.USAGE_REASONING_TOKENS},
+    "output_tokens_details": {"reasoning_tokens": semconv.USAGE_REASONING_TOKENS},
+}
+
+
+def _read_message(choice: Mapping[str, Any]) -> Message:
+    wire = choice.get("message")
+    message = from_openai_chat({} if wire is None else to_plain(wire))
+    finish_reason = choice.get("finish_reason")
+    if finish_reason is not None:
+        message["finish_reason"] = finish_reason
+    return message
+
+
+def _read_ids(ids: Any) -> list[int] | None:
+    return list(ids) if isinstance(ids, (list, tuple)) else None
+
+
+def _read_logprobs(logprobs: Any) -> tuple[list[str] | None, list[float | None] | None]:
+    """Log-probabilities of choice 0 -> texts and values of its tokens."""
+    content = None if logprobs is None else get_fields(logprobs).get("content")
+    if content is None:
+        return None, None
+    entries = [get_fields(entry) for entry in content]
+    return [entry["token"] for entry in entries], [entry["logprob"] for entry in entries]
+
+
+def _read_ids_from_tokens(tokens: list[str]) -> list[int] | None:
+    """Ids that vLLM writes in place of the tokens' texts when asked to."""
+    if not tokens or not all(token.startswith(_TOKEN_ID_PREFIX) for token in tokens):
+        return None
+    return [int(token.removeprefix(_TOKEN_ID_PREFIX)) for token in tokens]

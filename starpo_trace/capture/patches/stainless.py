@@ -1,0 +1,98 @@
+"""Calls through SDKs with the `_base_client` that OpenAI's and Anthropic's share -> recorded calls.
+
+The one seam that every way in passes (`create`, `parse`, `stream`, raw and streaming responses,
+`client.post`) is the client's `request` method. Automatic retries happen inside it and are one
+call.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from starpo_trace.capture.exchange import LLMRequest, LLMResponse
+from starpo_trace.capture.invocation import Call, begin_call
+from starpo_trace.capture.patches.base import PatchSet, make_async_recorder, make_recorder
+from starpo_trace.capture.patches.bodies import record_body
+from starpo_trace.capture.patches.plain import get_fields
+from starpo_trace.capture.patches.streams import ChunkAccumulator, record_stream
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """How to read the traffic of one path of an API."""
+
+    read_request: Callable[[Mapping[str, Any], Mapping[str, Any]], LLMRequest]
+    """Server (provider, address, port, is_stream) and body -> request."""
+    read_response: Callable[[Any], LLMResponse]
+    """Answer, as the SDK's object or parsed JSON -> response."""
+    make_accumulator: Callable[[], ChunkAccumulator] | None = None
+    """For streams, whose chunks are the SDK's objects or parsed JSON."""
+    answer_field: str = "id"
+    """A field that the SDK's object has when it is this answer."""
+
+
+FindEndpoint = Callable[[str, str], Endpoint | None]
+"""Method in lower case and path -> how to read it, or None to leave it alone."""
+
+
+def patch_base_client(
+    patches: PatchSet, base_client: ModuleType, find_endpoint: FindEndpoint, provider: str
+) -> None:
+    """Patch the module `_base_client` of an SDK."""
+
+    def begin(
+        client: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Call, Endpoint] | None:
+        options = kwargs["options"] if "options" in kwargs else args[1]
+        endpoint = find_endpoint(options.method.lower(), options.url)
+        if endpoint is None:
+            return None
+        call = begin_call(_read_request, endpoint, client, options, kwargs, provider)
+        return None if call is None else (call, endpoint)
+
+    def end(call: Call, endpoint: Endpoint, result: Any) -> Any:
+        if call.is_stream and endpoint.make_accumulator is not None:
+            if record_stream(result, call, endpoint.make_accumulator()):
+                return result
+        elif endpoint.answer_field in get_fields(result) or type(result) is dict:
+            call.finish(endpoint.read_response(result))
+            return result
+        if not record_body(result, call, endpoint.read_response, endpoint.make_accumulator):
+            call.finish(LLMResponse(is_unread=True))
+        return result
+
+    patches.wrap(base_client.SyncAPIClient, "request", make_recorder(begin, end))
+    patches.wrap(base_client.AsyncAPIClient, "request", make_async_recorder(begin, end))
+
+
+def _read_request(
+    endpoint: Endpoint, client: Any, options: Any, kwargs: Mapping[str, Any], provider: str
+) -> LLMRequest:
+    body = options.json_data or {}
+    if options.extra_json:
+        body = {**body, **options.extra_json}
+    base_url = getattr(client, "base_url", None)
+    server = {
+        "provider": _name_provider(client, provider),
+        "address": getattr(base_url, "host", None),
+        "port": getattr(base_url, "port", None),
+        "is_stream": bool(kwargs.get("stream")),
+    }
+    return endpoint.read_request(server, body)
+
+
+def _name_provider(client: Any, provider: str) -> str:
+    """GenAI's name for the provider that this client's class speaks to."""
+    name = type(client).__name__
+    for part, provider_name in _PROVIDERS_BY_CLASS.items():
+        if part in name:
+            return provider_name
+    return provider
+
+
+_PROVIDERS_BY_CLASS = {
+    "Azure": "azure.ai.openai",
+    "Bedrock": "aws.bedrock",
+    "Vertex": "gcp.vertex_ai",
+}

@@ -45,7 +45,8 @@ class StreamRecording:
         with Guard("recording a chunk"):
             if not self._has_chunk:
                 self._has_chunk = True
-                self.call.note_first_chunk()
+                if self.call.is_stream:  # a body read piece by piece is no stream of chunks
+                    self.call.note_first_chunk()
             self._add(chunk)
 
     def finish(self, outcome: StreamOutcome, error: BaseException | None = None) -> None:

@@ -1,149 +1,141 @@
-"""Ended spans -> an OTLP endpoint, in requests of bounded size, every span accounted for."""
+"""Ended spans -> an OTLP endpoint, in requests of bounded size, kept until the endpoint took them.
 
-import threading
-from collections.abc import Iterator, Sequence
-from typing import Final
+While an endpoint does not answer, or asks for patience, spans wait in the queue: at most
+`MAX_QUEUE_SPANS` of them and `MAX_QUEUE_BYTES`, beyond which whole trajectories are dropped and
+counted. What an endpoint refuses for good is counted as rejected.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from opentelemetry.sdk.environment_variables import (
     OTEL_EXPORTER_OTLP_PROTOCOL,
     OTEL_EXPORTER_OTLP_TRACES_PROTOCOL,
 )
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from starpo_trace.store.forking import watch_forks
-from starpo_trace.store.spansize import estimate_bytes
+from starpo_trace.guard import Guard, warn_once
+from starpo_trace.store.background import (
+    BackgroundProcessor,
+    Delivery,
+    Settled,
+    TooLarge,
+    TryLater,
+)
+from starpo_trace.store.encoding import select_encodable
+from starpo_trace.store.spanqueue import MAX_QUEUE_BYTES, MAX_QUEUE_SPANS, SpanQueue
+from starpo_trace.store.transport import Answer, Transport
 
-MAX_REQUEST_BYTES: Final = 3 << 20
-"""Receivers refuse requests beyond 4 MiB by default."""
-_MAX_QUEUE_SPANS: Final = 8192
-_SHUTDOWN_MILLIS: Final = 3000
+_MAX_BATCH_BYTES: Final = 3 << 20
 
 
 def build_otlp_processor(endpoint: str | None) -> "OtlpProcessor":
-    """Endpoint, or None for the standard variables -> a batching processor."""
-    return OtlpProcessor(_SplittingExporter(_build_exporter(endpoint)))
+    """Endpoint, or None for the standard variables -> a processor that delivers there."""
+    # Imported by the caller's thread: a fork in the middle of an import by ours would leave the
+    # child with a lock that nobody holds any more.
+    import encodings.idna  # noqa: F401
+    import netrc  # noqa: F401 (`requests` would import both at its first request)
+
+    if endpoint is None and _read_protocol() == "grpc":
+        # A child of a process that has used gRPC can use it only if gRPC was told in time.
+        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "1")
+        from starpo_trace.store.grpc_transport import GrpcTransport
+
+        return OtlpProcessor(GrpcTransport)
+    from starpo_trace.store.transport import HttpTransport
+
+    return OtlpProcessor(lambda: HttpTransport(endpoint))
 
 
-def _build_exporter(endpoint: str | None) -> SpanExporter:
-    import os
-
+def _read_protocol() -> str:
     protocol = (
         os.environ.get(OTEL_EXPORTER_OTLP_TRACES_PROTOCOL)
         or os.environ.get(OTEL_EXPORTER_OTLP_PROTOCOL)
         or "http/protobuf"
     )
-    if endpoint is None and protocol.strip().lower() == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (
-            OTLPSpanExporter as GrpcExporter,
+    return protocol.strip().lower()
+
+
+class OtlpProcessor(BackgroundProcessor):
+    """Delivers spans to an endpoint."""
+
+    thread_name = "starpo-otlp"
+    max_batch_bytes = _MAX_BATCH_BYTES
+    shutdown_timeout_s = 3.0
+    is_flush_patient = True
+
+    def __init__(
+        self,
+        build_transport: Callable[[], Transport],
+        *,
+        max_queue_spans: int = MAX_QUEUE_SPANS,
+        max_queue_bytes: int = MAX_QUEUE_BYTES,
+        flush_interval_s: float = 1.0,
+    ) -> None:
+        """`build_transport` is called by the delivering thread, anew in a forked child."""
+        self._build_transport = build_transport
+        self._transport: Transport | None = None
+        self._parents_transports: list[Any] = []
+        super().__init__(
+            SpanQueue(max_spans=max_queue_spans, max_bytes=max_queue_bytes),
+            flush_interval_s=flush_interval_s,
         )
 
-        return GrpcExporter()
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    def _deliver(self, batch: Sequence[ReadableSpan]) -> Delivery:
+        answer = self._send(batch)
+        if answer.kind == "not_sent":
+            good = select_encodable(batch)
+            if not good:
+                return Settled(num_acknowledged=0)
+            if len(good) < len(batch):
+                return self._judge(self._send(good), len(good))
+        return self._judge(answer, len(batch))
 
-    return OTLPSpanExporter(endpoint=endpoint)
+    def _send(self, batch: Sequence[ReadableSpan]) -> Answer:
+        max_timeout_s = None
+        if self._end_s is not None:
+            max_timeout_s = max(0.1, self._end_s - time.monotonic())
+        try:
+            if self._transport is None:
+                self._transport = self._build_transport()
+            return self._transport.send(batch, max_timeout_s=max_timeout_s)
+        except Exception as error:  # noqa: BLE001 (a variable with a wrong value, mostly)
+            return Answer(kind="later", reason=f"{type(error).__name__}: {error}")
 
+    def _judge(self, answer: Answer, num_spans: int) -> Delivery:
+        if answer.kind == "taken":
+            num_rejected = min(answer.num_rejected, num_spans)
+            if num_rejected:
+                self._warn("the endpoint rejected %d spans: %s", num_rejected, answer.reason)
+            return Settled(num_acknowledged=num_spans - num_rejected)
+        if answer.kind == "too_large":
+            if num_spans > 1:
+                return TooLarge()
+            self._warn("one span is too large for a request and is lost: %s", answer.reason)
+            return Settled(num_acknowledged=0)
+        if answer.kind == "refused":
+            self._warn("the endpoint refused %d spans for good: %s", num_spans, answer.reason)
+            return Settled(num_acknowledged=0)
+        self._warn(
+            "the endpoint cannot be reached: %s. Spans wait in memory (at most %d MiB) and are "
+            "dropped and counted when that is full",
+            answer.reason,
+            self._spans.max_bytes >> 20,
+        )
+        return TryLater(pause_s=answer.pause_s)
 
-class OtlpProcessor(BatchSpanProcessor):
-    """The SDK's batch processor, with honest counts and bounded waits."""
+    def _warn(self, message: str, *args: object) -> None:
+        warn_once(f"otlp {message}", f"starpo_trace's OTLP export: {message}", *args)
 
-    def __init__(self, exporter: "_SplittingExporter") -> None:
-        super().__init__(exporter, max_queue_size=_MAX_QUEUE_SPANS, schedule_delay_millis=1000)
-        self._counted = exporter
-        self._count_lock = threading.RLock()
-        self._num_accepted = 0
-        self._num_dropped = 0
-        watch_forks(self)
+    def _close(self) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            with Guard("closing the connection to the OTLP endpoint"):
+                transport.close()
 
-    def after_fork_in_child(self) -> None:
-        """Count anew: what was queued is the parent's to export."""
-        self._count_lock = threading.RLock()
-        self._num_accepted = self._num_dropped = 0
-        self._counted.num_exported = self._counted.num_failed = 0
-
-    def on_end(self, span: ReadableSpan) -> None:
-        """Queue a span, or count it as dropped when the queue is full."""
-        if span.context is None or not span.context.trace_flags.sampled:
-            return
-        with self._count_lock:
-            if self._count_waiting() >= _MAX_QUEUE_SPANS:
-                self._num_dropped += 1
-                return
-            self._num_accepted += 1
-        super().on_end(span)
-
-    def force_flush(self, timeout_millis: int | None = None) -> bool:
-        """Export what waits; True only when the endpoint took every span since the start."""
-        worker = threading.Thread(target=super().force_flush, name="starpo-flush", daemon=True)
-        worker.start()
-        worker.join((timeout_millis or 30_000) / 1000)
-        counts = self.read_stats()
-        return counts["acknowledged"] == counts["accepted"] and not counts["dropped"]
-
-    def shutdown(self) -> None:
-        """Export what waits, for a few seconds at most."""
-        inner = getattr(self, "_batch_processor", None)
-        if inner is None:
-            super().shutdown()
-        else:  # the public method waits half a minute for a dead endpoint
-            inner.shutdown(timeout_millis=_SHUTDOWN_MILLIS)
-
-    def read_stats(self) -> dict[str, int]:
-        """Counts of spans; rejected ones were refused by the endpoint."""
-        with self._count_lock:
-            return {
-                "accepted": self._num_accepted,
-                "acknowledged": self._counted.num_exported,
-                "rejected": self._counted.num_failed,
-                "waiting": self._count_waiting(),
-                "dropped": self._num_dropped,
-            }
-
-    def _count_waiting(self) -> int:
-        return self._num_accepted - self._counted.num_exported - self._counted.num_failed
-
-
-class _SplittingExporter(SpanExporter):
-    """Splits batches by size, because a refused request loses all of its spans."""
-
-    def __init__(self, exporter: SpanExporter) -> None:
-        self._exporter = exporter
-        self.num_exported = 0
-        self.num_failed = 0
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Export every part; the result is that of the worst."""
-        worst = SpanExportResult.SUCCESS
-        for part in _split_by_size(spans):
-            result = SpanExportResult.FAILURE
-            try:
-                result = self._exporter.export(part)
-            finally:
-                if result is SpanExportResult.SUCCESS:
-                    self.num_exported += len(part)
-                else:
-                    self.num_failed += len(part)
-                    worst = result
-        return worst
-
-    def shutdown(self) -> None:
-        """Shut the wrapped exporter down."""
-        self._exporter.shutdown()
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Flush the wrapped exporter."""
-        return self._exporter.force_flush(timeout_millis)
-
-
-def _split_by_size(spans: Sequence[ReadableSpan]) -> Iterator[list[ReadableSpan]]:
-    part: list[ReadableSpan] = []
-    num_bytes = 0
-    for span in spans:
-        size = estimate_bytes(span)
-        if part and num_bytes + size > MAX_REQUEST_BYTES:
-            yield part
-            part, num_bytes = [], 0
-        part.append(span)
-        num_bytes += size
-    if part:
-        yield part
+    def _leave_parents_destination(self) -> None:
+        # Not closed, not even collected: its connection and its threads are the parent's.
+        self._parents_transports.append(self._transport)
+        self._transport = None

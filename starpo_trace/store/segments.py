@@ -21,14 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from starpo_trace.store.files import REAL_FILES, Files
+
 MAGIC: Final = b"STARPO1\n"
 MARKER: Final = b"SPR1"
 SUFFIX: Final = ".otlp"
 OPEN_SUFFIX: Final = ".otlp.open"
 _HEADER: Final = struct.Struct("<4sIII")
-
-# macOS has no fdatasync.
-_sync_data = getattr(os, "fdatasync", os.fsync)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +61,11 @@ def read_segment(path: str | os.PathLike[str]) -> Iterator[Record | Damage]:
         OSError: the file cannot be read.
     """
     path = Path(path)
-    data = path.read_bytes()
-    is_open = path.name.endswith(OPEN_SUFFIX)
+    yield from scan_records(path.read_bytes(), is_open=path.name.endswith(OPEN_SUFFIX))
+
+
+def scan_records(data: bytes, *, is_open: bool) -> Iterator[Record | Damage]:
+    """Bytes of a segment -> its records in order, and the damage between them."""
     if data.startswith(MAGIC):
         offset = len(MAGIC)
     elif is_open and MAGIC.startswith(data):  # killed before the first write was whole
@@ -123,22 +125,23 @@ def _find_record(data: bytes, start: int) -> int:
 class SegmentWriter:
     """One open segment file. Not thread-safe: it belongs to its sink's writer thread."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, files: Files = REAL_FILES) -> None:
         """Create the file.
 
         Raises:
             OSError: the folder or the file cannot be made or written.
         """
-        directory.mkdir(parents=True, exist_ok=True)
+        self._files = files
+        make_durable_directory(directory, files)
         stem = f"{time.time_ns():020d}-{os.getpid()}-{secrets.token_hex(4)}"
         self.path = directory / (stem + OPEN_SUFFIX)
         self.created_s = time.monotonic()
         self.num_bytes = 0
         """Bytes up to the end of the last record known to be on disk."""
-        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        self._descriptor = files.create(self.path)
         try:
             self._write(MAGIC)
-            _sync_directory(directory)
+            files.sync_directory(directory)
         except OSError:
             self.seal()
             raise
@@ -151,6 +154,9 @@ class SegmentWriter:
     def append(self, record: bytes) -> None:
         """Write one record; on return it is on disk.
 
+        After an error the writer must be sealed and the record written to a new segment: a sync
+        that failed once may say it succeeded the next time while the data is lost.
+
         Raises:
             OSError: it could not be written; the file then ends after the record before it.
         """
@@ -161,43 +167,57 @@ class SegmentWriter:
             raise
 
     def seal(self) -> None:
-        """Close and rename the file for good; one without records is removed."""
-        os.close(self._descriptor)
+        """Close and rename the file for good; one without records is removed.
+
+        Raises:
+            OSError: that failed; the file stays readable under the name it has.
+        """
+        self._files.close(self._descriptor)
         if self.is_empty:
-            self.path.unlink(missing_ok=True)
+            self._files.remove(self.path)
             return
         sealed = self.path.with_name(self.path.name.removesuffix(".open"))
-        self.path.rename(sealed)
+        self._files.rename(self.path, sealed)
         self.path = sealed
-        _sync_directory(sealed.parent)
+        self._files.sync_directory(sealed.parent)
 
     def abandon(self) -> None:
         """Close the file and touch nothing: it belongs to the process we were forked from."""
-        os.close(self._descriptor)
+        self._files.close(self._descriptor)
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
         offset = self.num_bytes
         while view:
-            num_written = os.pwrite(self._descriptor, view, offset)
+            num_written = self._files.write_at(self._descriptor, view, offset)
             offset += num_written
             view = view[num_written:]
-        _sync_data(self._descriptor)
-        if os.fstat(self._descriptor).st_nlink == 0:  # somebody removed the file under us
+        self._files.sync_data(self._descriptor)
+        if self._files.is_deleted(self._descriptor):  # somebody removed it under us
             raise FileNotFoundError(errno.ENOENT, "trace segment was deleted", str(self.path))
         self.num_bytes = offset
 
     def _truncate(self) -> None:
         try:
-            os.ftruncate(self._descriptor, self.num_bytes)
+            self._files.truncate(self._descriptor, self.num_bytes)
         except OSError:
-            # Readers skip the partial record by its checksum.
+            # Readers skip a partial record by its checksum, and a whole one that is written
+            # again elsewhere by its span ids.
             return
 
 
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def make_durable_directory(directory: Path, files: Files = REAL_FILES) -> None:
+    """Make a folder and those above it, such that they survive a power cut.
+
+    Raises:
+        OSError: one of them cannot be made or synced.
+    """
+    missing: list[Path] = []
+    while not files.is_directory(directory):
+        missing.append(directory)
+        if directory.parent == directory:
+            break
+        directory = directory.parent
+    for each in reversed(missing):
+        files.make_directory(each)
+        files.sync_directory(each.parent)

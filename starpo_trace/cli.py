@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
 
+from starpo_trace.collect.command import add_collect_command
 from starpo_trace.errors import ConfigError, SourceError, StarpoTraceError, StoreError
 from starpo_trace.schema import REWARD_SOURCES
 
@@ -76,6 +77,7 @@ def _build_parser() -> argparse.ArgumentParser:
     reward.add_argument("--id", dest="reward_id", help="a later reward with this id replaces it")
     reward.add_argument("--store", type=Path, help="trace store folder (default: as instrument())")
     reward.set_defaults(command=_reward)
+    add_collect_command(commands)
     return parser
 
 

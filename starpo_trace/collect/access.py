@@ -1,0 +1,186 @@
+"""Who may send: bearer tokens, TLS, and which addresses may be opened without them."""
+
+import hashlib
+import hmac
+import ipaddress
+import os
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from starpo_trace.collect.refusals import Reason, RefusedError
+from starpo_trace.errors import ConfigError
+
+TOKEN_VARIABLE: Final = "STARPO_COLLECT_TOKEN"  # noqa: S105  (the name, not a token)
+_MIN_TOKEN_LENGTH: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where one server listens."""
+
+    host: str
+    """Name or IP address."""
+    port: int
+    """TCP port; 0 lets the system choose."""
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:  # a name: who knows where it leads
+            return False
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """PEM files of the server."""
+
+    cert: Path
+    """Certificate, with the chain behind it."""
+    key: Path
+    """Its private key."""
+    client_ca: Path | None = None
+    """Authorities whose clients are let in; None asks clients for no certificate."""
+
+
+class Tokens:
+    """The bearer tokens that are good now; a changed file is read again."""
+
+    def __init__(self, *, file: Path | None = None, variable: str | None = None) -> None:
+        """Tokens one a line in `file`, and separated by space or comma in `variable`.
+
+        Raises:
+            ConfigError: the file cannot be read or holds none, or a token is too short.
+        """
+        self._file = file
+        self._fixed = _digest_tokens((variable or "").replace(",", " ").split(), TOKEN_VARIABLE)
+        self._from_file: list[bytes] = []
+        self._stamp: tuple[int, int, int] | None = None
+        if file is not None:
+            try:
+                self._read_file(file)
+            except OSError as error:
+                problem = error.strerror or error
+                raise ConfigError(f"--token-file {file}: cannot be read: {problem}") from error
+        elif variable is not None and not self._fixed:
+            raise ConfigError(f"{TOKEN_VARIABLE} is empty; set it to a token or unset it")
+
+    @property
+    def is_required(self) -> bool:
+        """Whether requests need one."""
+        return self._file is not None or bool(self._fixed)
+
+    def check(self, authorization: str | None) -> None:
+        """Let a request pass by the value of its `Authorization` header.
+
+        Raises:
+            RefusedError: it brings no token that is good now.
+        """
+        if not self.is_required:
+            return
+        self._read_changes()
+        scheme, _, token = (authorization or "").partition(" ")
+        digest = _digest(token.strip())
+        # All are compared, each in constant time: the time taken tells nothing.
+        matches = [hmac.compare_digest(digest, good) for good in self._fixed + self._from_file]
+        if scheme.lower() != "bearer" or not any(matches):
+            raise RefusedError(
+                Reason.UNAUTHENTICATED, "send the header `Authorization: Bearer TOKEN`"
+            )
+
+    def _read_changes(self) -> None:
+        if self._file is None:
+            return
+        try:
+            self._read_file(self._file)
+        except (OSError, ConfigError):
+            return  # half-way through a rotation; the last good tokens stay
+
+    def _read_file(self, file: Path) -> None:
+        status = file.stat()
+        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+        if stamp == self._stamp:
+            return
+        lines = [line.strip() for line in file.read_text().splitlines()]
+        tokens = [line for line in lines if line and not line.startswith("#")]
+        if not tokens:
+            raise ConfigError(f"--token-file {file}: holds no token; write one a line")
+        self._from_file = _digest_tokens(tokens, f"--token-file {file}")
+        self._stamp = stamp
+
+
+def check_exposure(
+    addresses: list[Address], *, tokens: Tokens, tls: TlsFiles | None, insecure: bool
+) -> list[str]:
+    """Addresses and protection -> warnings.
+
+    Raises:
+        ConfigError: others could reach a server that does not protect itself.
+    """
+    exposed = [address for address in addresses if not address.is_loopback]
+    if not exposed:
+        return []
+    has_client_ca = tls is not None and tls.client_ca is not None
+    if not tokens.is_required and not has_client_ca:
+        raise ConfigError(
+            f"{exposed[0]} can be reached from other machines, and anybody could write to the "
+            f"store: give --token-file FILE (or {TOKEN_VARIABLE}, or --client-ca), "
+            "or listen on 127.0.0.1"
+        )
+    if tls is not None:
+        return []
+    if not insecure:
+        raise ConfigError(
+            f"{exposed[0]} can be reached from other machines, and spans and token would travel "
+            "in clear text: give --tls-cert and --tls-key, or --insecure where a proxy ends TLS"
+        )
+    return [f"{exposed[0]} speaks no TLS (--insecure): spans and token travel in clear text"]
+
+
+def load_tls(files: TlsFiles) -> ssl.SSLContext:
+    """PEM files -> context of a server.
+
+    Raises:
+        ConfigError: one of them cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(files.cert, files.key)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(f"--tls-cert {files.cert}, --tls-key {files.key}: {error}") from error
+    if files.client_ca is not None:
+        try:
+            context.load_verify_locations(files.client_ca)
+        except OSError as error:
+            raise ConfigError(f"--client-ca {files.client_ca}: {error}") from error
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def read_environment_token() -> str | None:
+    """Value of the variable that holds tokens; None when it is not set."""
+    return os.environ.get(TOKEN_VARIABLE)
+
+
+def _digest_tokens(tokens: list[str], where: str) -> list[bytes]:
+    for token in tokens:
+        if len(token) < _MIN_TOKEN_LENGTH:
+            raise ConfigError(
+                f"{where}: a token of {len(token)} characters can be guessed; use at least "
+                f"{_MIN_TOKEN_LENGTH}, for example from `openssl rand -hex 32`"
+            )
+    return [_digest(token) for token in tokens]
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()

@@ -17,6 +17,9 @@ HistoryMode = Literal["full", "delta", "off"]
 
 DEFAULT_STORE: Final = Path(".starpo") / "traces"
 CAPTURE_CONTENT_VARIABLE: Final = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+SAMPLE_VARIABLE: Final = "STARPO_SAMPLE"
+MAX_CONTENT_VARIABLE: Final = "STARPO_MAX_CONTENT_BYTES"
+_MIN_CONTENT_BYTES: Final = 256
 _HISTORY_MODES: Final = ("full", "delta", "off")
 _NO_CONTENT_VALUES: Final = frozenset({"no_content", "false", "0", "event_only"})
 
@@ -35,8 +38,14 @@ class CaptureConfig:
     """Explicit history mode; None: delta into the local store, full elsewhere."""
     policy_id: str | None = None
     """Policy of trajectories that name none."""
+    sample: float | None = None
+    """Share of trajectories to record; None: all, or what the provider's sampler says."""
+    max_content_bytes: int | None = None
+    """Longest content attribute; None: no limit."""
     redactor: "Redactor | None" = None
     """What masks content before anything is recorded; None: nothing."""
+    max_store_bytes: int | None = None
+    """Size that the local store's folder may reach; None: the store's own default."""
 
 
 def read_config(
@@ -46,12 +55,15 @@ def read_config(
     tracer_provider: "TracerProvider | None",
     history: str | None,
     policy_id: str | None,
+    sample: float | None = None,
+    max_content_bytes: int | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> CaptureConfig:
     """Arguments of `instrument()` and the environment -> configuration.
 
     Raises:
-        ConfigError: `history` is no mode, or the endpoint is no http(s) URL.
+        ConfigError: `history` is no mode, the endpoint is no http(s) URL, or a variable holds
+            what it cannot.
     """
     if history is not None and history not in _HISTORY_MODES:
         raise ConfigError(
@@ -70,7 +82,19 @@ def read_config(
         tracer_provider=tracer_provider,
         history=cast("HistoryMode | None", history),
         policy_id=policy_id or environment.get("STARPO_POLICY_ID"),
+        max_store_bytes=_read_max_store_bytes(environment),
     )
+
+
+def _read_max_store_bytes(environment: Mapping[str, str]) -> int | None:
+    text = environment.get("STARPO_STORE_MAX_BYTES", "").strip()
+    if not text:
+        return None
+    if not text.isdecimal():
+        raise ConfigError(
+            f"STARPO_STORE_MAX_BYTES={text!r} in the environment: give a whole number of bytes"
+        )
+    return int(text)
 
 
 def read_default_store(environment: Mapping[str, str] = os.environ) -> Path:

@@ -35,6 +35,10 @@ class Destination(Protocol):
         """Counts of spans: sent, accepted, acknowledged, rejected, waiting, dropped."""
         ...
 
+    def is_interrupted_here(self) -> bool:
+        """Whether this thread was interrupted while it handed a span over."""
+        ...
+
 
 class Runtime:
     """One `instrument()`: its configuration, and the destination once a span needed it."""
@@ -111,6 +115,15 @@ class Runtime:
         elif self._provider is not None:
             self.flush(5.0)
 
+    def is_interrupted_here(self) -> bool:
+        """Whether this thread was interrupted, by a signal say, where delivering waits for it."""
+        return any(each.is_interrupted_here() for each in self._destinations)
+
+    def after_fork_in_child(self) -> None:
+        """Replace the lock, which a thread of the parent may hold; losses are counted anew."""
+        self._lock = threading.RLock()
+        self._num_reported_lost = 0
+
     def _choose_provider(self) -> "TracerProvider":
         from opentelemetry import trace
 
@@ -145,9 +158,12 @@ class Runtime:
         )
         provider = TracerProvider(span_limits=limits)
         if store is not None:
-            from starpo_trace.store.sink import SpanSink
+            from starpo_trace.store.sink import MAX_STORE_BYTES, SpanSink
 
-            sink = SpanSink(store)
+            max_bytes = config.max_store_bytes
+            sink = SpanSink(
+                store, max_store_bytes=MAX_STORE_BYTES if max_bytes is None else max_bytes
+            )
             provider.add_span_processor(sink)
             self._destinations.append(sink)
         if has_otlp:
@@ -215,6 +231,19 @@ def instrument(
             from starpo_trace.capture.patches import apply_patches
 
             apply_patches()
+        with Guard("preparing for the end of the process"):
+            from starpo_trace.store.exiting import Farewell, install_sigterm_handler
+            from starpo_trace.store.forking import before_child_leaves
+
+            before_child_leaves(_leave_process)
+            install_sigterm_handler(
+                Farewell(
+                    finish=_finish_at_exit,
+                    deliver=_runtime.shut_down,
+                    flush=flush,
+                    is_interrupted=_runtime.is_interrupted_here,
+                )
+            )
 
 
 def uninstrument() -> None:
@@ -226,8 +255,10 @@ def uninstrument() -> None:
             return
         with Guard("removing patches"):
             from starpo_trace.capture.patches import remove_patches
+            from starpo_trace.store.exiting import remove_sigterm_handler
 
             remove_patches()
+            remove_sigterm_handler()
         with Guard("closing open spans"):
             from starpo_trace.capture.invocation import finish_open_calls
 
@@ -263,7 +294,7 @@ def flush(timeout_s: float = 5.0) -> bool:
     """Wait until every accepted span is on disk (local store) or exported.
 
     Returns:
-        True only when that is so and nothing was dropped since the last flush; False after
+        True only when that is so and nothing was lost since the last flush; False after
         `timeout_s` seconds, or when the disk or the endpoint refused.
     """
     runtime = _runtime
@@ -291,6 +322,25 @@ def _finish_at_exit() -> None:
 
         finish_open_calls()
         abandon_open_trajectories()
+
+
+def _leave_process() -> None:
+    """What `atexit` does, for processes that leave without it."""
+    runtime = _runtime
+    if runtime is not None:
+        _finish_at_exit()
+        runtime.shut_down()
+
+
+def _after_fork_in_child() -> None:
+    global _switch_lock  # noqa: PLW0603 (a thread of the parent may hold it)
+    _switch_lock = threading.RLock()
+    if _runtime is not None:
+        _runtime.after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _report_losses_at_exit() -> None:

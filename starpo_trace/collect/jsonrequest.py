@@ -55,24 +55,24 @@ def _fill_request(request: Any, document: Any, tally: Tally) -> None:
     tally.expect(len(groups), "resources")
     for index, group in enumerate(groups):
         try:
-            _fill_resource(request.resource_spans.add(), group, tally)
+            _fill_resource(request.resource_spans.add(), group, f"resourceSpans[{index}]", tally)
         except FieldError as fault:
             raise fault.under(f"resourceSpans[{index}]") from None
 
 
-def _fill_resource(target: Any, group: Any, tally: Tally) -> None:
+def _fill_resource(target: Any, group: Any, path: str, tally: Tally) -> None:
     fill(target, _RESOURCE_SPANS, group)
     _check_group(target.resource, "resource", tally)
     scopes = _as_list(group, "scopeSpans")
     tally.expect(len(scopes), "scopes")
     for index, scope in enumerate(scopes):
         try:
-            _fill_scope(target.scope_spans.add(), scope, tally)
+            _fill_scope(target.scope_spans.add(), scope, f"{path}.scopeSpans[{index}]", tally)
         except FieldError as fault:
             raise fault.under(f"scopeSpans[{index}]") from None
 
 
-def _fill_scope(target: Any, scope: Any, tally: Tally) -> None:
+def _fill_scope(target: Any, scope: Any, path: str, tally: Tally) -> None:
     fill(target, _SCOPE_SPANS, scope)
     _check_group(target.scope, "scope", tally)
     objects = _as_list(scope, "spans")
@@ -85,7 +85,7 @@ def _fill_scope(target: Any, scope: Any, tally: Tally) -> None:
             check_span(span, tally)
         except FieldError as fault:
             del spans[-1]
-            tally.reject(fault.under(f"spans[{index}]"))
+            tally.reject(fault.under(f"{path}.spans[{index}]"))
         else:
             tally.num_good += 1
 

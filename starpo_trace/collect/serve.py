@@ -145,7 +145,7 @@ def _with_port(address: Address, port: int) -> Address:
 
 
 async def _report_progress(receiver: Receiver, every_s: float) -> None:
-    last = ""
+    last = describe_stats(receiver.read_stats())
     while every_s > 0:
         await asyncio.sleep(every_s)
         line = describe_stats(receiver.read_stats())

@@ -6,15 +6,16 @@ provider is adding its module to `_PATCHES`.
 
 import importlib
 import sys
-from typing import Final
+from importlib import metadata
+from typing import Any, Final
 
 import wrapt
 
 from starpo_trace.capture.patches.base import PatchSet
-from starpo_trace.guard import Guard
+from starpo_trace.guard import Guard, warn_once
 
 _PATCHES: Final = {"openai._base_client": "starpo_trace.capture.patches.openai"}
-"""Module to wait for -> module with `apply(patches, module)`."""
+"""Module to wait for -> module with `apply(patches, module)` and `TESTED`, package -> versions."""
 
 _applied = PatchSet()
 _active_targets: set[str] = set()
@@ -53,4 +54,26 @@ def _apply(target: str) -> None:
         return
     _active_targets.add(target)
     with Guard(f"patching {target}"):
-        importlib.import_module(_PATCHES[target]).apply(_applied, sys.modules[target])
+        patch = importlib.import_module(_PATCHES[target])
+        try:
+            patch.apply(_applied, sys.modules[target])
+        except AttributeError as error:
+            warn_of_missing_seam(patch, target, error)
+
+
+def warn_of_missing_seam(patch: Any, target: str, error: AttributeError) -> None:
+    """Log, once, that an SDK of this version has not what a patch needs."""
+    for package, tested in patch.TESTED.items():
+        try:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            version = "of unknown version"
+        warn_once(
+            f"missing seam {target}",
+            "some calls through %s %s are not recorded: %s; tested with %s %s",
+            package,
+            version,
+            error,
+            package,
+            tested,
+        )

@@ -11,6 +11,8 @@ from starpo_trace.capture.patches.openai_chat import (
 )
 from starpo_trace.capture.patches.stainless import Endpoint, patch_base_client
 
+TESTED: Final = {"openai": ">=1.66,<4"}
+
 _CHAT: Final = Endpoint(
     read_request=read_chat_request,
     read_response=read_chat_response,

@@ -1,57 +1,113 @@
 """The run in progress: its step numbers, what its spans hold, its verdict."""
 
 import os
+import re
 import threading
 import weakref
-from typing import Any, Final, Literal, get_args
+from collections import OrderedDict
+from typing import Any, Final, get_args
 
 from opentelemetry import context as otel_context
-from opentelemetry.trace import Span, SpanContext, Status, StatusCode
+from opentelemetry import trace
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, TraceFlags
+from opentelemetry.util.types import AttributeValue
 
 from starpo_trace import semconv
 from starpo_trace.capture.history import History
+from starpo_trace.capture.outcome import EndKind, end_kind_of, judge_usability, mark_error
+from starpo_trace.capture.parts import (
+    Arrival,
+    Checkpoint,
+    Identity,
+    Part,
+    make_part,
+    receive_identity,
+    write_token,
+)
+from starpo_trace.capture.runtime import get_runtime
 from starpo_trace.config import HistoryMode
 from starpo_trace.guard import Guard
 
-EndKind = Literal["terminated", "truncated", "abandoned", "error"]
+__all__ = [
+    "EndKind",
+    "Trajectory",
+    "abandon_open_trajectories",
+    "close_remote_parts",
+    "current_trajectory",
+    "judge_usability",
+    "mark_error",
+]
 
 TRAJECTORY_KEY: Final = otel_context.create_key("starpo-trajectory")
-_SFT_REASONS: Final = frozenset(
-    {"token_ids_missing", "logprob_missing", "stream_incomplete", "unread_response"}
-)
-_open_trajectories: "weakref.WeakSet[Trajectory]" = weakref.WeakSet()
+INHERITED_KEY: Final = otel_context.create_key("starpo-inherited")
+"""Set in threads that were given their starter's context: membership ends with the run."""
+_GENERATED_ID: Final = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})")
+_MAX_REMOTE_TRAJECTORIES: Final = 256
 
 
 class Trajectory:
     """One run in progress: yielded by `trajectory()`."""
 
-    def __init__(self, *, trajectory_id: str, span: Span, history_mode: HistoryMode) -> None:
+    def __init__(
+        self,
+        *,
+        trajectory_id: str,
+        span: Span,
+        history_mode: HistoryMode,
+        identity: Identity | None = None,
+        part: Part | None = None,
+        is_sampled: bool = True,
+        parent_context: SpanContext | None = None,
+    ) -> None:
         self.id = trajectory_id
         """What late rewards are sent to."""
         self.span = span
-        """The root span."""
+        """The root span; where another process has it, a span that records nothing."""
         self.history = History()
         """What its spans already hold."""
         self.states: dict[str, tuple[str, Any]] = {}
         """Per state name, hash and value of the latest state."""
+        self.identity: Identity = identity or {}
+        """Attributes that say whose run it is."""
+        self.part = part
+        """What this process records of it; None where the run began."""
+        self.is_sampled = is_sampled
+        """Whether the trajectory is recorded."""
         self.last_llm_step: int | None = None
         """Step of the latest model call."""
         self._history_mode: HistoryMode = history_mode
         self._lock = threading.RLock()
         self._step_contexts: list[SpanContext | None] = []
+        self._first_step = 0 if part is None else part.base
+        self._parent_context = parent_context or span.get_span_context()
         self._num_calls = 0
         self._reasons: set[str] = set()
         self._end: tuple[EndKind, str | None] | None = None
         self._is_finished = False
         _open_trajectories.add(self)
+        if part is None or part.kind == "resume":
+            _rooted_trajectories[trajectory_id] = self
 
     @property
     def num_steps(self) -> int:
         """Steps started so far: model calls, tools, retrievals, verifiers."""
-        return len(self._step_contexts)
+        return self._first_step + len(self._step_contexts)
+
+    @property
+    def task_id(self) -> str | None:
+        """The task that it is an attempt at, where it is known."""
+        task_id = self.identity.get(semconv.TASK_ID)
+        return None if task_id is None else str(task_id)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has ended here."""
+        return self._is_finished
 
     def end(self, kind: EndKind, *, reason: str | None = None) -> None:
         """Say how the run ended; recorded when its block is left.
+
+        In a process that only records a part of the run it says how that part ended.
 
         Args:
             kind: `"terminated"` (came to its own end), `"truncated"` (stopped by a limit),
@@ -66,24 +122,61 @@ class Trajectory:
                 )
             self._end = (kind, reason)
 
+    def checkpoint(self) -> str:
+        """Token with which `trajectory(resume=...)` continues this run, later or elsewhere.
+
+        ASCII text of a few hundred characters without secrets: ids, the number of steps, and
+        hashes of the latest history.
+        """
+        with Guard("making a resume token"):
+            context = self.span.get_span_context()
+            return write_token(
+                Checkpoint(
+                    trajectory_id=self.id,
+                    trace_id=context.trace_id,
+                    span_id=context.span_id,
+                    is_sampled=self.is_sampled,
+                    num_steps=self.num_steps,
+                    part=None if self.part is None else self.part.id,
+                    identity=self.identity,
+                    tail=self.history.read_tail(),
+                )
+            )
+        return ""
+
     def take_step(self) -> int:
         """Number of a step that begins now."""
         with self._lock:
             self._step_contexts.append(None)
-            return len(self._step_contexts) - 1
+            return self.num_steps - 1
 
     def set_step_span(self, step: int, span: Span, *, is_llm: bool = False) -> None:
         """Remember a step's span, so that rewards can link to it."""
         with self._lock:
-            self._step_contexts[step] = span.get_span_context()
+            self._step_contexts[step - self._first_step] = span.get_span_context()
             if is_llm:
                 self.last_llm_step = step
+        if self.part is not None:
+            span.set_attributes(self.describe_part())
 
     def get_step_context(self, step: int | None) -> SpanContext | None:
-        """Span context of a step; None when there is no such step."""
-        if step is None or not 0 <= step < len(self._step_contexts):
+        """Span context of a step; None when there is no such step here."""
+        if step is None or not self._first_step <= step < self.num_steps:
             return None
-        return self._step_contexts[step]
+        return self._step_contexts[step - self._first_step]
+
+    def describe_part(self) -> dict[str, AttributeValue]:
+        """Attributes that tell this part's spans from others'; none where the run began."""
+        part = self.part
+        if part is None:
+            return {}
+        attributes = part.describe()
+        if part.kind == "remote":
+            attributes.update(self.identity)
+            arrival = receive_identity()
+            if arrival is not None and arrival.trajectory_id == self.id:
+                attributes[semconv.PART_AFTER] = arrival.num_steps
+        return attributes
 
     def note_call(self, reasons: set[str]) -> None:
         """Count a model call that ended, and why it is worth less than it might be."""
@@ -91,13 +184,28 @@ class Trajectory:
             self._num_calls += 1
             self._reasons |= reasons
 
+    def note_reason(self, reason: str) -> None:
+        """Remember why the recording is worth less than it might be."""
+        with self._lock:
+            self._reasons.add(reason)
+
     def after_fork_in_child(self) -> None:
-        """Replace locks that threads of the parent may hold; the root span is the parent's."""
+        """Become a part of the trajectory: the root span and the numbers are the parent's.
+
+        Locks are replaced, which threads of the parent may hold.
+        """
         self._lock = threading.RLock()
         self.history.after_fork_in_child()
+        parent = None if self.part is None else self.part.id
+        self.part = make_part("fork", base=self.num_steps, parent=parent)
+        self.span = NonRecordingSpan(self.span.get_span_context())
+        self._num_calls, self._reasons, self._end = 0, set(), None
 
     def finish(self, error: BaseException | None) -> None:
-        """End the root span with how the run ended and what its recording is good for."""
+        """End the root span with how the run ended and what its recording is good for.
+
+        Where another process has the root span, a span of its own says how this part ended.
+        """
         from starpo_trace.capture.invocation import finish_open_calls
 
         with self._lock:
@@ -105,9 +213,14 @@ class Trajectory:
                 return
             self._is_finished = True
         finish_open_calls(self)
-        kind, reason = self._end or (_end_kind_of(error), None)
-        usable_for, reasons = judge_usability(self._num_calls, self._history_mode, self._reasons)
         span = self.span
+        if self.part is not None and self.part.kind != "resume":
+            begun = self._begin_closing_span(self.part)
+            if begun is None:
+                return
+            span = begun
+        kind, reason = self._end or (end_kind_of(error), None)
+        usable_for, reasons = judge_usability(self._num_calls, self._history_mode, self._reasons)
         span.set_attribute(semconv.TRAJECTORY_END, kind)
         if reason is not None:
             span.set_attribute(semconv.TRAJECTORY_END_REASON, reason)
@@ -118,56 +231,116 @@ class Trajectory:
         if error is not None:
             mark_error(span, error, has_content=self._history_mode != "off")
         span.end()
+        # A thread that outlives the run may hold this object for long.
+        tail = self.history.read_tail()
+        self.history, self.states = History(), {}
+        self.history.restore_tail(tail)
+
+    def _begin_closing_span(self, part: Part) -> Span | None:
+        runtime = get_runtime()
+        if runtime is None or not self.is_sampled or self.num_steps == part.base:
+            return None
+        return runtime.get_tracer().start_span(
+            "trajectory part",
+            context=trace.set_span_in_context(NonRecordingSpan(self._parent_context)),
+            links=[Link(self._parent_context)] if self._parent_context.is_valid else (),
+            attributes={
+                semconv.SCHEMA: semconv.SCHEMA_VERSION,
+                semconv.RECORD: "part",
+                semconv.TRAJECTORY_ID: self.id,
+                **part.describe(),
+                **(self.identity if part.kind == "remote" else {}),
+            },
+        )
+
+
+_open_trajectories: "weakref.WeakSet[Trajectory]" = weakref.WeakSet()
+_rooted_trajectories: "weakref.WeakValueDictionary[str, Trajectory]" = weakref.WeakValueDictionary()
+_remote_trajectories: "OrderedDict[str, Trajectory]" = OrderedDict()
+_remote_lock = threading.Lock()
 
 
 def abandon_open_trajectories() -> None:
     """End the runs that the exiting process leaves unfinished."""
+    close_remote_parts()
     for open_trajectory in list(_open_trajectories):
-        open_trajectory.end("abandoned", reason="the process exited")
-        open_trajectory.finish(None)
+        if not open_trajectory.is_finished:
+            open_trajectory.end("abandoned", reason="the process exited")
+            open_trajectory.finish(None)
 
 
-def judge_usability(
-    num_calls: int, history_mode: HistoryMode, reasons: set[str]
-) -> tuple[Literal["rl", "sft", "none"], list[str]]:
-    """What a trajectory's recording is good for, and every reason against something better."""
-    reasons = set(reasons)
-    if history_mode == "off":
-        reasons.add("history_off")
-    if num_calls == 0:
-        reasons.add("no_llm_call")
-    if reasons & {"history_off", "no_llm_call"}:
-        return "none", sorted(reasons)
-    return ("sft" if reasons & _SFT_REASONS else "rl"), sorted(reasons)
+def close_remote_parts() -> None:
+    """End what this process records of runs that began elsewhere."""
+    with _remote_lock:
+        remote = list(_remote_trajectories.values())
+        _remote_trajectories.clear()
+    for each in remote:
+        each.finish(None)
 
 
 def current_trajectory() -> Trajectory | None:
-    """The run that this code belongs to, if any."""
+    """The run that this code belongs to, if any.
+
+    In a process that was called by a run's (its baggage arrived with the request) it is what this
+    process records of that run; its `end` is not the run's.
+    """
     value = otel_context.get_value(TRAJECTORY_KEY)
-    return value if isinstance(value, Trajectory) else None
+    if isinstance(value, Trajectory):
+        if value.is_finished and otel_context.get_value(INHERITED_KEY):
+            return None
+        return value
+    arrival = receive_identity()
+    return None if arrival is None else _join_trajectory(arrival)
 
 
-def _end_kind_of(error: BaseException | None) -> EndKind:
-    if error is None:
-        return "terminated"
-    return "error" if isinstance(error, Exception) else "abandoned"
+def _join_trajectory(arrival: Arrival) -> Trajectory:
+    """What this process records of a run that began elsewhere; one part for all its requests."""
+    rooted = _rooted_trajectories.get(arrival.trajectory_id)
+    if rooted is not None and not rooted.is_finished:
+        return rooted  # the request came from this very process
+    evicted: list[Trajectory] = []
+    with _remote_lock:
+        joined = _remote_trajectories.get(arrival.trajectory_id)
+        if joined is None:
+            joined = _begin_remote_part(arrival)
+            _remote_trajectories[arrival.trajectory_id] = joined
+            while len(_remote_trajectories) > _MAX_REMOTE_TRAJECTORIES:
+                evicted.append(_remote_trajectories.popitem(last=False)[1])
+        else:
+            _remote_trajectories.move_to_end(arrival.trajectory_id)
+    for each in evicted:
+        each.finish(None)
+    return joined
 
 
-def mark_error(span: Span, error: BaseException, *, has_content: bool) -> None:
-    """Record on a span that it failed; the message only where content may be recorded."""
-    kind = type(error)
-    qualified = kind.__qualname__
-    if kind.__module__ != "builtins":
-        qualified = f"{kind.__module__}.{qualified}"
-    span.set_attribute(semconv.ERROR_TYPE, qualified)
-    description = f"{kind.__name__}: {error}" if has_content else kind.__name__
-    span.set_status(Status(StatusCode.ERROR, description))
+def _begin_remote_part(arrival: Arrival) -> Trajectory:
+    runtime = get_runtime()
+    if runtime is not None:
+        runtime.get_tracer()  # decides the history mode
+        if not arrival.is_sampled:
+            runtime.follow_trajectories()
+    parts = _GENERATED_ID.fullmatch(arrival.trajectory_id)
+    root = trace.INVALID_SPAN_CONTEXT
+    if parts is not None:
+        flags = TraceFlags(TraceFlags.SAMPLED if arrival.is_sampled else TraceFlags.DEFAULT)
+        root = SpanContext(int(parts[1], 16), int(parts[2], 16), is_remote=True, trace_flags=flags)
+    return Trajectory(
+        trajectory_id=arrival.trajectory_id,
+        span=NonRecordingSpan(root),
+        history_mode=runtime.history_mode if runtime is not None else "off",
+        identity=arrival.identity,
+        part=make_part("remote", base=arrival.num_steps, parent=arrival.part),
+        is_sampled=arrival.is_sampled,
+        parent_context=trace.get_current_span().get_span_context(),
+    )
 
 
 def _after_fork_in_child() -> None:
+    global _remote_lock  # noqa: PLW0603 (a thread of the parent may hold it)
+    _remote_lock = threading.Lock()
     for open_trajectory in list(_open_trajectories):
-        open_trajectory.after_fork_in_child()
-    _open_trajectories.clear()
+        if not open_trajectory.is_finished:
+            open_trajectory.after_fork_in_child()
 
 
 if hasattr(os, "register_at_fork"):

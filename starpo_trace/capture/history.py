@@ -18,6 +18,8 @@ from starpo_trace import semconv
 from starpo_trace.config import HistoryMode
 from starpo_trace.messages import Message, chain_hashes, dump_json, extend_chain
 
+_MAX_TAIL: Final = 6
+"""How many latest histories a resumed run can continue."""
 _MAX_TOKEN_BASES: Final = 4
 """How many earlier calls a prompt's token ids are compared with (parallel branches)."""
 
@@ -42,6 +44,7 @@ class History:
     def __init__(self) -> None:
         self._chains: set[bytes] = set()
         self._responses: dict[str, tuple[bytes, int]] = {}
+        self._tail: deque[tuple[bytes, int, str | None]] = deque(maxlen=_MAX_TAIL)
         self._token_bases: deque[tuple[int, list[int]]] = deque(maxlen=_MAX_TOKEN_BASES)
         self._lock = threading.RLock()
 
@@ -94,11 +97,37 @@ class History:
         """Remember what a span that has ended holds: its prompt and the answer to it."""
         with self._lock:
             self._chains.update(prompt.chains)
+            if prompt.chains:
+                self._tail.append((prompt.chains[-1], prompt.num_messages, None))
             if answer is not None:
                 chain = extend_chain(prompt.chains[-1] if prompt.chains else b"", answer)
                 self._chains.add(chain)
+                self._tail.append((chain, prompt.num_messages + 1, response_id))
                 if response_id is not None:
                     self._responses[response_id] = (chain, prompt.num_messages + 1)
+
+    def read_tail(self) -> list[list[str | int | None]]:
+        """Ends of the latest histories: chain hash, length, the server's id of the answer."""
+        with self._lock:
+            return [[chain.hex(), length, response] for chain, length, response in self._tail]
+
+    def restore_tail(self, tail: Sequence[Sequence[str | int | None]]) -> None:
+        """Take the ends of another process's histories for known.
+
+        Raises:
+            ValueError, TypeError: they are not what `read_tail` gave.
+        """
+        for text, length, response in tail:
+            end = (
+                bytes.fromhex(str(text)),
+                int(length or 0),
+                None if response is None else str(response),
+            )
+            with self._lock:
+                self._chains.add(end[0])
+                self._tail.append(end)
+                if end[2] is not None:
+                    self._responses[end[2]] = (end[0], end[1])
 
     def describe_tokens(
         self,

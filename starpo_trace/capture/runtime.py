@@ -60,10 +60,23 @@ class Runtime:
         if self._tracer is None:
             with self._lock:
                 if self._tracer is None:
-                    self._tracer = self._choose_provider().get_tracer(
-                        semconv.SCOPE_NAME, _read_version()
-                    )
+                    tracer = self._choose_provider().get_tracer(semconv.SCOPE_NAME, _read_version())
+                    share = self.config.sample
+                    if share is not None and self._own_provider is None:
+                        from starpo_trace.capture.sampling import SamplingTracer
+
+                        tracer = SamplingTracer(tracer, share)
+                    self._tracer = tracer
         return self._tracer
+
+    def follow_trajectories(self) -> None:
+        """Leave out the spans of trajectories that are not recorded where they began."""
+        from starpo_trace.capture.sampling import SamplingTracer
+
+        tracer = self.get_tracer()
+        with self._lock:
+            if not isinstance(tracer, SamplingTracer):
+                self._tracer = SamplingTracer(tracer, 1.0)
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything accepted is on disk or exported."""
@@ -156,7 +169,12 @@ class Runtime:
             max_attribute_length=unset,  # cut JSON is no JSON
             max_span_attribute_length=unset,
         )
-        provider = TracerProvider(span_limits=limits)
+        sampler = None  # what OTEL_TRACES_SAMPLER says
+        if config.sample is not None:
+            from starpo_trace.capture.sampling import TrajectorySampler
+
+            sampler = TrajectorySampler(config.sample)
+        provider = TracerProvider(span_limits=limits, sampler=sampler)
         if store is not None:
             from starpo_trace.store.sink import MAX_STORE_BYTES, SpanSink
 
@@ -187,6 +205,8 @@ def instrument(
     tracer_provider: "TracerProvider | None" = None,
     history: str | None = None,
     policy_id: str | None = None,
+    sample: float | None = None,
+    max_content_bytes: int | None = None,
 ) -> None:
     """Record every LLM call of this process from now on. Calling it again changes nothing.
 
@@ -203,6 +223,11 @@ def instrument(
             Default: delta into the local store, full elsewhere; off whenever
             `OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT` says so.
         policy_id: Checkpoint or prompt version of trajectories that name none.
+        sample: Share of trajectories to record, whole ones, in every process that has a part of
+            them; default `STARPO_SAMPLE`, else all.
+        max_content_bytes: Longest content attribute; in a longer one the longest strings are
+            replaced by marks, and the trajectory is fit for no training. Default
+            `STARPO_MAX_CONTENT_BYTES`, else no limit.
 
     Raises:
         ConfigError: an argument cannot be used.
@@ -214,10 +239,14 @@ def instrument(
         tracer_provider=tracer_provider,
         history=history,
         policy_id=policy_id,
+        sample=sample,
+        max_content_bytes=max_content_bytes,
     )
     with _switch_lock:
         if _runtime is not None:
-            is_asked_for_more = any((store, endpoint, tracer_provider, history, policy_id))
+            is_asked_for_more = any(
+                (store, endpoint, tracer_provider, history, policy_id, sample, max_content_bytes)
+            )
             if is_asked_for_more and _runtime.config != config:
                 warn_once(
                     "instrument again",
@@ -250,6 +279,10 @@ def uninstrument() -> None:
     """Undo `instrument()`: put back every patched attribute, flush, close what it opened."""
     global _runtime
     with _switch_lock:
+        with Guard("closing the parts of runs that began elsewhere"):
+            from starpo_trace.capture.episode import close_remote_parts
+
+            close_remote_parts()
         runtime, _runtime = _runtime, None
         if runtime is None:
             return

@@ -1,0 +1,60 @@
+"""How a run or a call ended, and what its recording is worth."""
+
+from typing import Final, Literal
+
+from opentelemetry.trace import Span, Status, StatusCode
+
+from starpo_trace import semconv
+from starpo_trace.capture.runtime import get_runtime
+from starpo_trace.config import HistoryMode
+
+EndKind = Literal["terminated", "truncated", "abandoned", "error"]
+
+_SFT_REASONS: Final = frozenset(
+    {"token_ids_missing", "logprob_missing", "stream_incomplete", "unread_response"}
+)
+_NONE_REASONS: Final = frozenset({"history_off", "no_llm_call", "content_truncated"})
+
+
+def judge_usability(
+    num_calls: int, history_mode: HistoryMode, reasons: set[str]
+) -> tuple[Literal["rl", "sft", "none"], list[str]]:
+    """What a trajectory's recording is good for, and every reason against something better."""
+    reasons = set(reasons)
+    if history_mode == "off":
+        reasons.add("history_off")
+    if num_calls == 0:
+        reasons.add("no_llm_call")
+    if reasons & _NONE_REASONS:
+        return "none", sorted(reasons)
+    return ("sft" if reasons & _SFT_REASONS else "rl"), sorted(reasons)
+
+
+def end_kind_of(error: BaseException | None) -> EndKind:
+    """End of a run that its block was left by, with this exception or none."""
+    if error is None:
+        return "terminated"
+    return "error" if isinstance(error, Exception) else "abandoned"
+
+
+def mark_error(span: Span, error: BaseException, *, has_content: bool) -> None:
+    """Record on a span that it failed; the message only where content may be recorded."""
+    kind = type(error)
+    qualified = kind.__qualname__
+    if kind.__module__ != "builtins":
+        qualified = f"{kind.__module__}.{qualified}"
+    span.set_attribute(semconv.ERROR_TYPE, qualified)
+    description = kind.__name__
+    if has_content:
+        description = f"{description}: {_read_message(error)}"
+    span.set_status(Status(StatusCode.ERROR, description))
+
+
+def _read_message(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 (the user's own code)
+        return "(its message cannot be read)"
+    runtime = get_runtime()
+    redactor = None if runtime is None else runtime.redactor
+    return text if redactor is None else redactor.redact_text(text)

@@ -1,6 +1,7 @@
 """Configuration -> a receiver that runs until it is told to stop."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import signal
@@ -173,5 +174,6 @@ def _report_trouble(trouble: str) -> None:
 
 def _say(text: str) -> None:
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
-    sys.stderr.write(f"{stamp} starpo-trace collect: {text}\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a closed terminal is no reason to stop receiving
+        sys.stderr.write(f"{stamp} starpo-trace collect: {text}\n")
+        sys.stderr.flush()

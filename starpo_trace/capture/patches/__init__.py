@@ -14,7 +14,10 @@ import wrapt
 from starpo_trace.capture.patches.base import PatchSet
 from starpo_trace.guard import Guard, warn_once
 
-_PATCHES: Final = {"openai._base_client": "starpo_trace.capture.patches.openai"}
+_PATCHES: Final = {
+    "openai._base_client": "starpo_trace.capture.patches.openai",
+    "ollama._client": "starpo_trace.capture.patches.ollama",
+}
 """Module to wait for -> module with `apply(patches, module)` and `TESTED`, package -> versions."""
 
 _applied = PatchSet()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
 from opentelemetry import baggage
+from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.util.types import AttributeValue
 
@@ -23,6 +24,8 @@ from starpo_trace import semconv
 PartKind = Literal["resume", "remote", "fork"]
 Identity = Mapping[str, str | int]
 
+STEP_SAMPLED_KEY: Final = otel_context.create_key("starpo-step-sampled")
+"""Set inside a step that belongs to no trajectory: whether it is recorded."""
 _CARRIED: Final = (semconv.TASK_ID, semconv.POLICY_ID)
 _MAX_BAGGAGE_CHARACTERS: Final = 512
 _MAX_STEPS: Final = 2**31

@@ -2,17 +2,21 @@
 
 import math
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, SupportsFloat, get_args
 
 from opentelemetry.context import Context
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import Link, SpanContext, TraceFlags
 
 from starpo_trace import semconv
 from starpo_trace.capture.episode import Trajectory, current_trajectory
-from starpo_trace.capture.runtime import get_runtime_or_warn
-from starpo_trace.guard import Guard
+from starpo_trace.capture.runtime import Runtime, get_runtime_or_warn
+from starpo_trace.errors import ConfigError
+from starpo_trace.guard import Guard, warn_once
+from starpo_trace.signing import Keyring, SignedReward, find_keyring, parse_key, sign_reward
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
@@ -48,6 +52,10 @@ class Judgement:
     """Model and version that judged."""
     judge_prompt_hash: str | None
     """Hash of its prompt."""
+    task_id: str | None
+    """Task of the run that was judged; None for that of the run in progress."""
+    verifier_digest: str | None
+    """Hash of the verifier's code or image."""
 
 
 def reward(  # noqa: PLR0913 (one keyword per property of a reward)
@@ -66,6 +74,10 @@ def reward(  # noqa: PLR0913 (one keyword per property of a reward)
     step: int | None = None,
     judge_id: str | None = None,
     judge_prompt_hash: str | None = None,
+    task_id: str | None = None,
+    verifier_digest: str | None = None,
+    sign: bool | None = None,
+    key: str | Keyring | None = None,
 ) -> None:
     """Record what the run, or a part of it, was worth.
 
@@ -88,7 +100,14 @@ def reward(  # noqa: PLR0913 (one keyword per property of a reward)
         step: The step that was judged; default the latest model call.
         judge_id: Model and version that judged, pinned.
         judge_prompt_hash: Hash of the judge's prompt.
+        task_id: The run's task, which a signature covers; default that of the run in progress.
+        verifier_digest: Hash of the verifier's code or image, which a signature covers.
+        sign: Whether to sign: default when there is a key; True records nothing without one.
+        key: Key to sign with, `"id:hex"` or a `Keyring`; default `STARPO_REWARD_KEY` or the first
+            of `STARPO_REWARD_KEY_FILE`. Keep keys out of the agent's own process.
     """
+    if not is_instrumentation_enabled():
+        return
     with Guard("recording a reward"):
         judgement = Judgement(
             scope=scope,
@@ -101,16 +120,19 @@ def reward(  # noqa: PLR0913 (one keyword per property of a reward)
             step=step,
             judge_id=judge_id,
             judge_prompt_hash=judge_prompt_hash,
+            task_id=task_id,
+            verifier_digest=verifier_digest,
         )
+        keyring = None if sign is False else _find_keyring(key, is_needed=sign is True)
         _check_judgement(judgement)
         if isinstance(value, Mapping):
             values = {key: _read_value(item, key) for key, item in value.items()}
         else:
             values = {name: _read_value(value, name)}
-        for key, number in values.items():
+        for each, number in values.items():
             is_vector = isinstance(value, Mapping) and reward_id is not None
-            own_id = f"{reward_id}:{key}" if is_vector else reward_id
-            _record_reward(key, number, judgement, own_id, trajectory_id)
+            own_id = f"{reward_id}:{each}" if is_vector else reward_id
+            _record_reward(each, number, judgement, own_id, trajectory_id, keyring)
 
 
 def _record_reward(
@@ -119,6 +141,7 @@ def _record_reward(
     judgement: Judgement,
     reward_id: str | None,
     trajectory_id: str | None,
+    keyring: Keyring | None,
 ) -> None:
     lost = None if trajectory_id is None else f"the reward {name!r} for {trajectory_id}"
     runtime = get_runtime_or_warn("reward()", lost=lost)
@@ -136,29 +159,32 @@ def _record_reward(
     step = judgement.step
     if step is None and judgement.scope != "trajectory" and trajectory is not None:
         step = trajectory.last_llm_step
-    tracer = runtime.get_tracer()
-    attributes: dict[str, AttributeValue | None] = {
-        semconv.SCHEMA: semconv.SCHEMA_VERSION,
-        semconv.RECORD: "reward",
-        semconv.TRAJECTORY_ID: judged_id,
-        semconv.STEP: None if trajectory is None else trajectory.num_steps,
-        semconv.EVALUATION_NAME: name,
-        semconv.EVALUATION_VALUE: value,
-        semconv.EVALUATION_LABEL: judgement.label,
-        semconv.EVALUATION_EXPLANATION: (
-            judgement.explanation if runtime.history_mode != "off" else None
-        ),
-        semconv.REWARD_ID: reward_id
+    task_id = judgement.task_id
+    if task_id is None and trajectory is not None:
+        task_id = trajectory.task_id
+    signed = SignedReward(
+        trajectory_id=str(judged_id),
+        task_id=task_id,
+        reward_id=reward_id
         or f"{judged_id}:{judgement.scope}:{'' if step is None else step}:{name}",
-        semconv.REWARD_SCOPE: judgement.scope,
-        semconv.REWARD_KIND: judgement.kind,
-        semconv.REWARD_SOURCE: judgement.source,
-        semconv.REWARD_MIN: None if judgement.min is None else float(judgement.min),
-        semconv.REWARD_MAX: None if judgement.max is None else float(judgement.max),
-        semconv.REWARD_STEP: step,
-        semconv.REWARD_JUDGE_ID: judgement.judge_id,
-        semconv.REWARD_JUDGE_PROMPT_HASH: judgement.judge_prompt_hash,
-    }
+        name=name,
+        value=value,
+        scope=judgement.scope,
+        step=step,
+        kind=judgement.kind,
+        source=judgement.source,
+        signed_ns=time.time_ns(),
+        verifier_digest=judgement.verifier_digest,
+    )
+    tracer = runtime.get_tracer()
+    attributes = _describe_reward(signed, judgement, runtime)
+    if keyring is not None:
+        attributes[semconv.REWARD_SIGNATURE] = sign_reward(signed, keyring)
+        attributes[semconv.REWARD_SIGNED_NS] = signed.signed_ns
+    if trajectory is not None:
+        attributes[semconv.STEP] = trajectory.num_steps
+        attributes.update(trajectory.describe_part())
+        attributes[semconv.TASK_ID] = task_id
     target = _find_target(judgement, step, trajectory, trajectory_id)
     tracer.start_span(
         f"evaluate {name}",
@@ -167,6 +193,62 @@ def _record_reward(
         links=() if target is None else (Link(target),),
         attributes={key: item for key, item in attributes.items() if item is not None},
     ).end()
+
+
+def _describe_reward(
+    reward: SignedReward, judgement: Judgement, runtime: Runtime
+) -> "dict[str, AttributeValue | None]":
+    """What is judged, how and by whom -> attributes."""
+    explanation = judgement.explanation if runtime.history_mode != "off" else None
+    label = judgement.label
+    if runtime.redactor is not None:
+        explanation = explanation and runtime.redactor.redact_text(explanation)
+        label = label and runtime.redactor.redact_text(label)
+    return {
+        semconv.SCHEMA: semconv.SCHEMA_VERSION,
+        semconv.RECORD: "reward",
+        semconv.TRAJECTORY_ID: reward.trajectory_id,
+        semconv.TASK_ID: reward.task_id,
+        semconv.EVALUATION_NAME: reward.name,
+        semconv.EVALUATION_VALUE: reward.value,
+        semconv.EVALUATION_LABEL: label,
+        semconv.EVALUATION_EXPLANATION: explanation,
+        semconv.REWARD_ID: reward.reward_id,
+        semconv.REWARD_SCOPE: reward.scope,
+        semconv.REWARD_KIND: reward.kind,
+        semconv.REWARD_SOURCE: reward.source,
+        semconv.REWARD_MIN: None if judgement.min is None else float(judgement.min),
+        semconv.REWARD_MAX: None if judgement.max is None else float(judgement.max),
+        semconv.REWARD_STEP: reward.step,
+        semconv.REWARD_JUDGE_ID: judgement.judge_id,
+        semconv.REWARD_JUDGE_PROMPT_HASH: judgement.judge_prompt_hash,
+        semconv.REWARD_VERIFIER_DIGEST: reward.verifier_digest,
+    }
+
+
+def _find_keyring(key: str | Keyring | None, *, is_needed: bool) -> Keyring | None:
+    """Keys to sign with; a reward that need not be signed goes without where they are unusable."""
+    keyring = None
+    if isinstance(key, Keyring):
+        keyring = key
+    elif key is not None:
+        keyring = Keyring(keys=dict([parse_key(key, "key=")]))
+    elif is_needed:
+        keyring = find_keyring()
+    else:
+        with Guard("reading the key that signs rewards; they are not signed"):
+            keyring = find_keyring()
+    if keyring is None and is_needed:
+        raise ConfigError(
+            "reward(sign=True) without a key: set STARPO_REWARD_KEY_FILE or give key=; "
+            "`starpo-trace keys new` makes one"
+        )
+    if keyring is not None and keyring.is_exposed:
+        warn_once(
+            "reward key exposed",
+            "other users can read the file of the keys that sign rewards; do `chmod 600` on it",
+        )
+    return keyring
 
 
 def _find_target(

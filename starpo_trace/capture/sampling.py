@@ -8,7 +8,7 @@ alone are left out.
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -22,15 +22,12 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanK
 
 from starpo_trace import semconv
 from starpo_trace.capture.episode import TRAJECTORY_KEY, current_trajectory
-from starpo_trace.capture.parts import receive_identity
+from starpo_trace.capture.parts import STEP_SAMPLED_KEY, receive_identity
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import TraceState
     from opentelemetry.util.types import Attributes
-
-STEP_SAMPLED_KEY: Final = otel_context.create_key("starpo-step-sampled")
-"""Set inside a step that belongs to no trajectory: whether it is recorded."""
 
 
 class TrajectorySampler(ParentBased):

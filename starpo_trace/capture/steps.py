@@ -1,13 +1,14 @@
 """What an agent does and sees between model calls -> spans of its trajectory."""
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from types import TracebackType
-from typing import Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-import orjson
+from opentelemetry import context as otel_context
 from opentelemetry import trace
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 
@@ -15,9 +16,15 @@ from starpo_trace import semconv
 from starpo_trace.capture.attachment import Attachment
 from starpo_trace.capture.episode import Trajectory, current_trajectory, mark_error
 from starpo_trace.capture.history import History
-from starpo_trace.capture.runtime import get_runtime_or_warn
+from starpo_trace.capture.parts import STEP_SAMPLED_KEY
+from starpo_trace.capture.runtime import Runtime, get_runtime_or_warn
 from starpo_trace.guard import Guard
+from starpo_trace.limits import limit_json
+from starpo_trace.mergepatch import apply_merge_patch, dump_canonical, load_json, make_merge_patch
 from starpo_trace.messages import dump_json, from_openai_chat
+
+if TYPE_CHECKING:
+    from starpo_trace.privacy.redaction import Redactor
 
 StepKind = Literal["planner", "tool", "retriever", "verifier", "finalizer", "other"]
 
@@ -27,18 +34,26 @@ _OPERATIONS: Final = {"tool": "execute_tool", "retriever": "retrieval"}
 class Step:
     """A step in progress: yielded by `step()`."""
 
-    def __init__(self, *, number: int | None, span: Span, has_content: bool) -> None:
+    def __init__(
+        self,
+        *,
+        number: int | None,
+        span: Span,
+        recorder: "_ContentRecorder | None" = None,
+    ) -> None:
         self.number = number
         """Its place in the trajectory; None outside of one."""
         self.span = span
         """Its span."""
-        self._has_content = has_content
+        self._recorder = recorder
 
     def result(self, value: Any) -> None:
         """Record what the step gave; text as it is, anything else as JSON."""
         with Guard("recording a step's result"):
-            if self._has_content:
-                self.span.set_attribute(semconv.TOOL_CALL_RESULT, _as_text(value))
+            if self._recorder is not None and self.span.is_recording():
+                self.span.set_attribute(
+                    semconv.TOOL_CALL_RESULT, self._recorder.write_content(value)
+                )
 
 
 class StepScope:
@@ -51,14 +66,21 @@ class StepScope:
         self._arguments = arguments
         self._step: Step | None = None
         self._attachment: Attachment | None = None
-        self._has_content = False
+        self._recorder: _ContentRecorder | None = None
 
     def __enter__(self) -> Step:
+        if not is_instrumentation_enabled():
+            return Step(number=None, span=trace.INVALID_SPAN)
         with Guard("beginning a step"):
-            self._step = self._begin()
-            self._attachment = Attachment(trace.set_span_in_context(self._step.span))
-            return self._step
-        return Step(number=None, span=trace.INVALID_SPAN, has_content=False)
+            self._step = step = self._begin()
+            if step.span is not trace.INVALID_SPAN:
+                context = trace.set_span_in_context(step.span)
+                if step.number is None:
+                    is_sampled = step.span.is_recording()
+                    context = otel_context.set_value(STEP_SAMPLED_KEY, is_sampled, context)
+                self._attachment = Attachment(context)
+            return step
+        return Step(number=None, span=trace.INVALID_SPAN)
 
     def __exit__(
         self,
@@ -71,7 +93,8 @@ class StepScope:
                 self._attachment.detach()
             if self._step is not None:
                 if error is not None:
-                    mark_error(self._step.span, error, has_content=self._has_content)
+                    has_content = self._recorder is not None
+                    mark_error(self._step.span, error, has_content=has_content)
                 self._step.span.end()
 
     async def __aenter__(self) -> Step:
@@ -88,7 +111,7 @@ class StepScope:
     def _begin(self) -> Step:
         runtime = get_runtime_or_warn("step()")
         if runtime is None:
-            return Step(number=None, span=trace.INVALID_SPAN, has_content=False)
+            return Step(number=None, span=trace.INVALID_SPAN)
         kind = self._kind
         with Guard("naming a step's kind"):
             if kind not in get_args(StepKind):
@@ -107,17 +130,17 @@ class StepScope:
         if number is not None:
             attributes[semconv.STEP] = number
         tracer = runtime.get_tracer()
-        self._has_content = runtime.history_mode != "off"
+        self._recorder = recorder = _make_recorder(runtime, trajectory)
         if self._call_id is not None:
             attributes[semconv.TOOL_CALL_ID] = self._call_id
-        if self._arguments is not None and self._has_content:
-            attributes[semconv.TOOL_CALL_ARGUMENTS] = _as_text(self._arguments)
+        if self._arguments is not None and recorder is not None:
+            attributes[semconv.TOOL_CALL_ARGUMENTS] = recorder.write_content(self._arguments)
         span = tracer.start_span(
             f"{operation} {self._name}", kind=SpanKind.INTERNAL, attributes=attributes
         )
         if trajectory is not None and number is not None:
             trajectory.set_step_span(number, span)
-        return Step(number=number, span=span, has_content=self._has_content)
+        return Step(number=number, span=span, recorder=recorder)
 
 
 def step(
@@ -152,15 +175,16 @@ def state(obj: Any, name: str = "state") -> None:
     """
     with Guard("recording a state"):
         runtime = get_runtime_or_warn("state()")
-        if runtime is None:
+        if runtime is None or not is_instrumentation_enabled():
             return
         trajectory = current_trajectory()
         tracer = runtime.get_tracer()
         attributes = _common_attributes("state", trajectory)
         attributes[semconv.STATE_NAME] = name
-        if runtime.history_mode != "off":
+        recorder = _make_recorder(runtime, trajectory)
+        if recorder is not None:
             states = {} if trajectory is None else trajectory.states
-            attributes.update(_describe_state(obj, name, states))
+            attributes.update(_describe_state(obj, name, states, recorder))
         tracer.start_span(f"state {name}", attributes=attributes).end()
 
 
@@ -172,86 +196,22 @@ def observe(messages: Sequence[Mapping[str, Any]]) -> None:
     """
     with Guard("recording an observation"):
         runtime = get_runtime_or_warn("observe()")
-        if runtime is None:
+        if runtime is None or not is_instrumentation_enabled():
             return
         trajectory = current_trajectory()
         tracer = runtime.get_tracer()
         history = trajectory.history if trajectory is not None else History()
-        prompt = history.describe_prompt(
-            [from_openai_chat(_as_chat_message(message)) for message in messages],
-            runtime.history_mode,
-        )
+        seen = [from_openai_chat(_as_chat_message(message)) for message in messages]
+        if runtime.redactor is not None and runtime.history_mode != "off":
+            seen = [runtime.redactor.redact_message(message) for message in seen]
+        prompt = history.describe_prompt(seen, runtime.history_mode)
         attributes = {**_common_attributes("observation", trajectory), **prompt.attributes}
+        recorder = _make_recorder(runtime, trajectory)
+        text = attributes.get(semconv.INPUT_MESSAGES)
+        if recorder is not None and isinstance(text, str):
+            attributes[semconv.INPUT_MESSAGES] = recorder.limit(text)
         tracer.start_span("observe", attributes=attributes).end()
         history.learn_prompt(prompt)
-
-
-def make_merge_patch(old: Any, new: Any) -> Any:
-    """Two JSON values -> the RFC 7396 patch from one to the other.
-
-    Lossy where `new` holds nulls in objects, which a patch cannot say; the caller checks.
-
-    Example: `make_merge_patch({"a": 1, "b": 2}, {"a": 1, "c": 3}) == {"b": None, "c": 3}`.
-    """
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return new
-    patch: dict[str, Any] = dict.fromkeys(old.keys() - new.keys())
-    for key, value in new.items():
-        if key not in old:
-            patch[key] = value
-        elif type(old[key]) is not type(value) or old[key] != value:
-            patch[key] = make_merge_patch(old[key], value)
-    return patch
-
-
-def apply_merge_patch(value: Any, patch: Any) -> Any:
-    """Value and patch -> patched value (RFC 7396, section 2)."""
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(value) if isinstance(value, dict) else {}
-    for key, item in patch.items():
-        if item is None:
-            result.pop(key, None)
-        else:
-            result[key] = apply_merge_patch(result.get(key), item)
-    return result
-
-
-def _describe_state(
-    obj: Any, name: str, states: dict[str, tuple[str, Any]]
-) -> dict[str, AttributeValue]:
-    """State -> its attributes; remembers it in `states` as the base of the next."""
-    text = dump_json(obj)
-    value = _load_json(text)
-    data = _dump_canonical(value)
-    digest = blake2b(data, digest_size=16).hexdigest()
-    earlier = states.get(name)
-    states[name] = (digest, value)
-    attributes: dict[str, AttributeValue] = {semconv.STATE_HASH: digest}
-    if earlier is not None:
-        patch = make_merge_patch(earlier[1], value)
-        patch_text = dump_json(patch)
-        restored = apply_merge_patch(earlier[1], patch)
-        if len(patch_text) < len(text) and _dump_canonical(restored) == data:
-            attributes[semconv.STATE_BASE] = earlier[0]
-            attributes[semconv.STATE_DIFF] = patch_text
-            return attributes
-    attributes[semconv.STATE_VALUE] = text
-    return attributes
-
-
-def _load_json(text: str) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:  # lone surrogates
-        return json.loads(text)
-
-
-def _dump_canonical(value: Any) -> bytes:
-    try:
-        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-    except (TypeError, ValueError):
-        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _common_attributes(record: str, trajectory: Trajectory | None) -> dict[str, AttributeValue]:
@@ -262,11 +222,75 @@ def _common_attributes(record: str, trajectory: Trajectory | None) -> dict[str, 
     if trajectory is not None:
         attributes[semconv.TRAJECTORY_ID] = trajectory.id
         attributes[semconv.STEP] = trajectory.num_steps
+        if record != "step":  # whose span `set_step_span` marks
+            attributes.update(trajectory.describe_part())
     return attributes
 
 
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else dump_json(value)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ContentRecorder:
+    """What may be recorded of content: redacted, and no longer than the limit."""
+
+    redactor: "Redactor | None"
+    max_bytes: int | None
+    trajectory: Trajectory | None
+
+    def write_content(self, value: Any) -> str:
+        """Text as it is, anything else as JSON."""
+        text = value if isinstance(value, str) else dump_json(value)
+        return self.limit(text if self.redactor is None else self.redactor.redact_json(text))
+
+    def limit(self, text: str) -> str:
+        """Text -> text within the limit; notes on the trajectory when something was cut."""
+        if self.max_bytes is None:
+            return text
+        limited = limit_json(text, self.max_bytes)
+        if limited is not text and self.trajectory is not None:
+            self.trajectory.note_reason("content_truncated")
+        return limited
+
+
+def _make_recorder(runtime: Runtime, trajectory: Trajectory | None) -> _ContentRecorder | None:
+    """None when no content may be recorded."""
+    if runtime.history_mode == "off":
+        return None
+    return _ContentRecorder(
+        redactor=runtime.redactor,
+        max_bytes=runtime.config.max_content_bytes,
+        trajectory=trajectory,
+    )
+
+
+def _describe_state(
+    obj: Any, name: str, states: dict[str, tuple[str, Any]], recorder: _ContentRecorder
+) -> dict[str, AttributeValue]:
+    """State -> its attributes; remembers it in `states` as the base of the next."""
+    text = dump_json(obj)
+    if recorder.redactor is not None:
+        text = recorder.redactor.redact_json(text)
+    value = load_json(text)
+    data = dump_canonical(value)
+    digest = blake2b(data, digest_size=16).hexdigest()
+    attributes: dict[str, AttributeValue] = {semconv.STATE_HASH: digest}
+    earlier = states.get(name)
+    limit = recorder.max_bytes
+    if earlier is not None:
+        patch = make_merge_patch(earlier[1], value)
+        patch_text = dump_json(patch)
+        restored = apply_merge_patch(earlier[1], patch)
+        is_shorter = len(patch_text) < len(text)
+        is_within = limit is None or limit_json(patch_text, limit) is patch_text
+        if is_shorter and is_within and dump_canonical(restored) == data:
+            attributes[semconv.STATE_BASE] = earlier[0]
+            attributes[semconv.STATE_DIFF] = patch_text
+            states[name] = (digest, value)
+            return attributes
+    attributes[semconv.STATE_VALUE] = limited = recorder.limit(text)
+    if limited is text:
+        states[name] = (digest, value)
+    else:  # nobody could apply a patch to it
+        states.pop(name, None)
+    return attributes
 
 
 def _as_chat_message(message: Any) -> Mapping[str, Any]:

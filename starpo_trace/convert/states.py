@@ -3,14 +3,12 @@
 Merge patch: RFC 7396. Each patch is checked against the recorded hash of its result.
 """
 
-import json
 from hashlib import blake2b
 from typing import Any
 
-import orjson
 import polars as pl
 
-from starpo_trace.capture.steps import apply_merge_patch
+from starpo_trace.mergepatch import apply_merge_patch, dump_canonical, load_json
 from starpo_trace.messages import dump_json
 
 _REJECTED_SCHEMA = {
@@ -66,11 +64,7 @@ def apply_states(states: pl.DataFrame, spans: pl.DataFrame) -> tuple[pl.DataFram
 
 def hash_state(value: Any) -> str:
     """JSON value -> hash of its canonical form (sorted keys, no spaces), 16 bytes as hex."""
-    try:
-        data = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-    except (TypeError, ValueError):
-        data = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-    return blake2b(data, digest_size=16).hexdigest()
+    return blake2b(dump_canonical(value), digest_size=16).hexdigest()
 
 
 def _restore_value(
@@ -78,7 +72,7 @@ def _restore_value(
 ) -> tuple[Any, str | None]:
     """Row of a state -> its whole value, or the reason why there is none."""
     try:
-        value = _load_json(row["value"] if row["value"] is not None else row["diff"])
+        value = load_json(row["value"] if row["value"] is not None else row["diff"])
         if row["value"] is not None:
             return value, None
         base = (row["trajectory_id"], row["base"])
@@ -88,10 +82,3 @@ def _restore_value(
         return value, None if hash_state(value) == row["hash"] else "state_mismatch"
     except (ValueError, RecursionError):
         return None, "state_not_json"
-
-
-def _load_json(text: str) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return json.loads(text)  # lone surrogates

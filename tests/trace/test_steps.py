@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import starpo_trace
 from starpo_trace import semconv
-from starpo_trace.capture.steps import apply_merge_patch, make_merge_patch
+from starpo_trace.mergepatch import apply_merge_patch, make_merge_patch
 from starpo_trace.testing import record_spans
 
 

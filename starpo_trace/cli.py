@@ -1,4 +1,4 @@
-"""`starpo-trace`: run a script with tracing, export a dataset, look at it, add a late reward."""
+"""`starpo-trace`: run a script with tracing, export a dataset, look at it, reward late, sign."""
 
 import argparse
 import os
@@ -56,6 +56,15 @@ def _build_parser() -> argparse.ArgumentParser:
         choices=REWARD_SOURCES,
         help="reward source that counts; repeatable (default: environment, rule, user)",
     )
+    export.add_argument(
+        "--reward-keys", type=Path, metavar="FILE", help="count only rewards signed with these keys"
+    )
+    export.add_argument(
+        "--require-signed",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="whether unsigned rewards count for nothing (default: yes with --reward-keys)",
+    )
     export.set_defaults(command=_export)
 
     show = commands.add_parser("show", help="look at a dataset or a trace store")
@@ -63,7 +72,12 @@ def _build_parser() -> argparse.ArgumentParser:
     show.add_argument("--trajectory", metavar="ID", help="one trajectory, step by step")
     show.add_argument("--limit", type=int, default=20, help="trajectories to list (default: 20)")
     show.set_defaults(command=_show)
+    _add_reward_commands(commands)
+    add_collect_command(commands)
+    return parser
 
+
+def _add_reward_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     reward = commands.add_parser("reward", help="record a reward for a finished trajectory")
     reward.add_argument("--trajectory", required=True, metavar="ID")
     reward.add_argument("--value", required=True, type=float)
@@ -74,11 +88,22 @@ def _build_parser() -> argparse.ArgumentParser:
     reward.add_argument("--min", type=float)
     reward.add_argument("--max", type=float)
     reward.add_argument("--explanation")
+    reward.add_argument("--task", metavar="ID", help="the run's task, which a signature covers")
+    reward.add_argument("--verifier-digest", metavar="HASH", help="what judged, under signature")
+    reward.add_argument(
+        "--key-file", type=Path, help="sign with its first key (default: STARPO_REWARD_KEY[_FILE])"
+    )
     reward.add_argument("--id", dest="reward_id", help="a later reward with this id replaces it")
     reward.add_argument("--store", type=Path, help="trace store folder (default: as instrument())")
     reward.set_defaults(command=_reward)
-    add_collect_command(commands)
-    return parser
+
+    keys = commands.add_parser("keys", help="keys that sign rewards")
+    new = keys.add_subparsers(required=True, metavar="ACTION").add_parser(
+        "new", help="put a new key at the head of a key file"
+    )
+    new.add_argument("id", metavar="ID", help="name of the key, for rotation")
+    new.add_argument("--file", type=Path, default=Path("reward.keys"), metavar="FILE")
+    new.set_defaults(command=_new_key)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -127,6 +152,8 @@ def _export(options: argparse.Namespace) -> int:
             options.output,
             test_fraction=options.test_fraction,
             trust_sources=options.trust or TRUST_SOURCES,
+            reward_keys=options.reward_keys,
+            require_signed=options.require_signed,
         )
     print(options.output)
     Console().print(render_manifest(manifest))
@@ -179,7 +206,9 @@ def _reward(options: argparse.Namespace) -> int:
     if options.store is not None and not options.store.is_dir():
         raise SourceError(f"--store {options.store}: no such folder; name the agent's trace store")
     import starpo_trace
+    from starpo_trace.signing import find_keyring, read_keyring
 
+    keyring = read_keyring(options.key_file) if options.key_file else find_keyring()
     starpo_trace.instrument(store=options.store)
     starpo_trace.reward(
         options.value,
@@ -192,10 +221,23 @@ def _reward(options: argparse.Namespace) -> int:
         reward_id=options.reward_id,
         trajectory_id=options.trajectory,
         step=options.step,
+        task_id=options.task,
+        verifier_digest=options.verifier_digest,
+        sign=keyring is not None,
+        key=keyring,
     )
     if not starpo_trace.flush():
         raise StoreError("the reward was not acknowledged in time; send it again (same id: once)")
-    print(f"{options.name} = {options.value:g} recorded for {options.trajectory}")
+    signed = "" if keyring is None else f", signed with {keyring.key_ids[0]}"
+    print(f"{options.name} = {options.value:g} recorded for {options.trajectory}{signed}")
+    return 0
+
+
+def _new_key(options: argparse.Namespace) -> int:
+    from starpo_trace.signing import write_new_key
+
+    write_new_key(options.file, options.id)
+    print(f"key {options.id} is the first of {options.file}; give it to verifiers, not to agents")
     return 0
 
 

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from starpo_trace.collect.checks import Tally
+from starpo_trace.collect.inflate import inflate_body
 from starpo_trace.collect.jsonrequest import convert_json
 from starpo_trace.collect.limits import Limits
 from starpo_trace.collect.protobufrequest import describe_fault, filter_protobuf
@@ -40,6 +41,15 @@ class Decoded:
             return ""
         more = self.num_rejected - len(self.faults)
         return "; ".join(self.faults) + (f"; and {more:,} more" if more else "")
+
+
+def decode_body(body: bytes, encoding: str, content_type: str, limits: Limits) -> Decoded:
+    """Body as sent -> what to store of it.
+
+    Raises:
+        RefusedError: as `decode_request`, or it cannot be decompressed within the limits.
+    """
+    return decode_request(inflate_body(body, encoding, limits), content_type, limits)
 
 
 def decode_request(body: bytes, content_type: str, limits: Limits) -> Decoded:

@@ -1,6 +1,6 @@
 """OTLP JSON -> `ExportTraceServiceRequest` bytes.
 
-Written out rather than left to protobuf's JSON bridge, which is twenty times slower, expects ids in
+Written out rather than left to protobuf's JSON bridge, which is nine times slower, expects ids in
 base64, and stops at the first fault. Tables name each field of OTLP once. As OTLP demands, unknown
 keys are ignored, ids are hexadecimal, and 64-bit numbers may be text.
 """
@@ -239,15 +239,22 @@ def _fill_pairs(pairs: Any, value: Any, depth: int) -> None:
         raise FieldError(f"{_show(value)} is not a list")
     for index, pair in enumerate(value):
         try:
-            key = _as_object(pair).get("key", "")
-            if type(key) is not str:
-                raise FieldError(f"{_show(key)} is not text").under("key")
-            target = pairs.add()
-            target.key = key
-            if pair.get("value") is not None:
-                _fill_value(target.value, pair["value"], depth, "value")
+            _fill_pair(pairs.add(), pair, depth)
         except FieldError as fault:
             raise fault.under(f"[{index}]") from None
+
+
+def _fill_pair(target: Any, pair: Any, depth: int) -> None:
+    content = _as_object(pair)
+    key = content.get("key", "")
+    if type(key) is not str:
+        raise FieldError(f"{_show(key)} is not text").under("key")
+    target.key = key
+    value = content.get("value")
+    if type(value) is dict and len(value) == 1 and type(value.get("stringValue")) is str:
+        target.value.string_value = value["stringValue"]  # as nearly all are
+    elif value is not None:
+        _fill_value(target.value, value, depth, "value")
 
 
 def _fill_value(target: Any, value: Any, depth: int, path: str) -> None:

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from starpo_trace.collect.commit import CommitLog
-from starpo_trace.collect.decode import Decoded, decode_request
-from starpo_trace.collect.inflate import inflate_body
+from starpo_trace.collect.decode import Decoded, decode_body
 from starpo_trace.collect.limits import Limits
 from starpo_trace.collect.refusals import Reason, RefusedError
 
@@ -84,7 +83,7 @@ class Receiver:
         """
         loop = asyncio.get_running_loop()
         decoded = await loop.run_in_executor(
-            self._decoders, _decode, body, encoding, content_type, self.limits
+            self._decoders, decode_body, body, encoding, content_type, self.limits
         )
         if decoded.num_spans:
             admission.hold(len(body) + len(decoded.payload))
@@ -124,7 +123,3 @@ class Receiver:
                 "trouble": self._log.trouble,
             },
         }
-
-
-def _decode(body: bytes, encoding: str, content_type: str, limits: Limits) -> Decoded:
-    return decode_request(inflate_body(body, encoding, limits), content_type, limits)

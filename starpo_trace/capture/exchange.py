@@ -49,10 +49,19 @@ class LLMRequest:
     """Whether anything in it was masked."""
     previous_response_id: str | None = None
     """The server's id of the answer that `messages` continue, when it keeps the history."""
+    conversation_id: str | None = None
+    """The server's id of the conversation that `messages` continue, when it keeps the history."""
+    is_rebased: bool = False
+    """Whether that history begins otherwise now (other instructions) than in earlier spans."""
     address: str | None = None
     """Host of the server."""
     port: int | None = None
     """Port of the server."""
+
+    @property
+    def base_id(self) -> str | None:
+        """What the server's own history, which `messages` continue, is known by."""
+        return self.previous_response_id or self.conversation_id
 
 
 @dataclass(slots=True, kw_only=True)  # not frozen, as above
@@ -81,6 +90,10 @@ class LLMResponse:
     """What a retrieval found."""
     num_dimensions: int | None = None
     """Length of each embedding."""
+    error_type: str | None = None
+    """The server's code of a failure that it reports in an answer."""
+    error_message: str | None = None
+    """What the server says about it."""
     is_unread: bool = False
     """Whether the body went to the program unread."""
     is_redacted: bool = False
@@ -107,13 +120,21 @@ def describe_request(request: LLMRequest, *, has_content: bool) -> dict[str, Att
     if request.previous_response_id is not None:
         attributes[semconv.PREVIOUS_RESPONSE_ID] = request.previous_response_id
     if request.is_retrieval:
-        attributes[semconv.RECORD] = "step"
-        attributes[semconv.STEP_KIND] = "retriever"
-        if has_content and request.query is not None:
-            attributes[semconv.TOOL_CALL_ARGUMENTS] = dump_json(request.query)
+        _describe_retrieval(request, attributes, has_content=has_content)
     if has_content and request.tool_definitions:
         attributes[semconv.TOOL_DEFINITIONS] = dump_json(request.tool_definitions)
     return attributes
+
+
+def _describe_retrieval(
+    request: LLMRequest, attributes: dict[str, AttributeValue], *, has_content: bool
+) -> None:
+    attributes[semconv.RECORD] = "step"
+    attributes[semconv.STEP_KIND] = "retriever"
+    if not request.model:  # a search
+        del attributes[semconv.REQUEST_MODEL]
+    if has_content and request.query is not None:
+        attributes[semconv.TOOL_CALL_ARGUMENTS] = dump_json(request.query)
 
 
 def describe_response(response: LLMResponse, *, has_content: bool) -> dict[str, AttributeValue]:
@@ -135,10 +156,10 @@ def describe_response(response: LLMResponse, *, has_content: bool) -> dict[str, 
         attributes[semconv.OUTPUT_MESSAGES] = dump_json(response.messages)
     if response.response_token_ids is not None:
         attributes[semconv.RESPONSE_TOKEN_IDS] = dump_json(response.response_token_ids)
+    elif response.response_tokens is not None:
+        attributes[semconv.RESPONSE_TOKENS] = dump_json(response.response_tokens)
     if response.response_logprobs is not None:
         attributes[semconv.RESPONSE_LOGPROBS] = dump_json(response.response_logprobs)
-    if response.response_tokens is not None and response.response_token_ids is None:
-        attributes[semconv.RESPONSE_TOKENS] = dump_json(response.response_tokens)
     return attributes
 
 
@@ -155,6 +176,8 @@ def complete_response(told: LLMResponse, wire: LLMResponse) -> LLMResponse:
             "response_token_ids",
             "response_logprobs",
             "response_tokens",
+            "error_type",
+            "error_message",
         )
         if (value := getattr(wire, name))
     }
@@ -179,7 +202,7 @@ def list_reasons(
 ) -> set[str]:
     """Why a call is worth less to training than it might be."""
     reasons: set[str] = set()
-    if error is not None:
+    if error is not None or response.error_type is not None:
         reasons.add("call_error")
         if outcome in {None, "error"} and not response.messages:
             return reasons  # nothing was sampled, so nothing is missing
@@ -190,7 +213,7 @@ def list_reasons(
         reasons.add("unread_response")
     if request.is_redacted or response.is_redacted:
         reasons.add("redacted")
-    if request.previous_response_id is not None and (prompt is None or not prompt.has_base):
+    if request.base_id is not None and (prompt is None or not prompt.has_base):
         reasons.add("history_on_server")
     if response.prompt_token_ids is None or response.response_token_ids is None:
         reasons.add("token_ids_missing")

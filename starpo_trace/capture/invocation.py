@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
-from opentelemetry.trace import Span, SpanKind
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from starpo_trace import semconv
 from starpo_trace.capture.episode import Trajectory, current_trajectory, mark_error
@@ -112,7 +112,9 @@ class LLMCall:
         history = trajectory.history if trajectory is not None else History()
         if not request.is_retrieval:
             self._prompt = history.describe_prompt(
-                request.messages, mode, previous_response_id=request.previous_response_id
+                request.messages,
+                mode,
+                previous_response_id=None if request.is_rebased else request.base_id,
             )
             attributes.update(self._prompt.attributes)
         if trajectory is not None and self._step is not None:
@@ -176,6 +178,17 @@ class LLMCall:
             put_attributes(self.span, attributes)
             if error is not None:
                 mark_error(self.span, error, has_content=self._history_mode != "off")
+            elif response.error_type is not None:
+                self._mark_failure(response.error_type, response.error_message)
+
+    def _mark_failure(self, kind: str, message: str | None) -> None:
+        """Record a failure that the server reported in its answer."""
+        description = kind
+        if message and self._history_mode != "off":
+            redactor = self._runtime.redactor
+            description = f"{kind}: {redactor.redact_text(message) if redactor else message}"
+        self.span.set_attribute(semconv.ERROR_TYPE, kind)
+        self.span.set_status(Status(StatusCode.ERROR, description))
 
     def _describe_response(
         self,
@@ -199,6 +212,10 @@ class LLMCall:
         if mode != "off" and self._prompt is not None:
             answer = response.messages[0] if response.messages else None
             history.learn_prompt(self._prompt, answer, response_id=response.id)
+            if self._request.conversation_id is not None:
+                history.learn_prompt(
+                    self._prompt, answer, response_id=self._request.conversation_id
+                )
             if response.prompt_token_ids is not None:
                 attributes.update(
                     history.describe_tokens(
@@ -265,7 +282,7 @@ def _start_span(tracer: trace.Tracer, request: LLMRequest) -> Span:
     if not has_plain_sampler(tracer):
         attributes = describe_request(request, has_content=False)
     return tracer.start_span(
-        f"{request.operation} {request.model}", kind=SpanKind.CLIENT, attributes=attributes
+        f"{request.operation} {request.model}".rstrip(), kind=SpanKind.CLIENT, attributes=attributes
     )
 
 

@@ -1,0 +1,169 @@
+"""`password = ...`, `"api_key": "..."`, `Authorization: Bearer ...`: secrets known by their names.
+
+The same judgement serves free text, JSON text and the fields of objects: `classify_field` says
+what a name stands for, `is_secret_value` whether its value is one rather than a placeholder or a
+word of prose.
+"""
+
+import re
+from functools import lru_cache
+from typing import Final
+
+from starpo_trace.privacy.rules import Rule
+
+_MAX_NAME_LENGTH: Final = 80
+
+_FAMILIES: Final = tuple(
+    (name, re.compile(pattern, re.IGNORECASE | re.ASCII))
+    for name, pattern in (
+        ("password", r"(?:password|passwd|pwd|passphrase|[_-]pass)\Z"),
+        ("aws_secret_key", r"secret[_-]?access[_-]?key\Z"),
+        ("secret", r"(?<!is_)secret\Z"),
+        (
+            "not_secret",
+            r"(?:next|prev|previous|page|paging|continuation|eos|bos|pad|unk|sep|cls|mask|first"
+            r"|last|stop|start|end|special|image|sync|cancell?ation|per|each|new|top)"
+            r"[_ -]?token\Z",
+        ),
+        ("bare_token", r"(?:\A|[^A-Za-z0-9_-])token\Z"),
+        ("token", r"token\Z"),
+        (
+            "api_key",
+            r"(?:api|access|secret|private|account|encryption|signing|auth|subscription|master"
+            r"|shared|service|client|admin|deploy|license)[_ .-]?key\Z",
+        ),
+        ("authorization", r"authorization\Z"),
+        ("cookie", r"(?:\A|[^A-Za-z0-9])cookie\Z"),
+    )
+)
+_PLACEHOLDER: Final = re.compile(
+    r"\[REDACTED:\w+\]|\[\w+:[0-9a-f]{12}\]|<[^>]*>|\$\{?\w+\}?|\{\{?.*\}?\}|%\(?\w*\)?s?|[*.x#_-]{3,}"
+    r"|(?:your|my)[_ -]\S*|string|str|null|none|true|false|undefined|required|optional",
+    re.IGNORECASE | re.DOTALL,
+)
+_IDENTIFIER: Final = re.compile(r"[A-Za-z_.]+")
+_CONSTANT: Final = re.compile(r"[A-Z0-9_]+")
+_NAME_BEFORE: Final = re.compile(r"[\w.-]{0,40}\Z")
+
+
+@lru_cache(maxsize=4096)
+def classify_field(name: str) -> str | None:
+    """Name of a field, variable or header -> the family of secrets it holds, if any."""
+    name = name[-_MAX_NAME_LENGTH:]
+    for family, pattern in _FAMILIES:
+        if pattern.search(name):
+            return None if family == "not_secret" else family
+    return None
+
+
+def name_mask(family: str) -> str:
+    """Family -> the type shown in masks."""
+    return "token" if family == "bare_token" else family
+
+
+def is_secret_value(family: str, value: str) -> bool:
+    """Whether the value of a field of this family is a secret."""
+    value = value.strip()
+    if not value or is_placeholder(value):
+        return False
+    if family == "password":
+        return True
+    if family in {"cookie", "authorization"}:
+        return len(value) >= 8
+    if any(character.isspace() for character in value):
+        return False  # prose about a secret
+    if family == "bare_token":  # also the field of a token's text in log-probabilities
+        return len(value) >= 16 and _has_digit(value)
+    return len(value) >= 6 if family == "secret" else len(value) >= 8 and _is_mixed(value)
+
+
+def is_placeholder(value: str) -> bool:
+    """Whether a value only stands for a secret: `<key>`, `${KEY}`, `****`, `your-key`."""
+    return _PLACEHOLDER.fullmatch(value) is not None
+
+
+def _accept_assignment(match: re.Match[str]) -> bool:
+    """Whether name and value of an assignment in free text are those of a secret."""
+    text, start = match.string, match.start()
+    before = _NAME_BEFORE.search(text[max(0, start - 40) : start])
+    keyword = re.match(r"\w+", match[0])
+    name = (before[0] if before else "") + (keyword[0] if keyword else "")
+    family, value = classify_field(name), match["secret"]
+    if family is None or not is_secret_value(family, value):
+        return False
+    if match["quote"] is not None:
+        return True
+    if text[match.end() : match.end() + 1] in {"(", "["}:
+        return False  # a call or a lookup in code
+    if _CONSTANT.fullmatch(name):
+        return True
+    return _has_digit(value) or (family == "password" and not _IDENTIFIER.fullmatch(value))
+
+
+def _accept_authorization(match: re.Match[str]) -> bool:
+    value = match["secret"]
+    return not is_placeholder(value) and (_is_mixed(value) or len(value) >= 24)
+
+
+def _has_digit(value: str) -> bool:
+    return any("0" <= character <= "9" for character in value)
+
+
+def _is_mixed(value: str) -> bool:
+    """Digits, or both cases, as random text has."""
+    return _has_digit(value) or (value.lower() != value and value.upper() != value)
+
+
+# Quotes, brackets and blanks are no part of a text's skeleton, so a name and its `=` meet there.
+_SEPARATOR: Final = r"""["'\]\\\s]{0,8}(?::=|=>|={1,3}|:)"""
+_VALUE: Final = (
+    r"""(?:\s{0,32}(?P<quote>\\{0,7}["'])|[ \t]{0,8})(?P<secret>"""
+    r"""(?(quote)(?:(?!(?P=quote))(?:\\[^\n]|[^\n]))++|[^\s"'`,;&<>(){}\[\]\\|]{6,}+))"""
+)
+_SCHEME_AND_VALUE: Final = (
+    r"""\s{0,8}\\{0,7}["']?(?:[A-Za-z-]{1,20}+[ ]{1,4})?(?P<secret>[^\s"'\\,;]{8,}+)"""
+)
+_PAIRS: Final = r"""[ \t]{0,8}\\{0,7}["']?(?P<secret>[^\s=;"'\\]{1,64}+=[^"'\\\r\n]{4,}+)"""
+
+
+def _make_rules(name: str, *keywords: str) -> tuple[Rule, ...]:
+    """One rule per spelling, so that each pattern starts with literal text."""
+    return tuple(
+        Rule(
+            name=name,
+            pattern=keyword + _SEPARATOR + _VALUE,
+            hints=(keyword + "=",),
+            accept=_accept_assignment,
+        )
+        for keyword in keywords
+    )
+
+
+ASSIGNMENTS: Final = (
+    Rule(
+        name="aws_secret_key",
+        pattern=r"(?:ccess(?:(?<=ecret[_-]access)|(?<=ecretAccess))[_-]?[kK]ey"
+        r"|CCESS(?<=SECRET_ACCESS)_KEY)" + _SEPARATOR + r"""\s{0,8}\\{0,7}["']?"""
+        r"(?P<secret>[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+]))",
+        hints=("key=", "Key=", "KEY="),
+    ),
+    *_make_rules("password", "password", "Password", "PASSWORD", "passwd", "PASSWD", "pwd", "PWD"),
+    *_make_rules("password", "passphrase", "PASSPHRASE", "_pass", "_PASS"),
+    *_make_rules("secret", "ecret", "SECRET"),
+    *_make_rules("token", "oken", "TOKEN"),
+    *_make_rules("api_key", "key", "Key", "KEY"),
+    *(
+        Rule(
+            name="authorization",
+            pattern=keyword + _SEPARATOR + _SCHEME_AND_VALUE,
+            hints=(keyword + "=",),
+            accept=_accept_authorization,
+        )
+        for keyword in ("uthorization", "UTHORIZATION")
+    ),
+    *(
+        Rule(name="cookie", pattern=keyword + _SEPARATOR + _PAIRS, hints=(keyword + "=",))
+        for keyword in ("ookie", "OOKIE")
+    ),
+)
+"""Rules for secrets that only their names give away."""

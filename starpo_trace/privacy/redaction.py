@@ -1,0 +1,77 @@
+"""Arguments and environment -> a redactor."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from starpo_trace.errors import ConfigError
+from starpo_trace.privacy.redactor import Redactor
+from starpo_trace.privacy.rules import Rule
+
+REDACTION_VARIABLE: Final = "STARPO_REDACTION"
+KEY_VARIABLE: Final = "STARPO_PSEUDONYM_KEY"
+KEY_FILE_VARIABLE: Final = "STARPO_PSEUDONYM_KEY_FILE"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redaction:
+    """What is masked before anything is queued, written or sent."""
+
+    secrets: bool = True
+    """The built-in rules for credentials."""
+    rules: Sequence[Rule] = ()
+    """Further rules: `Rule(name="employee_id", pattern=r"EMP-[0-9]{6}")`, `PII`."""
+    function: Callable[[str], str] | None = None
+    """Called with each text after the rules; a text on which it raises is masked whole."""
+    allow: Sequence[str] = ()
+    """Texts, or regular expressions of texts, never masked by a rule."""
+    deny: Sequence[str] = ()
+    """Texts always masked; stronger than `allow`."""
+    deny_fields: Sequence[str] = ()
+    """Names of object fields, in any case, whose whole value is masked."""
+    pseudonym_key: bytes | None = None
+    """Key (HMAC-SHA-256) that gives equal values of `pseudonym` rules equal masks."""
+
+
+def build_redactor(
+    redaction: Redaction | bool | None,  # noqa: FBT001 - the argument of instrument() as given
+    environment: Mapping[str, str] = os.environ,
+) -> Redactor | None:
+    """Argument of `instrument()` and the environment -> redactor, or None for no redaction.
+
+    Raises:
+        ConfigError: a setting cannot be used.
+    """
+    switch = environment.get(REDACTION_VARIABLE, "").strip().lower()
+    if switch not in {"", "on", "off"}:
+        raise ConfigError(f"{REDACTION_VARIABLE}={switch!r} in the environment: use on or off")
+    if switch == "off":
+        return None
+    if redaction is None or redaction is False:
+        if switch != "on":  # an operator's switch wins over the program's own wish
+            return None
+        redaction = Redaction()
+    if redaction is True:
+        redaction = Redaction()
+    if not isinstance(redaction, Redaction):
+        raise ConfigError(
+            f"redaction={redaction!r} in instrument(): give a starpo_trace.Redaction, True or False"
+        )
+    key = redaction.pseudonym_key or _read_key(environment)
+    return Redactor(replace(redaction, pseudonym_key=key))
+
+
+def _read_key(environment: Mapping[str, str]) -> bytes | None:
+    if key := environment.get(KEY_VARIABLE):
+        return key.encode()
+    path = environment.get(KEY_FILE_VARIABLE)
+    if not path:
+        return None
+    try:
+        return Path(path).read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(
+            f"{KEY_FILE_VARIABLE}={path!r} in the environment cannot be read: {error.strerror}"
+        ) from error

@@ -1,0 +1,223 @@
+"""Texts, JSON, values and messages -> the same without secrets.
+
+Redaction fails closed: a text that cannot be judged, for whatever reason, is replaced whole by
+`[REDACTED:error]`. Clean values come back as the very object given; nothing given is ever changed.
+"""
+
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from starpo_trace.errors import ConfigError
+from starpo_trace.guard import warn_once
+from starpo_trace.messages import Message
+from starpo_trace.privacy.assignments import (
+    ASSIGNMENTS,
+    classify_field,
+    is_secret_value,
+    name_mask,
+)
+from starpo_trace.privacy.jsontext import find_json_edits, is_json
+from starpo_trace.privacy.matching import Edit, Matcher, apply_edits, find_difference, make_mask
+from starpo_trace.privacy.values import ValueRedactor
+from starpo_trace.privacy.vendors import VENDORS
+
+if TYPE_CHECKING:
+    from starpo_trace.privacy.redaction import Redaction
+
+SECRETS: Final = (*VENDORS, *ASSIGNMENTS)
+
+_FAILED: Final = make_mask("error")
+_SHORTEST_SECRET: Final = 6
+_MAX_CLEAN: Final = 8192
+_MIN_KEY_BYTES: Final = 16
+_HIDING_ESCAPE: Final = re.compile(r"\\u00[2-7]")
+
+
+class Redactor:
+    """A compiled redaction, safe to use from several threads."""
+
+    def __init__(self, redaction: "Redaction") -> None:
+        """Raises ConfigError for a rule, key or list that cannot be used."""
+        for name in ("allow", "deny", "deny_fields", "rules"):
+            if isinstance(getattr(redaction, name), str):
+                raise ConfigError(
+                    f"{name}={getattr(redaction, name)!r} of Redaction: give a list, not one text"
+                )
+        key = redaction.pseudonym_key
+        if key is not None and len(key) < _MIN_KEY_BYTES:
+            raise ConfigError(
+                f"a pseudonym key of {len(key)} bytes: give at least {_MIN_KEY_BYTES}, such as "
+                "secrets.token_bytes(32)"
+            )
+        self._matcher = Matcher(
+            (*(SECRETS if redaction.secrets else ()), *redaction.rules),
+            allow=redaction.allow,
+            deny=redaction.deny,
+            key=key,
+            mask_names=[rule.name for rule in SECRETS],
+        )
+        self._secrets = redaction.secrets
+        self._function = redaction.function
+        self._deny_fields = frozenset(name.lower() for name in redaction.deny_fields)
+        # The built-in rules know no secret that is a number, nor one shorter than its name.
+        self.searches_numbers = bool(redaction.rules or redaction.deny or redaction.function)
+        self._clean: set[int] = set()
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def num_redactions(self) -> dict[str, int]:
+        """Masked stretches so far, by rule."""
+        with self._lock:
+            return dict(self._counts)
+
+    def redact_text(self, text: str) -> str:
+        """Text -> the same object if clean, else with masks."""
+        return self._redact(text, self._find_text_edits, 1)
+
+    def redact_json(self, text: str) -> str:
+        """JSON text -> valid JSON text, untouched beside the masks; other text as text."""
+        return self._redact(text, self._find_json_edits, 2)
+
+    def redact_string(self, text: str) -> str:
+        """A value that is text: as JSON if it looks like it, as tool arguments do."""
+        return self.redact_json(text) if _looks_like_json(text) else self.redact_text(text)
+
+    def redact_value(self, value: Any) -> Any:
+        """JSON-like value -> the same object if clean, else a copy, masked at every depth."""
+        return ValueRedactor(self).redact(value)
+
+    def redact_message(self, message: Message) -> Message:
+        """GenAI message -> the same object if clean, else a redacted copy."""
+        redacted = ValueRedactor(self).redact(message)
+        if isinstance(redacted, dict):
+            return redacted
+        return {"role": "unknown", "parts": [{"type": "text", "content": _FAILED}]}
+
+    def redact_tokens(self, tokens: Sequence[str], text: str) -> list[bool]:
+        """Which of the tokens that make up a text touch what is masked in it.
+
+        Tokens that do not add up to the text (parts of one character decode to nothing) cannot be
+        placed: then all are marked, unless nothing is masked at all.
+        """
+        try:
+            joined = "".join(tokens)
+            edits = self._find_string_edits(text)
+            if joined != text:
+                is_dirty = bool(edits or self._find_string_edits(joined))
+                return [is_dirty] * len(tokens)
+            return _mark_tokens(tokens, edits)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - fails closed
+            self.fail("placing tokens", error)
+            return [True] * len(tokens)
+
+    def _redact(self, text: str, find: Callable[[str], list[Edit]], kind: int) -> str:
+        if len(text) < _SHORTEST_SECRET and not self.searches_numbers:
+            return text
+        # Histories repeat: a text found clean is known by its keyed 64-bit hash, which `str`
+        # computes once per object. A user's function may change its mind, so it is always asked.
+        known = hash(text) ^ kind
+        if known in self._clean:
+            return text
+        try:
+            edits = find(text)
+            if edits:
+                self.count(name for edit in edits for name in edit.names)
+                return apply_edits(text, edits)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - fails closed
+            return self.fail("searching a text", error)
+        if self._function is None:
+            if len(self._clean) >= _MAX_CLEAN:
+                self._clean.clear()
+            self._clean.add(known)
+        return text
+
+    def fail(self, doing: str, error: Exception) -> str:
+        """Count and log without the error's own text, which may quote what was to be hidden."""
+        self.count(("error",))
+        warn_once(
+            f"redaction {doing} {type(error).__name__}",
+            "%s while %s for secrets: it is replaced by %s (logged once)",
+            type(error).__name__,
+            doing,
+            _FAILED,
+        )
+        return _FAILED
+
+    def count(self, names: Iterable[str]) -> None:
+        """Add to `num_redactions`."""
+        with self._lock:
+            self._counts.update(names)
+
+    def _find_text_edits(self, text: str) -> list[Edit]:
+        edits = self._matcher.find_edits(text)
+        if self._function is None:
+            return edits
+        masked = apply_edits(text, edits)
+        try:
+            result = self._function(masked)
+            if not isinstance(result, str):
+                raise TypeError(type(result).__name__)  # noqa: TRY301 - one way to fail
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the user's code; fails closed
+            return [Edit(0, len(text), self.fail("calling your redaction function", error), ())]
+        if result == masked:
+            return edits
+        names = (*(name for edit in edits for name in edit.names), "function")
+        return find_difference(text, result, names)
+
+    def _find_json_edits(self, text: str) -> list[Edit]:
+        if not self._needs_parsing(text) and not self._matcher.find_edits(text):
+            return []
+        if not is_json(text):
+            return self._find_text_edits(text)
+        return find_json_edits(
+            text,
+            find_string_edits=self._find_string_edits,
+            find_number_edits=self._find_text_edits if self.searches_numbers else None,
+            mask_field=self.mask_field,
+            make_mask=make_mask,
+        )
+
+    def _needs_parsing(self, text: str) -> bool:
+        """Whether a search of the JSON text as it stands could miss what its strings hold."""
+        if self._deny_fields or self.searches_numbers:
+            return True
+        return "\\u00" in text and _HIDING_ESCAPE.search(text) is not None
+
+    def _find_string_edits(self, text: str) -> list[Edit]:
+        return (self._find_json_edits if _looks_like_json(text) else self._find_text_edits)(text)
+
+    def mask_field(self, name: str, value: str | None) -> str | None:
+        """Whether the value of an object's field (if a string) is masked for the field's name."""
+        if name.lower() in self._deny_fields:
+            return "field"
+        if value is None or not self._secrets:
+            return None
+        family = classify_field(name)
+        if family is None or not is_secret_value(family, value):
+            return None
+        return None if self._matcher.is_allowed(value) else name_mask(family)
+
+
+def _looks_like_json(text: str) -> bool:
+    return text[:1] in {"{", "["} or text.lstrip()[:1] in {"{", "["}
+
+
+def _mark_tokens(tokens: Sequence[str], edits: Sequence[Edit]) -> list[bool]:
+    marks, position, pending = [], 0, list(reversed(edits))
+    for token in tokens:
+        end = position + len(token)
+        while pending and pending[-1].end <= position:
+            pending.pop()
+        marks.append(bool(pending) and pending[-1].start < end)
+        position = end
+    return marks

@@ -15,6 +15,8 @@ from starpo_trace.capture.patches.base import PatchSet
 from starpo_trace.guard import Guard, warn_once
 
 _PATCHES: Final = {
+    "anthropic._base_client": "starpo_trace.capture.patches.anthropic",
+    "anthropic.lib.tools._beta_runner": "starpo_trace.capture.patches.anthropic_tools",
     "openai._base_client": "starpo_trace.capture.patches.openai",
     "ollama._client": "starpo_trace.capture.patches.ollama",
 }

@@ -37,9 +37,14 @@ FindEndpoint = Callable[[str, str], Endpoint | None]
 
 
 def patch_base_client(
-    patches: PatchSet, base_client: ModuleType, find_endpoint: FindEndpoint, provider: str
+    patches: PatchSet,
+    base_client: ModuleType,
+    find_endpoint: FindEndpoint,
+    provider: str,
+    *,
+    method: str = "request",
 ) -> None:
-    """Patch the module `_base_client` of an SDK."""
+    """Patch the method of the clients in the module `_base_client` of an SDK."""
 
     def begin(
         client: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -62,8 +67,8 @@ def patch_base_client(
             call.finish(LLMResponse(is_unread=True))
         return result
 
-    patches.wrap(base_client.SyncAPIClient, "request", make_recorder(begin, end))
-    patches.wrap(base_client.AsyncAPIClient, "request", make_async_recorder(begin, end))
+    patches.wrap(base_client.SyncAPIClient, method, make_recorder(begin, end))
+    patches.wrap(base_client.AsyncAPIClient, method, make_async_recorder(begin, end))
 
 
 def _read_request(

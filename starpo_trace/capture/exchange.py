@@ -154,13 +154,17 @@ def describe_response(response: LLMResponse, *, has_content: bool) -> dict[str, 
         attributes[semconv.TOOL_CALL_RESULT] = dump_json(response.documents)
     if response.messages:
         attributes[semconv.OUTPUT_MESSAGES] = dump_json(response.messages)
+    _describe_tokens(response, attributes)
+    return attributes
+
+
+def _describe_tokens(response: LLMResponse, attributes: dict[str, AttributeValue]) -> None:
     if response.response_token_ids is not None:
         attributes[semconv.RESPONSE_TOKEN_IDS] = dump_json(response.response_token_ids)
     elif response.response_tokens is not None:
         attributes[semconv.RESPONSE_TOKENS] = dump_json(response.response_tokens)
     if response.response_logprobs is not None:
         attributes[semconv.RESPONSE_LOGPROBS] = dump_json(response.response_logprobs)
-    return attributes
 
 
 def complete_response(told: LLMResponse, wire: LLMResponse) -> LLMResponse:

@@ -140,7 +140,7 @@ class Workload:
         )
         self._loop = asyncio.new_event_loop()
         self._short = json.dumps(SHORT_MESSAGES)
-        self._histories = {number: json.dumps(build_history(number)) for number in (20, 200)}
+        self._histories = {number: json.dumps(build_history(number)) for number in (2, 20, 200)}
         self._turns = [json.dumps(build_turn(number)) for number in range(1, 400, 2)]
         self.rows: dict[str, Callable[[int], None]] = {
             "short": self.call_short,
@@ -179,8 +179,7 @@ class Workload:
     def call_history(self, num_messages: int, num_calls: int) -> None:
         """A long history, a short answer."""
         for _ in range(num_calls):
-            messages = json.loads(self._histories[num_messages])
-            self._client.chat.completions.create(model=MODEL, messages=messages)
+            self.call(json.loads(self._histories[num_messages]))
 
     def call_logprobs(self, num_calls: int) -> None:
         """Two short messages, an answer of 256 tokens with their log-probabilities."""
@@ -204,10 +203,15 @@ class Workload:
 
     def call_agent(self, num_messages: int, num_calls: int) -> None:
         """An agent's loop: the history of each call is that of the last one and two messages."""
-        for _, messages in zip(range(num_calls), self._grow_history(num_messages), strict=False):
-            self._client.chat.completions.create(model=MODEL, messages=messages)
+        for _, messages in zip(range(num_calls), self.grow_history(num_messages), strict=False):
+            self.call(messages)
 
-    def _grow_history(self, num_messages: int) -> Iterator[list[dict[str, Any]]]:
+    def call(self, messages: list[dict[str, Any]]) -> None:
+        """One call with these messages."""
+        self._client.chat.completions.create(model=MODEL, messages=messages)
+
+    def grow_history(self, num_messages: int) -> Iterator[list[dict[str, Any]]]:
+        """Histories of so many messages, two more, four more ..., each made anew."""
         for num_turns in range(len(self._turns)):
             messages = json.loads(self._histories[num_messages])
             for turn in self._turns[:num_turns]:

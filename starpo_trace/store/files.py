@@ -1,5 +1,6 @@
 """The few file operations that the store is built on, so that a bad disk can stand in for them."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Final
@@ -24,6 +25,9 @@ class Files:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in {errno.EINVAL, errno.ENOTSUP}:  # some network file systems
+                raise
         finally:
             os.close(descriptor)
 

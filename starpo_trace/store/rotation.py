@@ -1,6 +1,7 @@
 """Framed records -> segment files of one folder: rotation, quota, and what a refusal needs."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +41,8 @@ class SegmentedStore:
         self._segment: SegmentWriter | None = None
         self._num_used_bytes = 0
         self._measured_s: float | None = None
+        self._unsynced_folders: set[Path] | None = None
+        """Folders that must be synced before the store's own can count on being found again."""
 
     def append(self, record: bytes) -> None:
         """Write one record; on return it is on disk.
@@ -52,6 +55,7 @@ class SegmentedStore:
         try:
             segment = self._segment
             if segment is None:
+                self._make_folder()
                 segment = self._segment = SegmentWriter(self.directory, files=self._files)
                 self._num_used_bytes += len(MAGIC)
             segment.append(record)
@@ -78,6 +82,22 @@ class SegmentedStore:
         num_new = num_bytes + (len(MAGIC) if self._segment is None else 0)
         if self._num_used_bytes + num_new > self._max_bytes:
             raise StoreFull
+
+    def _make_folder(self) -> None:
+        if self._unsynced_folders is None:  # what a process before us made, and did not sync
+            self._unsynced_folders = {self.directory.parent, self.directory.parent.parent}
+        missing: list[Path] = []
+        folder = self.directory
+        while not self._files.is_directory(folder):
+            missing.append(folder)
+            folder = folder.parent
+        for each in reversed(missing):
+            self._unsynced_folders.add(each.parent)
+            self._files.make_directory(each)
+        for each in sorted(self._unsynced_folders):
+            with suppress(PermissionError):  # then somebody else made what is in it
+                self._files.sync_directory(each)
+            self._unsynced_folders.discard(each)
 
     def seal_in_s(self) -> float:
         """Time until the open segment has its age."""

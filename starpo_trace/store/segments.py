@@ -4,10 +4,10 @@ A segment is the magic `STARPO1\n` and then records; a record is
 
     SPR1 | payload bytes: u32 | CRC-32 of the payload: u32 | number of spans: u32 | payload
 
-with little-endian numbers, the payload being one OTLP `ExportTraceServiceRequest`. A segment in
-use has the suffix `.open`, which it loses when it is sealed; after a crash it keeps it, and all
-whole records in it stay readable. A damaged record is skipped by looking for the next marker whose
-checksum fits, so its neighbours stay readable too.
+with little-endian numbers, the payload being one OTLP `ExportTraceServiceRequest`, never empty. A
+segment in use has the suffix `.open`, which it loses when it is sealed; after a crash it keeps it,
+and all whole records in it stay readable. A damaged record is skipped by looking for the next
+marker whose checksum fits, so its neighbours stay readable too.
 """
 
 import errno
@@ -105,8 +105,8 @@ def _record_at(data: bytes, offset: int) -> Record | None:
     if start > len(data):
         return None
     marker, length, checksum, num_spans = _HEADER.unpack_from(data, offset)
-    if marker != MARKER or start + length > len(data):
-        return None
+    if marker != MARKER or not length or start + length > len(data):
+        return None  # without a payload: text that ends in the marker, before a hole of zeros
     payload = data[start : start + length]
     if zlib.crc32(payload) != checksum:
         return None
@@ -126,13 +126,12 @@ class SegmentWriter:
     """One open segment file. Not thread-safe: it belongs to its sink's writer thread."""
 
     def __init__(self, directory: Path, *, files: Files = REAL_FILES) -> None:
-        """Create the file.
+        """Create the file; the folder must be there.
 
         Raises:
-            OSError: the folder or the file cannot be made or written.
+            OSError: the file cannot be made or written.
         """
         self._files = files
-        make_durable_directory(directory, files)
         stem = f"{time.time_ns():020d}-{os.getpid()}-{secrets.token_hex(4)}"
         self.path = directory / (stem + OPEN_SUFFIX)
         self.created_s = time.monotonic()
@@ -204,20 +203,3 @@ class SegmentWriter:
             # Readers skip a partial record by its checksum, and a whole one that is written
             # again elsewhere by its span ids.
             return
-
-
-def make_durable_directory(directory: Path, files: Files = REAL_FILES) -> None:
-    """Make a folder and those above it, such that they survive a power cut.
-
-    Raises:
-        OSError: one of them cannot be made or synced.
-    """
-    missing: list[Path] = []
-    while not files.is_directory(directory):
-        missing.append(directory)
-        if directory.parent == directory:
-            break
-        directory = directory.parent
-    for each in reversed(missing):
-        files.make_directory(each)
-        files.sync_directory(each.parent)

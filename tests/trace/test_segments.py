@@ -17,7 +17,7 @@ from starpo_trace.store.segments import (
     read_segment,
 )
 
-PAYLOADS = [b"first", b"SPR1 is also in here SPR1", b"", b"x" * 1000]
+PAYLOADS = [b"first", b"SPR1 is also in here SPR1", b"\0", b"x" * 1000]
 
 
 def write_file(folder, data, name="1.otlp"):
@@ -51,8 +51,8 @@ def test_records_come_back_in_order(tmp_path):
     assert list(read_segment(path)) == [
         Record(payload=b"first", num_spans=0, offset=8),
         Record(payload=b"SPR1 is also in here SPR1", num_spans=1, offset=29),
-        Record(payload=b"", num_spans=2, offset=70),
-        Record(payload=b"x" * 1000, num_spans=3, offset=86),
+        Record(payload=b"\0", num_spans=2, offset=70),
+        Record(payload=b"x" * 1000, num_spans=3, offset=87),
     ]
 
 
@@ -71,12 +71,18 @@ def test_a_torn_tail_is_named_in_an_open_segment(tmp_path):
     whole = framed()
     for length in range(len(whole)):
         path = write_file(tmp_path, whole[:length], "1.otlp.open")
-        num_whole = sum(length >= end for end in (29, 70, 86, 1102))
+        num_whole = sum(length >= end for end in (29, 70, 87, 1103))
         assert payloads_of(path) == PAYLOADS[:num_whole]
-        is_clean = length in {0, 8, 29, 70, 86}
+        is_clean = length in {0, 8, 29, 70, 87}
         assert [damage.reason for damage in damages_of(path)] == ([] if is_clean else ["torn_tail"])
     sealed = write_file(tmp_path, whole[:-1])
     assert [damage.reason for damage in damages_of(sealed)] == ["damaged_record"]
+
+
+def test_a_marker_before_zeros_is_no_record(tmp_path):
+    """What a power cut may leave of a record that speaks of this format."""
+    path = write_file(tmp_path, MAGIC + b"SPR1" + b"\0" * 100 + frame_record(b"kept", 1))
+    assert payloads_of(path) == [b"kept"]
 
 
 def test_a_file_that_is_no_segment_is_damage(tmp_path):

@@ -1,0 +1,1 @@
+"""Parts of bench/faults.py: one file per kind of fault, each `run(...) -> Part`."""

@@ -19,7 +19,9 @@ import orjson
 Message = dict[str, Any]
 
 REASONING_FIELDS = ("reasoning_content", "reasoning")
-_KNOWN_FIELDS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"})
+_KNOWN_FIELDS = frozenset(
+    {"role", "content", "name", "tool_calls", "tool_call_id", "refusal", "audio", "function_call"}
+)
 
 
 def dump_json(value: Any) -> str:
@@ -43,7 +45,7 @@ def from_openai_chat(message: Mapping[str, Any]) -> Message:
         if message.get(field):
             parts.append({"type": "reasoning", "content": message[field]})
             break
-    if role == "tool":
+    if role in {"tool", "function"}:
         parts.append(
             {
                 "type": "tool_call_response",
@@ -56,6 +58,8 @@ def from_openai_chat(message: Mapping[str, Any]) -> Message:
     elif content is not None:
         parts.extend(_content_part(part) for part in content)
     parts.extend(_tool_call_part(call) for call in message.get("tool_calls") or ())
+    if role == "assistant":
+        parts.extend(_other_parts(message))
     result: Message = {"role": role, "parts": parts}
     if message.get("name") is not None:
         result["name"] = message["name"]
@@ -72,20 +76,14 @@ def from_openai_chat(message: Mapping[str, Any]) -> Message:
 def to_openai_chat(message: Message) -> dict[str, Any]:
     """GenAI message -> OpenAI chat message; the inverse of `from_openai_chat`."""
     result: dict[str, Any] = {"role": message["role"]}
-    texts = [part for part in message["parts"] if part["type"] not in _STRUCTURAL_PARTS]
+    texts = [part for part in message["parts"] if not _is_field(part)]
     if len(texts) == 1 and texts[0]["type"] == "text" and "raw" not in texts[0]:
         result["content"] = texts[0]["content"]
     elif texts:
         result["content"] = [_openai_content_part(part) for part in texts]
     for part in message["parts"]:
-        if part["type"] == "reasoning":
-            result["reasoning_content"] = part["content"]
-        elif part["type"] == "tool_call_response":
-            result["tool_call_id"] = part["id"]
-            result["content"] = part["response"]
-        elif part["type"] == "tool_call":
-            result.setdefault("content", None)
-            result.setdefault("tool_calls", []).append(_openai_tool_call(part))
+        if _is_field(part):
+            _add_openai_field(result, part)
     if "name" in message:
         result["name"] = message["name"]
     result.update(message.get("extra", {}))
@@ -129,6 +127,54 @@ def chain_hashes(messages: Iterable[Message], base: bytes = b"") -> list[bytes]:
 _STRUCTURAL_PARTS = frozenset({"reasoning", "tool_call", "tool_call_response"})
 
 
+def _is_field(part: dict[str, Any]) -> bool:
+    """Whether an OpenAI message has it in a field of its own, beside its content."""
+    return part["type"] in _STRUCTURAL_PARTS or (
+        part["type"] in {"audio", "refusal"} and "meta" in part
+    )
+
+
+def _add_openai_field(result: dict[str, Any], part: dict[str, Any]) -> None:
+    kind = part["type"]
+    if kind == "reasoning":
+        result["reasoning_content"] = part["content"]
+    elif kind == "refusal":
+        result["refusal"] = part["raw"]["refusal"]
+    elif kind == "audio":
+        result["audio"] = {**part["raw"], **part["meta"]}
+    elif kind == "tool_call_response":
+        result["content"] = part["response"]
+        if result["role"] == "tool":
+            result["tool_call_id"] = part["id"]
+    elif part.get("extra") == {"type": "function_call"}:
+        result["function_call"] = {"name": part["name"], "arguments": part["arguments"]}
+    else:
+        result.setdefault("content", None)
+        result.setdefault("tool_calls", []).append(_openai_tool_call(part))
+
+
+def _other_parts(message: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    """What an assistant may say in fields of its own: a refusal, audio, a deprecated call."""
+    refusal, audio = message.get("refusal"), message.get("audio")
+    if refusal is not None:
+        raw = {"type": "refusal", "refusal": refusal}
+        yield {"type": "refusal", "raw": raw, "meta": {"field": "refusal"}}
+    if audio is not None:
+        # A history names an earlier answer's audio by its id alone.
+        meta = {key: value for key, value in audio.items() if key != "id"}
+        part = {"type": "audio", "raw": {"id": audio.get("id")}}
+        yield {**part, "meta": meta}
+    call = message.get("function_call")
+    if call is not None:
+        yield {
+            "type": "tool_call",
+            "id": None,
+            "name": call.get("name"),
+            "arguments": call.get("arguments"),
+            "extra": {"type": "function_call"},
+        }
+
+
 def _content_part(part: Any) -> dict[str, Any]:
     if isinstance(part, Mapping) and part.get("type") == "text" and set(part) == {"type", "text"}:
         return {"type": "text", "content": part["text"], "raw": "part"}
@@ -144,20 +190,25 @@ def _openai_content_part(part: dict[str, Any]) -> Any:
 
 
 def _tool_call_part(call: Mapping[str, Any]) -> dict[str, Any]:
-    function = call.get("function") or {}
+    function, text_name = call.get("function") or {}, "arguments"
+    if call.get("type") == "custom" and "custom" in call:
+        function, text_name = call["custom"], "input"
     part: dict[str, Any] = {
         "type": "tool_call",
         "id": call.get("id"),
         "name": function.get("name"),
-        "arguments": function.get("arguments"),
+        "arguments": function.get(text_name),
     }
-    extra = {k: v for k, v in call.items() if k not in {"id", "function", "index"}}
+    extra = {k: v for k, v in call.items() if k not in {"id", "function", "custom", "index"}}
     if extra and extra != {"type": "function"}:
         part["extra"] = extra
     return part
 
 
 def _openai_tool_call(part: dict[str, Any]) -> dict[str, Any]:
+    if part.get("extra") == {"type": "custom"}:
+        custom = {"name": part["name"], "input": part["arguments"]}
+        return {"id": part["id"], "type": "custom", "custom": custom}
     call: dict[str, Any] = {
         "id": part["id"],
         "type": "function",

@@ -261,14 +261,14 @@ def test_a_cancelled_call_is_marked():
 
 
 def test_other_requests_are_no_model_calls():
-    """Only chat completions are recorded."""
+    """A request that asks no model is not recorded."""
     with (
         ScriptedServer(lambda _: Reply(status=404)) as server,
         client_of(server) as client,
         record_spans() as store,
         pytest.raises(openai.NotFoundError),
     ):
-        client.embeddings.create(model="m", input="x")
+        client.chat.completions.update("chatcmpl-1", metadata={"a": "b"})
     assert store.spans == []
 
 

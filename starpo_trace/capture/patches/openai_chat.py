@@ -78,9 +78,11 @@ def read_chat_response(completion: Any) -> LLMResponse:
     choices = [get_fields(choice) for choice in top.get("choices") or ()]
     first = choices[0] if choices else {}
     tokens, logprobs = _read_logprobs(first.get("logprobs"))
-    token_ids = _read_ids(first.get("token_ids"))
+    token_ids = read_ids(first.get("token_ids"))
     if token_ids is None and tokens is not None:
-        token_ids = _read_ids_from_tokens(tokens)
+        token_ids = read_ids_from_tokens(tokens)
+    if token_ids is None and "meta_info" in first:
+        token_ids, logprobs = _read_meta_info(first["meta_info"], logprobs)
     prompt_ids = top.get("prompt_token_ids")
     return LLMResponse(
         id=top.get("id"),
@@ -90,7 +92,7 @@ def read_chat_response(completion: Any) -> LLMResponse:
             choice["finish_reason"] for choice in choices if choice.get("finish_reason")
         ],
         usage=read_usage(top.get("usage")),
-        prompt_token_ids=_read_ids(
+        prompt_token_ids=read_ids(
             first.get("prompt_token_ids") if prompt_ids is None else prompt_ids
         ),
         response_token_ids=token_ids,
@@ -148,7 +150,8 @@ class _ChoiceParts:
             self._finish_reason = reason
         logprobs = choice.get("logprobs")
         if logprobs is not None:
-            self._extend("logprobs", get_fields(logprobs).get("content"))
+            fields = get_fields(logprobs)
+            self._extend("logprobs", fields.get("content") or fields.get("refusal"))
         if "token_ids" in choice:
             self._extend("token_ids", choice["token_ids"])
 
@@ -196,7 +199,7 @@ class _Pieces:
             self._values.setdefault(name, value)
         elif isinstance(value, list):
             self._values[name] = [*self._values.get(name, ()), *value]
-        elif name in {"function", "function_call", "custom"}:
+        elif name in {"function", "function_call", "custom", "audio"}:
             self._objects.setdefault(name, _Pieces()).add(get_fields(value))
         else:
             self._values[name] = value
@@ -246,9 +249,13 @@ _USAGE_KEYS: Final = {
     "completion_tokens": semconv.USAGE_OUTPUT_TOKENS,
     "output_tokens": semconv.USAGE_OUTPUT_TOKENS,
 }
+_INPUT_DETAIL_KEYS: Final = {
+    "cached_tokens": semconv.USAGE_CACHE_READ_TOKENS,
+    "cache_write_tokens": semconv.USAGE_CACHE_WRITE_TOKENS,
+}
 _USAGE_DETAIL_KEYS: Final = {
-    "prompt_tokens_details": {"cached_tokens": semconv.USAGE_CACHE_READ_TOKENS},
-    "input_tokens_details": {"cached_tokens": semconv.USAGE_CACHE_READ_TOKENS},
+    "prompt_tokens_details": _INPUT_DETAIL_KEYS,
+    "input_tokens_details": _INPUT_DETAIL_KEYS,
     "completion_tokens_details": {"reasoning_tokens": semconv.USAGE_REASONING_TOKENS},
     "output_tokens_details": {"reasoning_tokens": semconv.USAGE_REASONING_TOKENS},
 }
@@ -263,20 +270,34 @@ def _read_message(choice: Mapping[str, Any]) -> Message:
     return message
 
 
-def _read_ids(ids: Any) -> list[int] | None:
+def read_ids(ids: Any) -> list[int] | None:
+    """Token ids, where the server gave any."""
     return list(ids) if isinstance(ids, (list, tuple)) else None
 
 
 def _read_logprobs(logprobs: Any) -> tuple[list[str] | None, list[float | None] | None]:
     """Log-probabilities of choice 0 -> texts and values of its tokens."""
-    content = None if logprobs is None else get_fields(logprobs).get("content")
+    if logprobs is None:
+        return None, None
+    fields = get_fields(logprobs)
+    content = fields.get("content") or fields.get("refusal")
     if content is None:
         return None, None
     entries = [get_fields(entry) for entry in content]
     return [entry["token"] for entry in entries], [entry["logprob"] for entry in entries]
 
 
-def _read_ids_from_tokens(tokens: list[str]) -> list[int] | None:
+def _read_meta_info(
+    meta_info: Any, logprobs: list[float | None] | None
+) -> tuple[list[int] | None, list[float | None] | None]:
+    """SGLang's `return_meta_info`: triples of log-probability, id and text -> ids, values."""
+    triples = None if meta_info is None else get_fields(meta_info).get("output_token_logprobs")
+    if not triples:
+        return None, logprobs
+    return [triple[1] for triple in triples], [triple[0] for triple in triples]
+
+
+def read_ids_from_tokens(tokens: list[str]) -> list[int] | None:
     """Ids that vLLM writes in place of the tokens' texts when asked to."""
     if not tokens or not all(token.startswith(_TOKEN_ID_PREFIX) for token in tokens):
         return None

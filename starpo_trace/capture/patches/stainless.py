@@ -7,8 +7,11 @@ call.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
+
+from opentelemetry.util.types import AttributeValue
 
 from starpo_trace.capture.exchange import LLMRequest, LLMResponse
 from starpo_trace.capture.invocation import Call, begin_call
@@ -30,6 +33,10 @@ class Endpoint:
     """For streams, whose chunks are the SDK's objects or parsed JSON."""
     answer_field: str = "id"
     """A field that the SDK's object has when it is this answer."""
+    begin: Callable[..., Call | None] = begin_call
+    """Starts the record; called as `begin_call` is."""
+    read_path: Callable[[str], Mapping[str, AttributeValue]] | None = None
+    """Path -> attributes that it holds."""
 
 
 FindEndpoint = Callable[[str, str], Endpoint | None]
@@ -53,7 +60,7 @@ def patch_base_client(
         endpoint = find_endpoint(options.method.lower(), options.url)
         if endpoint is None:
             return None
-        call = begin_call(_read_request, endpoint, client, options, kwargs, provider)
+        call = endpoint.begin(_read_request, endpoint, client, options, kwargs, provider)
         return None if call is None else (call, endpoint)
 
     def end(call: Call, endpoint: Endpoint, result: Any) -> Any:
@@ -78,26 +85,47 @@ def _read_request(
     if options.extra_json:
         body = {**body, **options.extra_json}
     base_url = getattr(client, "base_url", None)
+    host = getattr(base_url, "host", None)
     server = {
-        "provider": _name_provider(client, provider),
-        "address": getattr(base_url, "host", None),
+        "provider": _name_provider(type(client).__name__, host, provider),
+        "address": host,
         "port": getattr(base_url, "port", None),
         "is_stream": bool(kwargs.get("stream")),
     }
-    return endpoint.read_request(server, body)
+    request = endpoint.read_request(server, body)
+    if endpoint.read_path is not None:
+        request.parameters = {**request.parameters, **endpoint.read_path(options.url)}
+    return request
 
 
-def _name_provider(client: Any, provider: str) -> str:
-    """GenAI's name for the provider that this client's class speaks to."""
-    name = type(client).__name__
-    for part, provider_name in _PROVIDERS_BY_CLASS.items():
-        if part in name:
-            return provider_name
+@lru_cache(maxsize=256)
+def _name_provider(client_class: str, host: str | None, provider: str) -> str:
+    """GenAI's name for the provider that a client of this class and host speaks to."""
+    for part, name in _PROVIDERS_BY_CLASS.items():
+        if part in client_class:
+            return name
+    for ending, name in _PROVIDERS_BY_HOST.items():
+        if host is not None and (host == ending or host.endswith(f".{ending}")):
+            return name
     return provider
 
 
-_PROVIDERS_BY_CLASS = {
+_PROVIDERS_BY_CLASS: Final = {
     "Azure": "azure.ai.openai",
     "Bedrock": "aws.bedrock",
     "Vertex": "gcp.vertex_ai",
 }
+_PROVIDERS_BY_HOST: Final = {
+    "openai.azure.com": "azure.ai.openai",
+    "services.ai.azure.com": "azure.ai.inference",
+    "amazonaws.com": "aws.bedrock",
+    "aiplatform.googleapis.com": "gcp.vertex_ai",
+    "generativelanguage.googleapis.com": "gcp.gemini",
+    "api.deepseek.com": "deepseek",
+    "api.groq.com": "groq",
+    "api.mistral.ai": "mistral_ai",
+    "api.perplexity.ai": "perplexity",
+    "api.x.ai": "x_ai",
+    "api.cohere.ai": "cohere",
+}
+"""Servers that speak this protocol -> GenAI's well-known names."""

@@ -7,7 +7,7 @@ intact. Types are names, not objects, so that this module needs no data library.
 
 from typing import Final
 
-DATASET_SCHEMA_VERSION: Final = "1"
+DATASET_SCHEMA_VERSION: Final = "2"
 
 MANIFEST_FILE: Final = "manifest.json"
 
@@ -30,6 +30,7 @@ TRAJECTORIES: Final[dict[str, str]] = {
     "end": "str",  # terminated | truncated | abandoned | error | unknown
     "started_ns": "i64",
     "ended_ns": "i64",  # null while the root span never ended
+    "num_parts": "i64",  # processes that recorded it: 1, more when called, forked or resumed
     "num_turns": "i64",  # LLM calls
     "num_steps": "i64",  # spans that carry a step
     "num_tool_calls": "i64",  # calls the model asked for
@@ -113,7 +114,11 @@ REWARDS: Final[dict[str, str]] = {
     "explanation": "str",
     "time_ns": "i64",
     "span_id": "str",
+    "signature": "str",  # valid | invalid | missing | unchecked (the build had no keys)
+    "key_id": "str",  # key that the signature names
+    "verifier_digest": "str",
     "trusted": "bool",
+    "untrusted_because": "str",  # null when trusted
     "superseded": "bool",  # a later record has the same reward_id
 }
 

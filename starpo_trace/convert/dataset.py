@@ -28,6 +28,7 @@ from starpo_trace.convert.manifest import (
     write_tables,
 )
 from starpo_trace.convert.otlp import MalformedSpan, SpanRow
+from starpo_trace.convert.rewards import DEFAULT_TRUST, SIGNATURE_STATES, TRUST_SOURCES, Trust
 from starpo_trace.convert.sources import (
     SourceFingerprint,
     find_source_files,
@@ -37,12 +38,18 @@ from starpo_trace.convert.sources import (
 from starpo_trace.convert.trajectories import build_tables
 from starpo_trace.convert.tree import assign_trajectories, build_span_forest, deduplicate_spans
 from starpo_trace.errors import ConfigError, SourceError
+from starpo_trace.guard import warn
 from starpo_trace.schema import REJECTED, REWARD_SOURCES
+from starpo_trace.signing import Keyring, read_keyring
 
-__all__ = ["Conversion", "build_dataset", "convert_sources", "read_manifest", "scan_table"]
-
-TRUST_SOURCES: Final = ("environment", "rule", "user")
-"""Reward sources that count by default: not `judge`, which the judged text can talk to."""
+__all__ = [
+    "TRUST_SOURCES",
+    "Conversion",
+    "build_dataset",
+    "convert_sources",
+    "read_manifest",
+    "scan_table",
+]
 
 _LOSSES: Final = frozenset({"history_mismatch", "malformed_attributes", "cycle"})
 """Reasons to reject a span that leave a hole in its trajectory."""
@@ -87,6 +94,8 @@ def build_dataset(
     *,
     test_fraction: float = 0.0,
     trust_sources: Sequence[str] = TRUST_SOURCES,
+    reward_keys: str | Path | Keyring | None = None,
+    require_signed: bool | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Stores and OTLP files -> dataset folder at `output`, as a new version if there is one.
@@ -97,12 +106,15 @@ def build_dataset(
         test_fraction: share of the tasks (by hash of the task id) whose trajectories form the
             split `test`; trajectories without a task are always `train`.
         trust_sources: reward sources that count.
+        reward_keys: key file or keyring that reward signatures are checked with.
+        require_signed: whether unsigned rewards count for nothing; default: when there are keys.
         progress: called with the name of each stage and a number of spans or rows.
 
     Raises:
         SourceError: a source does not exist, is empty or holds no spans.
         DatasetError: `output` holds something else, or cannot be written.
-        ConfigError: `test_fraction` is not within [0, 1], or a trusted source is none.
+        ConfigError: `test_fraction` is not within [0, 1], a trusted source is none, or the keys
+            cannot be read or are missing.
     """
     if not 0.0 <= test_fraction <= 1.0:
         raise ConfigError(f"test_fraction is {test_fraction}; it must be between 0 and 1")
@@ -110,18 +122,25 @@ def build_dataset(
         raise ConfigError(
             f"trust_sources has {', '.join(unknown)}; use {', '.join(REWARD_SOURCES)}"
         )
+    trust = _decide_trust(trust_sources, reward_keys, require_signed=require_signed)
     check_output(output)
     conversion = convert_sources(
-        sources, test_fraction=test_fraction, trust_sources=trust_sources, progress=progress
+        sources, test_fraction=test_fraction, trust=trust, progress=progress
     )
     tables = conversion.tables
     verdicts = Counter(tables["trajectories"]["usable_for"].to_list())
+    signatures = Counter(tables["rewards"]["signature"].to_list())
     with lock_output(output), undo_unfinished(output):
         written = write_tables(output, tables)
         manifest = Manifest(
             starpo_version=version("starpo"),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            parameters={"test_fraction": test_fraction, "trust_sources": list(trust_sources)},
+            parameters={
+                "test_fraction": test_fraction,
+                "trust_sources": list(trust_sources),
+                "reward_keys": [] if trust.keyring is None else trust.keyring.key_ids,
+                "require_signed": trust.require_signed,
+            },
             sources=[
                 {"path": file.path, "bytes": file.num_bytes, "blake2b": file.blake2b}
                 for file in conversion.sources
@@ -130,6 +149,7 @@ def build_dataset(
             accounting=conversion.accounting,
             tables=written,
             usable_for={verdict: verdicts[verdict] for verdict in ("rl", "sft", "none")},
+            signatures={state: signatures[state] for state in SIGNATURE_STATES},
             digest=digest_tables(tables),
         )
         write_manifest(output, manifest)
@@ -141,7 +161,7 @@ def convert_sources(
     sources: Sequence[Path],
     *,
     test_fraction: float = 0.0,
-    trust_sources: Sequence[str] = TRUST_SOURCES,
+    trust: Trust = DEFAULT_TRUST,
     progress: Progress | None = None,
 ) -> Conversion:
     """Stores and OTLP files -> tables in memory; see `build_dataset`."""
@@ -154,7 +174,7 @@ def convert_sources(
             + "; has the agent run with tracing on, and was it flushed?"
         )
     rows, num_duplicates = deduplicate_spans(spans.rows)
-    tables = convert_rows(rows, trust_sources=trust_sources)
+    tables = convert_rows(rows, trust=trust)
     _report(progress, "converted", len(rows))
     num_used = len(rows) - tables["rejected"].height
     rejected = pl.concat([tables["rejected"], _malformed_frame(spans.malformed)])
@@ -172,7 +192,7 @@ def convert_sources(
 
 
 def convert_rows(
-    rows: Sequence[SpanRow], *, trust_sources: Sequence[str] = TRUST_SOURCES
+    rows: Sequence[SpanRow], *, trust: Trust = DEFAULT_TRUST
 ) -> dict[str, pl.DataFrame]:
     """Different span rows -> tables; `rejected` has one row per span that is not used."""
     forest = build_span_forest(
@@ -190,7 +210,7 @@ def convert_rows(
     tables = build_tables(
         frames,
         build_frame(losses, {"trajectory_id": "str", "reason": "str"}),
-        trust_sources=trust_sources,
+        trust=trust,
     )
     rejected = [
         _rejected_row(row, span)
@@ -199,6 +219,21 @@ def convert_rows(
     ]
     tables["rejected"] = pl.concat([tables["rejected"], build_frame(rejected, REJECTED)])
     return tables
+
+
+def _decide_trust(
+    sources: Sequence[str], keys: str | Path | Keyring | None, *, require_signed: bool | None
+) -> Trust:
+    keyring = keys if keys is None or isinstance(keys, Keyring) else read_keyring(keys)
+    if require_signed and keyring is None:
+        raise ConfigError("signed rewards are required, but there are no keys; give --reward-keys")
+    if keyring is not None and keyring.is_exposed:
+        warn("key file %s: other users can read it; do `chmod 600` on it", keys)
+    return Trust(
+        sources=tuple(sources),
+        keyring=keyring,
+        require_signed=keyring is not None if require_signed is None else require_signed,
+    )
 
 
 def _read_spans(sources: Sequence[Path], progress: Progress | None) -> _Spans:

@@ -70,6 +70,8 @@ class Manifest:
     """Where every span went."""
     usable_for: dict[str, int]
     """Trajectories per verdict: rl, sft, none."""
+    signatures: dict[str, int]
+    """Rewards per state of their signature: valid, invalid, missing, unchecked."""
     digest: str
     """Hash of all rows in a fixed order, without their source paths."""
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)

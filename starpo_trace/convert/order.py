@@ -22,6 +22,8 @@ class OrderedItem:
     """Message node that a call's prompt ends at."""
     output_node: str | None = None
     """Message node of a call's answer."""
+    earlier: tuple[int, ...] = ()
+    """Positions before it by their numbers; these say nothing about clocks."""
 
 
 def order_items(
@@ -33,14 +35,20 @@ def order_items(
     that are causes of each other.
     """
     causes = _find_causes(items, node_parents)
+    skewed = {
+        i
+        for i, of_item in enumerate(causes)
+        if any(items[cause].key[0] > items[i].key[0] for cause in of_item)
+    }
+    causes = [
+        of_item | {cause for cause in item.earlier if cause != i}
+        for i, (item, of_item) in enumerate(zip(items, causes, strict=True))
+    ]
     num_open = [len(of_item) for of_item in causes]
     effects: dict[int, list[int]] = defaultdict(list)
-    skewed = set()
     for i, of_item in enumerate(causes):
         for cause in of_item:
             effects[cause].append(i)
-            if items[cause].key[0] > items[i].key[0]:
-                skewed.add(i)
     heap = [(item.key, i) for i, item in enumerate(items) if not num_open[i]]
     heapify(heap)
     order = []

@@ -4,12 +4,14 @@ A partition holds whole trajectories; the function is pure and its result does n
 order of the rows, so partitions may be built anywhere and in any order.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import polars as pl
 
 from starpo_trace import schema
 from starpo_trace.convert.columns import polars_schema
+from starpo_trace.convert.rewards import Trust, judge_rewards, list_invalid_signatures
+from starpo_trace.convert.signatures import check_signatures
 from starpo_trace.convert.states import apply_states
 from starpo_trace.convert.token_ids import share_prompts
 from starpo_trace.convert.verdict import judge_trajectories
@@ -32,14 +34,14 @@ def build_tables(
     frames: Mapping[str, pl.DataFrame],
     losses: pl.DataFrame,
     *,
-    trust_sources: Collection[str],
+    trust: Trust,
 ) -> dict[str, pl.DataFrame]:
     """Canonical frames -> tables by name; `rejected` holds what is found only here.
 
     Args:
         frames: the frames of `starpo_trace.convert.dialects.canonical.FRAMES`.
         losses: `trajectory_id`, `reason` of rejected spans that belong to a trajectory.
-        trust_sources: reward sources that count.
+        trust: which rewards count.
     """
     spans = frames["spans"]
     states, lost_states = apply_states(frames["states"], spans)
@@ -48,10 +50,13 @@ def build_tables(
     )
     spans = spans.join(lost_states.select("row"), on="row", how="anti")
     turns = _build_turns(spans, frames["calls"])
-    rewards = _build_rewards(frames["rewards"], spans, turns, trust_sources)
+    summary = _summarise_spans(spans)
+    placed = _place_rewards(frames["rewards"], spans, turns, summary)
+    rewards = judge_rewards(check_signatures(placed, trust.keyring), trust)
     turns = turns.join(_sum_turn_rewards(rewards), on=[_BY_TRAJECTORY, "turn"], how="left")
     messages = _build_messages(frames["nodes"], spans, turns)
-    trajectories = _build_trajectories(spans, turns, messages, rewards)
+    trajectories = _build_trajectories(summary, turns, messages, rewards)
+    losses = pl.concat([losses, list_invalid_signatures(rewards)], how="vertical")
     trajectories = judge_trajectories(trajectories, spans, turns, messages, losses)
     tables = {
         "trajectories": trajectories,
@@ -107,35 +112,25 @@ def _build_turns(spans: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _build_rewards(
-    rewards: pl.DataFrame,
-    spans: pl.DataFrame,
-    turns: pl.DataFrame,
-    trust_sources: Collection[str],
+def _place_rewards(
+    rewards: pl.DataFrame, spans: pl.DataFrame, turns: pl.DataFrame, summary: pl.DataFrame
 ) -> pl.DataFrame:
+    """Rewards -> with their trajectory, its task, and the step and turn that they judge."""
     own = spans.select("row", _BY_TRAJECTORY, "trace_id", "span_id")
     targets = spans.select(target_row="row", target_step=pl.coalesce("step", "step_order"))
     target_turns = turns.select(target_row="row", target_turn="turn")
-    in_range = pl.col("value").ge(pl.col("min")).fill_null(value=True) & pl.col("value").le(
-        pl.col("max")
-    ).fill_null(value=True)
     of_trajectory = pl.col("scope") == "trajectory"
     placed = (
         rewards.rename({"step": "named_step"})
         .join(own, on="row", how="inner")
         .join(targets, on="target_row", how="left")
         .join(target_turns, on="target_row", how="left")
+        .join(summary.select(_BY_TRAJECTORY, "task_id"), on=_BY_TRAJECTORY, how="left")
         .with_columns(
             step=pl.when(~of_trajectory).then(pl.coalesce("named_step", "target_step")),
             reward_id=pl.coalesce(
                 "reward_id", pl.format("{}:{}:{}", "trace_id", "span_id", "name")
             ),
-            trusted=(
-                pl.col("recorded_by_us")
-                & pl.col("source").is_in(list(trust_sources))
-                & pl.col("value").is_not_null()
-                & in_range
-            ).fill_null(value=False),
         )
     )
     # A reward of a tool step belongs to the turn that asked for the tool: the last one before it.
@@ -144,11 +139,6 @@ def _build_rewards(
         placed.sort("step", nulls_last=True)
         .join_asof(steps, on="step", by=_BY_TRAJECTORY, strategy="backward", check_sortedness=False)
         .with_columns(turn=pl.when(~of_trajectory).then(pl.coalesce("target_turn", "turn")))
-        .sort("trusted", "time_ns", "trace_id", "span_id", "name", descending=True)
-        .with_columns(
-            # An untrusted record never replaces a trusted one, however late it comes.
-            superseded=pl.int_range(pl.len()).over(_BY_TRAJECTORY, "reward_id") > 0
-        )
     )
 
 
@@ -201,7 +191,7 @@ def _first_turns(messages: pl.DataFrame) -> pl.Series:
 
 
 def _build_trajectories(
-    spans: pl.DataFrame, turns: pl.DataFrame, messages: pl.DataFrame, rewards: pl.DataFrame
+    summary: pl.DataFrame, turns: pl.DataFrame, messages: pl.DataFrame, rewards: pl.DataFrame
 ) -> pl.DataFrame:
     has_usage = pl.col("input_tokens").is_not_null() & pl.col("output_tokens").is_not_null()
     of_turns = turns.group_by(_BY_TRAJECTORY).agg(
@@ -216,8 +206,7 @@ def _build_trajectories(
     of_leaves = leaves.group_by(_BY_TRAJECTORY).agg(num_branches=pl.len())
     counts = ["num_turns", "num_tool_calls", "num_messages", "num_branches"]
     return (
-        _summarise_spans(spans)
-        .join(of_turns, on=_BY_TRAJECTORY, how="left")
+        summary.join(of_turns, on=_BY_TRAJECTORY, how="left")
         .join(of_messages, on=_BY_TRAJECTORY, how="left")
         .join(of_leaves, on=_BY_TRAJECTORY, how="left")
         .join(_pick_outcome(rewards), on=_BY_TRAJECTORY, how="left")
@@ -227,21 +216,29 @@ def _build_trajectories(
 
 def _summarise_spans(spans: pl.DataFrame) -> pl.DataFrame:
     is_root = pl.col("record") == "trajectory"
+    is_step = pl.col("record").is_in(["llm", "step"])
+    # The end of a run is that of its last part, which has none while its root span is missing.
+    is_resumed = pl.col("part").str.starts_with("resume-").fill_null(value=False)
+    last_base = pl.col("part_base").filter(is_resumed).max().fill_null(0)
+    last_root_base = pl.col("part_base").filter(is_root).max().fill_null(0)
     root_end = pl.col("end_ns").filter(is_root).max()
     return (
         spans.filter(pl.col("record") != "reward")
-        .sort(is_root.not_(), "start_ns", "trace_id", "span_id")
+        .sort(is_root.not_(), pl.col("part_base").fill_null(0), "start_ns", "trace_id", "span_id")
         .group_by(_BY_TRAJECTORY, maintain_order=True)
         .agg(
             *(pl.col(name).drop_nulls().first() for name in _IDENTITY),
             pl.col("trace_id").first(),
             pl.col("source").first(),
-            end=pl.col("end").drop_nulls().last().fill_null("unknown"),
+            end=pl.when(last_base <= last_root_base)
+            .then(pl.col("end").drop_nulls().last())
+            .fill_null("unknown"),
             started_ns=pl.col("start_ns").min(),
             ended_ns=pl.when(pl.col("is_ours").any())
             .then(root_end)
             .otherwise(pl.col("end_ns").max()),
-            num_steps=pl.col("record").is_in(["llm", "step"]).sum(),
+            num_parts=pl.col("part").filter(pl.col("is_ours")).n_unique(),
+            num_steps=is_step.sum(),
         )
     )
 

@@ -9,9 +9,9 @@ from typing import Final
 
 import polars as pl
 
-NOT_EVEN_SFT: Final = ("no_llm_call", "no_content", "missing_history")
+NOT_EVEN_SFT: Final = ("no_llm_call", "no_content", "missing_history", "content_truncated")
 """Reasons that leave nothing to learn from."""
-INFORMATION: Final = ("call_error", "skewed_clock")
+INFORMATION: Final = ("call_error", "skewed_clock", "open_part", "reward_signature_invalid")
 """Reasons that take nothing away. Every other reason means: not for RL."""
 NOT_RL: Final = (
     "unended",
@@ -94,18 +94,33 @@ def _reasons_of_trajectories(trajectories: pl.DataFrame) -> pl.DataFrame:
 
 
 def _reasons_of_steps(spans: pl.DataFrame) -> pl.DataFrame:
-    is_step = pl.col("record").is_in(["llm", "step"]) & pl.col("step").is_not_null()
-    steps = pl.col("step").filter(is_step)
-    counted = spans.group_by(_BY_TRAJECTORY).agg(
-        num_found=steps.n_unique(),
-        num_rows=steps.len(),
-        num_expected=pl.max_horizontal(pl.col("num_steps").max(), steps.max() + 1).fill_null(0),
+    """Each part has its own numbers, without holes from where it branched off.
+
+    A run and what resumed it make one such row of numbers. A part that another process recorded
+    says at its end how many there are; until then a loss at its end cannot be noticed.
+    """
+    part = pl.col("part")
+    is_step = pl.col("record").is_in(["llm", "step"]) & pl.col("recorded_step").is_not_null()
+    steps = pl.col("recorded_step").filter(is_step)
+    is_branch = part.str.contains("^(remote|fork)-").fill_null(value=False)
+    counted = (
+        spans.with_columns(line=pl.when(is_branch).then(part), is_branch=is_branch)
+        .group_by(_BY_TRAJECTORY, "line")
+        .agg(
+            num_found=steps.n_unique(),
+            num_rows=pl.struct("part", "recorded_step").filter(is_step).len(),
+            num_different=pl.struct("part", "recorded_step").filter(is_step).n_unique(),
+            num_expected=pl.max_horizontal(pl.col("num_steps").max(), steps.max() + 1).fill_null(0)
+            - pl.col("part_base").filter("is_branch").max().fill_null(0),
+            is_open=(pl.col("is_branch") & is_step).any() & ~(pl.col("record") == "part").any(),
+        )
     )
     return _reason_rows(
         counted,
         {
             "missing_turn": pl.col("num_found") < pl.col("num_expected"),
-            "duplicate_step": pl.col("num_rows") > pl.col("num_found"),
+            "duplicate_step": pl.col("num_rows") > pl.col("num_different"),
+            "open_part": pl.col("is_open"),
         },
     )
 

@@ -229,7 +229,7 @@ def test_bad_fraction_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", '{"schema_version": "0"}', '{"schema_version": "1"}']
+    "content", ["", "[]", '{"schema_version": "0"}', '{"schema_version": "2"}']
 )
 def test_bad_manifest_is_refused(tmp_path, content):
     """Torn, foreign or older manifests give an error that names the file."""
@@ -250,6 +250,7 @@ def test_manifest_is_plain_json(tmp_path, spans):
         "digest",
         "parameters",
         "schema_version",
+        "signatures",
         "sources",
         "starpo_version",
         "tables",
@@ -334,8 +335,8 @@ def test_unknown_trusted_source_is_refused(tmp_path):
 def test_manifest_errors_are_in_words(tmp_path):
     """What is missing is named, not the exception that tripped over it."""
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(DatasetError, match="no schema version, this starpo reads 1"):
+    with pytest.raises(DatasetError, match="no schema version, this starpo reads 2"):
         read_manifest(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"schema_version": "1", "tables": {}}')
+    (tmp_path / "manifest.json").write_text('{"schema_version": "2", "tables": {}}')
     with pytest.raises(DatasetError, match=r"manifest\.json: lacks accounting, counts, created"):
         read_manifest(tmp_path)

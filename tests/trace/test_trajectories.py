@@ -95,6 +95,7 @@ def test_a_whole_trajectory_is_usable_for_rl(spans):
         "end": "terminated",
         "started_ns": 1_000_000_000,
         "ended_ns": 1_000_001_000,
+        "num_parts": 1,
         "num_turns": 2,
         "num_steps": 3,
         "num_tool_calls": 1,

@@ -9,6 +9,7 @@ import pytest
 from deltalake import write_deltalake
 from polars.testing import assert_frame_equal
 
+from starpo_trace.schema import DATASET_SCHEMA_VERSION
 from starpo_train.errors import ConfigError, DataError
 from starpo_train.gate import GateConfig, decide_release, read_gate_config, run_gate
 from starpo_train.gate.pairing import pair_tasks, summarize_tasks
@@ -354,7 +355,7 @@ def write_dataset(path: Path, rows: pl.DataFrame) -> Path:
     path.mkdir()
     write_deltalake(str(path / "trajectories"), rows)
     manifest = {
-        "schema_version": "1",
+        "schema_version": DATASET_SCHEMA_VERSION,
         "digest": f"digest-of-{path.name}",
         "tables": {"trajectories": {"path": "trajectories", "version": 0}},
     }

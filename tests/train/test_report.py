@@ -10,7 +10,7 @@ import pytest
 from deltalake import write_deltalake
 
 from starpo_trace.convert.columns import build_frame
-from starpo_trace.schema import TABLES
+from starpo_trace.schema import DATASET_SCHEMA_VERSION, TABLES
 from starpo_train.errors import DataError
 from starpo_train.gate import GateConfig, run_gate
 from starpo_train.report import PolicyResult, render_report, svg
@@ -60,7 +60,7 @@ def write_dataset(path: Path, tables: dict[str, list[dict]], **manifest) -> Path
     for name, columns in TABLES.items():
         write_deltalake(str(path / name), build_frame(tables.get(name, []), columns))
     values = {
-        "schema_version": "1",
+        "schema_version": DATASET_SCHEMA_VERSION,
         "digest": f"digest-of-{path.name}",
         "tables": {name: {"path": name, "version": 0} for name in TABLES},
         **manifest,

@@ -10,7 +10,9 @@ from typing import Any, Final
 
 Columns = dict[str, Any]
 
-RECORDS: Final = frozenset({"trajectory", "agent", "llm", "step", "state", "observation", "reward"})
+RECORDS: Final = frozenset(
+    {"trajectory", "part", "agent", "llm", "step", "state", "observation", "reward"}
+)
 """`agent` is an agent's span in another library's trace; the rest are ours, see `semconv.RECORD`."""
 
 SPANS: Final[dict[str, str]] = {
@@ -24,10 +26,15 @@ SPANS: Final[dict[str, str]] = {
     "scope": "str",
     "start_ns": "i64",
     "end_ns": "i64",
-    "step": "i64",
+    "step": "i64",  # in the trajectory; as recorded unless its parts used the same numbers
+    "recorded_step": "i64",
+    "part": "str",  # null: the process where the trajectory began
+    "part_base": "i64",
+    "part_parent": "str",
+    "part_after": "i64",
     "step_kind": "str",
     "step_order": "i64",  # rank by time and history, for spans without a step number
-    "flag": "str",  # orphan_span | skewed_clock | dropped_attributes, comma-separated; or null
+    "flag": "str",  # orphan_span | skewed_clock | dropped_attributes | content_truncated, or null
     "agent_name": "str",
     "task_id": "str",
     "attempt": "i64",
@@ -98,6 +105,11 @@ REWARDS: Final[dict[str, str]] = {
     "min": "f64",
     "max": "f64",
     "step": "i64",
+    "recorded_step": "i64",
+    "recorded_task_id": "str",
+    "signature": "str",  # as recorded
+    "signed_ns": "i64",
+    "verifier_digest": "str",
     "judge_id": "str",
     "judge_prompt_hash": "str",
     "explanation": "str",

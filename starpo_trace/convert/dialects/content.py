@@ -14,6 +14,7 @@ import orjson
 
 from starpo_trace import semconv as keys
 from starpo_trace.convert.dialects.canonical import Columns
+from starpo_trace.limits import CUT_PREFIX, is_cut
 from starpo_trace.messages import Message, chain_hashes, dump_json
 
 
@@ -81,15 +82,19 @@ def read_history(attributes: dict[str, Any]) -> History:
     if value is None and base is None:
         return History(nodes=(), base_node=None, last_node=None, length=0, is_recorded=False)
     base_length = int(attributes.get(keys.HISTORY_BASE_LENGTH) or 0)
-    messages = _messages(value) if value is not None else []
+    messages = _messages(value) if value is not None and not _is_all_cut(value) else []
     messages = [*_system_message(attributes), *messages]
     nodes = _chain_nodes(messages, base, base_length)
     if keys.HISTORY_HASH in attributes:
         expected = attributes[keys.HISTORY_HASH]
         if isinstance(value, str) and _last_node(nodes, base) != expected:
             # orjson reads integers beyond 64 bits as floats; the standard library does not.
-            messages = [*_system_message(attributes), *json.loads(value)]
+            exact = json.loads(value)
+            exact = exact if isinstance(exact, list) else []
+            messages = [*_system_message(attributes), *exact]
             nodes = _chain_nodes(messages, base, base_length)
+        if _last_node(nodes, base) != expected and isinstance(value, str) and is_cut(value):
+            return _name_cut_history(nodes, base, attributes)
         _verify_history(attributes, nodes, base, base_length)
     return History(
         nodes=nodes,
@@ -103,7 +108,7 @@ def read_history(attributes: dict[str, Any]) -> History:
 def read_output(attributes: dict[str, Any], history: History) -> Output:
     """Output messages of a span -> nodes after the prompt's last one, and the answer's parts."""
     value = attributes.get(keys.OUTPUT_MESSAGES)
-    if value is None:
+    if value is None or _is_all_cut(value):
         return Output()
     messages = _messages(value)
     if not messages:
@@ -131,7 +136,7 @@ def read_numbers(value: Any, typecode: str) -> list[Any] | None:
     Raises:
         ValueError, TypeError, OverflowError: it is not such a list.
     """
-    if value is None:
+    if value is None or _is_all_cut(value):
         return None
     numbers = read_json(value)
     if not isinstance(numbers, list):
@@ -146,6 +151,27 @@ def valid_text(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-8", "replace").decode()
     return text
+
+
+def _is_all_cut(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip().startswith(f'"{CUT_PREFIX}')
+
+
+def _name_cut_history(
+    nodes: tuple[Columns, ...], base: str | None, attributes: dict[str, Any]
+) -> History:
+    """History with texts cut by a limit: it still ends where the recorded hash says."""
+    last = _text_or_none(attributes[keys.HISTORY_HASH])
+    if nodes:
+        nodes = (*nodes[:-1], {**nodes[-1], "node_id": last})
+    length = attributes.get(keys.HISTORY_LENGTH)
+    return History(
+        nodes=nodes,
+        base_node=base,
+        last_node=last,
+        length=length if isinstance(length, int) else len(nodes),
+        is_recorded=True,
+    )
 
 
 def _messages(value: Any) -> list[Message]:

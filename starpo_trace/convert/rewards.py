@@ -1,0 +1,77 @@
+"""Placed and checked rewards -> which of them count, and why the others do not."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import polars as pl
+
+from starpo_trace.signing import Keyring
+
+TRUST_SOURCES: Final = ("environment", "rule", "user")
+"""Reward sources that count by default: not `judge`, which the judged text can talk to."""
+
+SIGNATURE_STATES: Final = ("valid", "invalid", "missing", "unchecked")
+
+_BY_TRAJECTORY = "trajectory_id"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """Which rewards count."""
+
+    sources: tuple[str, ...] = TRUST_SOURCES
+    """Reward sources that count."""
+    keyring: Keyring | None = None
+    """Keys that signatures are checked with."""
+    require_signed: bool = False
+    """Whether unsigned rewards count for nothing."""
+
+
+DEFAULT_TRUST: Final = Trust()
+
+
+def judge_rewards(rewards: pl.DataFrame, trust: Trust) -> pl.DataFrame:
+    """Rewards whose signatures are checked -> with `trusted`, `untrusted_because`, `superseded`."""
+    signature = pl.col("signature")
+    source = pl.col("source")
+    is_recorded = pl.col("recorded_by_us") | signature.eq("valid")
+    in_range = pl.col("value").ge(pl.col("min")).fill_null(value=True) & pl.col("value").le(
+        pl.col("max")
+    ).fill_null(value=True)
+    faults = {
+        "signature": signature.eq("invalid"),
+        "not signed": signature.ne("valid") if trust.require_signed else pl.lit(value=False),
+        "not recorded by starpo_trace": ~is_recorded.fill_null(value=False),
+        "source": ~source.is_in(list(trust.sources)).fill_null(value=False),
+        "no value": pl.col("value").is_null(),
+        "outside of its range": ~in_range,
+    }
+    words = {
+        "signature": pl.col("signature_fault"),
+        "source": pl.format("source {} is not trusted", source.fill_null("unknown")),
+    }
+    fault = pl.coalesce(
+        pl.when(holds).then(words.get(name, pl.lit(name))) for name, holds in faults.items()
+    )
+    # Of signed records with one id the one signed last counts, also when an older one is sent
+    # again; no unsigned one replaces a signed one, no untrusted one a trusted one.
+    is_signed = signature.is_in(["valid", "unchecked"])
+    made_ns = pl.when(is_signed).then(pl.coalesce("signed_ns", "time_ns")).otherwise("time_ns")
+    return (
+        rewards.with_columns(untrusted_because=fault, is_signed=is_signed, made_ns=made_ns)
+        .with_columns(trusted=pl.col("untrusted_because").is_null())
+        .sort(
+            ["trusted", "is_signed", "made_ns", "trace_id", "span_id", "name"],
+            descending=True,
+        )
+        .with_columns(superseded=pl.int_range(pl.len()).over(_BY_TRAJECTORY, "reward_id") > 0)
+    )
+
+
+def list_invalid_signatures(rewards: pl.DataFrame) -> pl.DataFrame:
+    """Rewards -> `trajectory_id`, `reason` of the trajectories that have forged or misplaced ones."""
+    return (
+        rewards.filter(pl.col("signature") == "invalid")
+        .select(_BY_TRAJECTORY, reason=pl.lit("reward_signature_invalid"))
+        .unique()
+    )

@@ -114,5 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.wfile.write(b"0\r\n\r\n")
 
+    do_GET = do_POST
+
     def log_message(self, format: str, *args: object) -> None:
         """Keep the test's output clean."""

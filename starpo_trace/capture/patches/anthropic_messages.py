@@ -46,6 +46,7 @@ def read_messages_request(server: Mapping[str, Any], body: Mapping[str, Any]) ->
         messages=messages,
         tool_definitions=body.get("tools") or None,
         parameters=parameters,
+        previous_response_id=get_fields(body.get("thread")).get("previous_message_id"),
         **server,
     )
 

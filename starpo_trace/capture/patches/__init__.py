@@ -15,9 +15,12 @@ from starpo_trace.capture.patches.base import PatchSet
 from starpo_trace.guard import Guard, warn_once
 
 _PATCHES: Final = {
+    "threading": "starpo_trace.capture.patches.threads",
+    "concurrent.futures.thread": "starpo_trace.capture.patches.threads",
     "anthropic._base_client": "starpo_trace.capture.patches.anthropic",
     "anthropic.lib.tools._beta_runner": "starpo_trace.capture.patches.anthropic_tools",
     "openai._base_client": "starpo_trace.capture.patches.openai",
+    "botocore.client": "starpo_trace.capture.patches.bedrock",
     "ollama._client": "starpo_trace.capture.patches.ollama",
 }
 """Module to wait for -> module with `apply(patches, module)` and `TESTED`, package -> versions."""

@@ -16,8 +16,7 @@ _MAX_NAME_LENGTH: Final = 80
 _FAMILIES: Final = tuple(
     (name, re.compile(pattern, re.IGNORECASE | re.ASCII))
     for name, pattern in (
-        ("password", r"(?:password|passwd|pwd|passphrase|[_-]pass)\Z"),
-        ("aws_secret_key", r"secret[_-]?access[_-]?key\Z"),
+        ("password", r"(?:password|passwd|pwd)\Z"),
         ("secret", r"(?<!is_)secret\Z"),
         (
             "not_secret",
@@ -115,7 +114,7 @@ def _is_mixed(value: str) -> bool:
 
 
 # Quotes, brackets and blanks are no part of a text's skeleton, so a name and its `=` meet there.
-_SEPARATOR: Final = r"""["'\]\\\s]{0,8}(?::=|=>|={1,3}|:)"""
+_SEPARATOR: Final = r"""["'\]\\ \t]{0,8}(?::=|=>|={1,3}|:)"""
 _VALUE: Final = (
     r"""(?:\s{0,32}(?P<quote>\\{0,7}["'])|[ \t]{0,8})(?P<secret>"""
     r"""(?(quote)(?:(?!(?P=quote))(?:\\[^\n]|[^\n]))++|[^\s"'`,;&<>(){}\[\]\\|]{6,}+))"""
@@ -126,44 +125,39 @@ _SCHEME_AND_VALUE: Final = (
 _PAIRS: Final = r"""[ \t]{0,8}\\{0,7}["']?(?P<secret>[^\s=;"'\\]{1,64}+=[^"'\\\r\n]{4,}+)"""
 
 
-def _make_rules(name: str, *keywords: str) -> tuple[Rule, ...]:
-    """One rule per spelling, so that each pattern starts with literal text."""
-    return tuple(
-        Rule(
-            name=name,
-            pattern=keyword + _SEPARATOR + _VALUE,
-            hints=(keyword + "=",),
-            accept=_accept_assignment,
-        )
-        for keyword in keywords
+def _make_rule(name: str, pattern: str, *hints: str) -> Rule:
+    return Rule(
+        name=name, pattern=pattern + _SEPARATOR + _VALUE, hints=hints, accept=_accept_assignment
     )
 
 
 ASSIGNMENTS: Final = (
-    Rule(
-        name="aws_secret_key",
-        pattern=r"(?:ccess(?:(?<=ecret[_-]access)|(?<=ecretAccess))[_-]?[kK]ey"
-        r"|CCESS(?<=SECRET_ACCESS)_KEY)" + _SEPARATOR + r"""\s{0,8}\\{0,7}["']?"""
-        r"(?P<secret>[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+]))",
-        hints=("key=", "Key=", "KEY="),
-    ),
-    *_make_rules("password", "password", "Password", "PASSWORD", "passwd", "PASSWD", "pwd", "PWD"),
-    *_make_rules("password", "passphrase", "PASSPHRASE", "_pass", "_PASS"),
-    *_make_rules("secret", "ecret", "SECRET"),
-    *_make_rules("token", "oken", "TOKEN"),
-    *_make_rules("api_key", "key", "Key", "KEY"),
+    # Each pattern starts with a rare letter and then looks behind; capitals have their own.
+    _make_rule("password", "w(?:ord(?<=assword)|d(?:(?<=asswd)|(?<=pwd)))", "word=", "wd="),
+    _make_rule("password", "PASSW(?:OR)?D", "PASSWORD", "PASSWD"),
+    _make_rule("password", "PWD", "PWD"),
+    _make_rule("secret", "cret(?<=ecret)", "ecret="),
+    _make_rule("secret", "SECRET", "SECRET"),
+    _make_rule("token", "ken(?<=oken)", "oken="),
+    _make_rule("token", "TOKEN", "TOKEN"),
+    _make_rule("api_key", "key", "key="),
+    _make_rule("api_key", "Key", "Key="),
+    _make_rule("api_key", "KEY", "KEY"),
     *(
         Rule(
             name="authorization",
-            pattern=keyword + _SEPARATOR + _SCHEME_AND_VALUE,
-            hints=(keyword + "=",),
+            pattern=pattern + _SEPARATOR + _SCHEME_AND_VALUE,
+            hints=(hint,),
             accept=_accept_authorization,
         )
-        for keyword in ("uthorization", "UTHORIZATION")
+        for pattern, hint in (
+            ("zation(?<=uthorization)", "zation="),
+            ("UTHORIZATION", "UTHORIZATION"),
+        )
     ),
     *(
-        Rule(name="cookie", pattern=keyword + _SEPARATOR + _PAIRS, hints=(keyword + "=",))
-        for keyword in ("ookie", "OOKIE")
+        Rule(name="cookie", pattern=pattern + _SEPARATOR + _PAIRS, hints=(hint,))
+        for pattern, hint in (("kie(?<=ookie)", "kie="), ("COOKIE", "COOKIE"))
     ),
 )
 """Rules for secrets that only their names give away."""

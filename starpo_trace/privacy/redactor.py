@@ -31,7 +31,7 @@ SECRETS: Final = (*VENDORS, *ASSIGNMENTS)
 
 _FAILED: Final = make_mask("error")
 _SHORTEST_SECRET: Final = 6
-_MAX_CLEAN: Final = 8192
+_MAX_KNOWN: Final = 8192
 _MIN_KEY_BYTES: Final = 16
 _HIDING_ESCAPE: Final = re.compile(r"\\u00[2-7]")
 
@@ -64,7 +64,12 @@ class Redactor:
         self._deny_fields = frozenset(name.lower() for name in redaction.deny_fields)
         # The built-in rules know no secret that is a number, nor one shorter than its name.
         self.searches_numbers = bool(redaction.rules or redaction.deny or redaction.function)
-        self._clean: set[int] = set()
+        # Histories repeat: a text found clean is known by its keyed 64-bit hash, which `str`
+        # computes once per object. A user's function may change its mind: it is always asked.
+        self.clean_strings: set[int] = set()
+        self._clean_texts: set[int] = set()
+        self._clean_jsons: set[int] = set()
+        self.plain_keys: set[str] = set()
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
 
@@ -76,15 +81,22 @@ class Redactor:
 
     def redact_text(self, text: str) -> str:
         """Text -> the same object if clean, else with masks."""
-        return self._redact(text, self._find_text_edits, 1)
+        return self._redact(text, self._find_text_edits, self._clean_texts)
 
     def redact_json(self, text: str) -> str:
         """JSON text -> valid JSON text, untouched beside the masks; other text as text."""
-        return self._redact(text, self._find_json_edits, 2)
+        return self._redact(text, self._find_json_edits, self._clean_jsons)
 
     def redact_string(self, text: str) -> str:
         """A value that is text: as JSON if it looks like it, as tool arguments do."""
-        return self.redact_json(text) if _looks_like_json(text) else self.redact_text(text)
+        return self._redact(text, self._find_string_edits, self.clean_strings)
+
+    def redact_key(self, key: str) -> str:
+        """A field's name; remembers the many that need no further look."""
+        redacted = self.redact_text(key)
+        if redacted is key and self._function is None and not self._is_masked_field(key):
+            _remember(self.plain_keys, key)
+        return redacted
 
     def redact_value(self, value: Any) -> Any:
         """JSON-like value -> the same object if clean, else a copy, masked at every depth."""
@@ -116,13 +128,9 @@ class Redactor:
             self.fail("placing tokens", error)
             return [True] * len(tokens)
 
-    def _redact(self, text: str, find: Callable[[str], list[Edit]], kind: int) -> str:
-        if len(text) < _SHORTEST_SECRET and not self.searches_numbers:
-            return text
-        # Histories repeat: a text found clean is known by its keyed 64-bit hash, which `str`
-        # computes once per object. A user's function may change its mind, so it is always asked.
-        known = hash(text) ^ kind
-        if known in self._clean:
+    def _redact(self, text: str, find: Callable[[str], list[Edit]], clean: set[int]) -> str:
+        known = hash(text)
+        if known in clean or (len(text) < _SHORTEST_SECRET and not self.searches_numbers):
             return text
         try:
             edits = find(text)
@@ -134,9 +142,7 @@ class Redactor:
         except Exception as error:  # noqa: BLE001 - fails closed
             return self.fail("searching a text", error)
         if self._function is None:
-            if len(self._clean) >= _MAX_CLEAN:
-                self._clean.clear()
-            self._clean.add(known)
+            _remember(clean, known)
         return text
 
     def fail(self, doing: str, error: Exception) -> str:
@@ -191,13 +197,13 @@ class Redactor:
         """Whether a search of the JSON text as it stands could miss what its strings hold."""
         if self._deny_fields or self.searches_numbers:
             return True
-        return "\\u00" in text and _HIDING_ESCAPE.search(text) is not None
+        return "\\" in text and "\\u00" in text and _HIDING_ESCAPE.search(text) is not None
 
     def _find_string_edits(self, text: str) -> list[Edit]:
         return (self._find_json_edits if _looks_like_json(text) else self._find_text_edits)(text)
 
     def mask_field(self, name: str, value: str | None) -> str | None:
-        """Whether the value of an object's field (if a string) is masked for the field's name."""
+        """The rule that masks an object's field (its value, if a string) for its name."""
         if name.lower() in self._deny_fields:
             return "field"
         if value is None or not self._secrets:
@@ -207,9 +213,18 @@ class Redactor:
             return None
         return None if self._matcher.is_allowed(value) else name_mask(family)
 
+    def _is_masked_field(self, name: str) -> bool:
+        return name.lower() in self._deny_fields or classify_field(name) is not None
+
+
+def _remember(known: set[Any], entry: object) -> None:
+    if len(known) >= _MAX_KNOWN:
+        known.clear()
+    known.add(entry)
+
 
 def _looks_like_json(text: str) -> bool:
-    return text[:1] in {"{", "["} or text.lstrip()[:1] in {"{", "["}
+    return text.startswith(("{", "[")) or (text[:1].isspace() and text.lstrip()[:1] in {"{", "["})
 
 
 def _mark_tokens(tokens: Sequence[str], edits: Sequence[Edit]) -> list[bool]:

@@ -4,6 +4,7 @@ Values come from an agent's own state: they may hold cycles, be changed by anoth
 or raise when looked at. What cannot be searched is masked.
 """
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -21,10 +22,12 @@ _MAX_DEPTH: Final = 128
 class ValueRedactor:
     """One walk through one value."""
 
-    __slots__ = ("_depth", "_redactor", "_seen")
+    __slots__ = ("_clean", "_depth", "_plain_keys", "_redactor", "_seen")
 
     def __init__(self, redactor: "Redactor") -> None:
         self._redactor = redactor
+        self._clean = redactor.clean_strings
+        self._plain_keys = redactor.plain_keys
         self._depth = 0
         self._seen: dict[int, tuple[Any, Any]] = {}
 
@@ -32,11 +35,14 @@ class ValueRedactor:
         """The same object if clean, else a masked copy."""
         kind = type(value)
         if kind is str:
-            return self._redactor.redact_string(value)
+            return value if hash(value) in self._clean else self._redactor.redact_string(value)
         if value is None or kind is bool:
             return value
         if kind is int or kind is float:
             return self._redact_number(value) if self._redactor.searches_numbers else value
+        known = self._seen.get(id(value))
+        if known is not None:
+            return known[1]
         try:
             return self._redact_object(value)
         except MemoryError:
@@ -45,49 +51,53 @@ class ValueRedactor:
             return self._redactor.fail("searching a value", error)
 
     def _redact_object(self, value: Any) -> Any:
-        known = self._seen.get(id(value))
-        if known is not None:
-            return known[1]
         if self._depth > _MAX_DEPTH:
             raise RecursionError
         self._seen[id(value)] = (value, _FAILED)  # what a cycle finds
         self._depth += 1
         try:
-            result = self._redact_children(value)
+            if isinstance(value, dict):
+                result = self._redact_dict(value)
+            elif isinstance(value, list | tuple):
+                result = self._redact_items(value)
+            else:
+                result = self._redact_other(value)
         finally:
             self._depth -= 1
         self._seen[id(value)] = (value, result)  # keeps both alive, so that ids stay theirs
         return result
 
-    def _redact_children(self, value: Any) -> Any:
-        if isinstance(value, dict):
-            return self._redact_dict(value)
-        if isinstance(value, list | tuple):
-            items = [self.redact(item) for item in value]
-            if len(items) == len(value) and all(map(_is, items, value)):
-                return value
-            return items if isinstance(value, list) else tuple(items)
-        return self._redact_other(value)
+    def _redact_items(self, value: list[Any] | tuple[Any, ...]) -> Any:
+        items = list(value)  # another thread may change the original
+        is_clean = True
+        for index, item in enumerate(items):
+            new_item = self.redact(item)
+            if new_item is not item:
+                items[index] = new_item
+                is_clean = False
+        if is_clean:
+            return value
+        return items if isinstance(value, list) else tuple(items)
 
     def _redact_dict(self, value: dict[Any, Any]) -> dict[Any, Any]:
+        clean, plain_keys, redact = self._clean, self._plain_keys, self.redact
         changes: dict[Any, tuple[Any, Any]] = {}
         for key, item in value.items():
-            new_key, new_item = self._redact_field(key, item)
+            if type(key) is str and key in plain_keys:
+                if type(item) is str and hash(item) in clean:
+                    continue
+                new_key, new_item = key, redact(item)
+            else:
+                new_key, new_item = self._redact_field(key, item)
             if new_key is not key or new_item is not item:
                 changes[key] = (new_key, new_item)
-        if not changes:
-            return value
-        copy: dict[Any, Any] = {}
-        for key, item in value.items():
-            new_key, new_item = changes.get(key, (key, item))
-            copy[key if new_key is key else _make_unique(new_key, copy)] = new_item
-        return copy
+        return _copy_with(value.items(), changes) if changes else value
 
     def _redact_field(self, key: Any, item: Any) -> tuple[Any, Any]:
         if type(key) is not str:
             return self.redact(key), self.redact(item)
-        new_key = self._redactor.redact_text(key)
         name = self._redactor.mask_field(key, item if isinstance(item, str) else None)
+        new_key = self._redactor.redact_key(key)
         if name is None or item is None:
             return new_key, self.redact(item)
         mask = make_mask(name)
@@ -103,22 +113,25 @@ class ValueRedactor:
 
     def _redact_other(self, value: Any) -> Any:
         """Objects that are no JSON are searched as what would be written of them."""
-        text = str.__str__(value) if isinstance(value, str) else dump_json(value)
         if isinstance(value, str):
+            text = str.__str__(value)
             redacted = self._redactor.redact_string(text)
             return value if redacted is text else redacted
+        text = dump_json(value)
         redacted = self._redactor.redact_json(text)
         return value if redacted is text else orjson.loads(redacted)
 
 
-def _make_unique(key: Any, taken: dict[Any, Any]) -> Any:
-    """Two keys with the same mask stay two fields."""
-    number, unique = 1, key
-    while unique in taken:
-        number += 1
-        unique = f"{key}#{number}"
-    return unique
-
-
-def _is(first: object, second: object) -> bool:
-    return first is second
+def _copy_with(
+    items: Iterable[tuple[Any, Any]], changes: dict[Any, tuple[Any, Any]]
+) -> dict[Any, Any]:
+    """Fields with their changes; two keys with the same mask stay two fields."""
+    copy: dict[Any, Any] = {}
+    for key, item in items:
+        new_key, new_item = changes.get(key, (key, item))
+        number, unique = 1, new_key
+        while new_key is not key and unique in copy:
+            number += 1
+            unique = f"{new_key}#{number}"
+        copy[unique] = new_item
+    return copy

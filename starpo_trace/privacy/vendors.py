@@ -85,11 +85,11 @@ VENDORS: Final = (
     ),
     _rule("google_api_key", r"AIza[A-Za-z0-9_-]{35,}+", "AIza"),
     _rule("google_oauth_token", r"ya29\.[A-Za-z0-9_-]{20,}+", "ya29."),
-    _rule("google_oauth_secret", r"GOCSPX-[A-Za-z0-9_-]{20,}+", "GOCSPX-"),
+    _rule("google_oauth_secret", r"GOCSPX-[A-Za-z0-9_-]{20,}+", "GOCSPX"),
     _rule("pypi_token", r"pypi-A[A-Za-z0-9_-]{40,}+", "pypi-A"),
     _rule("twilio_key", r"SK[0-9a-f]{32}(?![0-9a-f])", "SK"),
-    _rule("sendgrid_key", r"SG\.[A-Za-z0-9_-]{16,32}\.[A-Za-z0-9_-]{32,}+", "SG."),
-    _rule("telegram_token", r":(?<=[0-9]{8}:)(?P<secret>AA[A-Za-z0-9_-]{33})", ":AA"),
+    _rule("sendgrid_key", r"SG\.[A-Za-z0-9_-]{16,32}\.[A-Za-z0-9_-]{32,}+", "SG"),
+    _rule("telegram_token", r":AA(?<=[0-9]{8}:AA)(?P<secret>[A-Za-z0-9_-]{33})", ":AA"),
     _rule(
         "square_token",
         r"sq0(?:csp|atp|idp)-[A-Za-z0-9_\\-]{22,}+",
@@ -97,7 +97,7 @@ VENDORS: Final = (
     ),
     _rule("perplexity_api_key", r"pplx-[A-Za-z0-9]{32,}+", "pplx-"),
     _rule("xai_api_key", r"xai-[A-Za-z0-9]{32,}+", "xai-"),
-    _rule("vault_token", r"hvs\.CAES[A-Za-z0-9_-]{40,}+", "hvs.CAES"),
+    _rule("vault_token", r"hvs\.CAES[A-Za-z0-9_-]{40,}+", "CAES"),
     _rule("age_key", r"AGE-SECRET-KEY-1[0-9A-Z]{40,}+", "AGE-SECRET-KEY-"),
     _rule("azure_storage_key", r"AccountKey=(?P<secret>[A-Za-z0-9+/=]{40,}+)", "AccountKey="),
     _rule(
@@ -115,14 +115,12 @@ VENDORS: Final = (
         r"PuTTY-User-Key-File-[0-9](?s:.)*?(?:Private-MAC: ?[0-9a-f]{40,64}|\Z)",
         "TTY-User-Key-File-",
     ),
-    *(
-        Rule(
-            name="url_password",
-            pattern=slashes + r"""[^\s/@:"'<>\\]{0,256}+:(?P<secret>[^\s/@"'<>\\]{1,256}+)@""",
-            hints=("@",),
-            accept=_is_no_placeholder,
-        )
-        for slashes in ("://", r":\\/\\/")
+    Rule(
+        name="url_password",
+        pattern=r"/(?:(?<=://)|(?<=:\\/\\/))"
+        r"""[^\s/@:"'<>\\]{0,256}+:(?P<secret>[^\s/@"'<>\\]{1,256}+)@""",
+        hints=("@",),
+        accept=_is_no_placeholder,
     ),
 )
 """Rules for secrets that their form gives away."""

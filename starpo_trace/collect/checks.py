@@ -1,6 +1,5 @@
 """What makes a span or a request unusable, whichever format it came in."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -31,6 +30,16 @@ class Tally:
                 f"more than {self.limits.max_spans:,} {what} in a request; send smaller batches",
             )
 
+    def add_values(self, count: int) -> None:
+        """Count attribute values, events and links; refuse a request with too many of them."""
+        self.num_values += count
+        if self.num_values > self.limits.max_values:
+            raise RefusedError(
+                Reason.TOO_LARGE,
+                f"more than {self.limits.max_values:,} attribute values in a request; "
+                "send smaller batches",
+            )
+
     def reject(self, fault: FieldError) -> None:
         """Leave one span out."""
         self.num_rejected += 1
@@ -48,20 +57,54 @@ def check_span(span: Any, tally: Tally) -> None:
     _check_id(span.trace_id, _NO_TRACE, "trace_id")
     _check_id(span.span_id, _NO_SPAN, "span_id")
     _check_length(span.parent_span_id, 8, "parent_span_id")
-    num_values = _check_attributes(span, tally.limits)
-    for index, event in enumerate(span.events):
+    check_attributes(span, tally)
+    events, links = span.events, span.links
+    tally.add_values(len(events) + len(links))
+    for index, event in enumerate(events):
         try:
-            num_values += 1 + _check_attributes(event, tally.limits)
+            check_attributes(event, tally)
         except FieldError as fault:
             raise fault.under(f"events[{index}]") from None
-    for index, link in enumerate(span.links):
+    for index, link in enumerate(links):
         try:
             _check_length(link.trace_id, 16, "trace_id")
             _check_length(link.span_id, 8, "span_id")
-            num_values += 1 + _check_attributes(link, tally.limits)
+            check_attributes(link, tally)
         except FieldError as fault:
             raise fault.under(f"links[{index}]") from None
-    add_values(num_values, tally)
+
+
+def check_attributes(message: Any, tally: Tally) -> None:
+    """Count the attribute values of a span, event, link, resource or scope.
+
+    Raises:
+        FieldError: one is larger than allowed or nested too deeply.
+        RefusedError: the request has too many.
+    """
+    attributes = message.attributes
+    tally.add_values(len(attributes))
+    limit = tally.limits.max_attribute_bytes
+    is_large = message.ByteSize() > limit  # else no attribute can be
+    for index, attribute in enumerate(attributes):
+        if is_large and attribute.ByteSize() > limit:
+            raise FieldError(f"more than {limit:,} bytes").under(f"attributes[{index}]")
+        if attribute.value.WhichOneof("value") in _NESTED_KINDS:
+            try:
+                _count_nested(attribute.value, 1, tally)
+            except FieldError as fault:
+                raise fault.under(f"attributes[{index}]") from None
+
+
+def _count_nested(value: Any, depth: int, tally: Tally) -> None:
+    if depth > MAX_NESTING:
+        raise FieldError(f"nested more than {MAX_NESTING} levels deep")
+    is_list = value.WhichOneof("value") == "array_value"
+    items = value.array_value.values if is_list else value.kvlist_value.values
+    tally.add_values(len(items))  # before any of them is looked at
+    for item in items:
+        child = item if is_list else item.value
+        if child.WhichOneof("value") in _NESTED_KINDS:
+            _count_nested(child, depth + 1, tally)
 
 
 def _check_length(value: bytes, length: int, name: str) -> None:
@@ -69,65 +112,8 @@ def _check_length(value: bytes, length: int, name: str) -> None:
         raise FieldError(f"{len(value)} bytes, must be {length}").under(name)
 
 
-def add_values(num_values: int, tally: Tally) -> None:
-    """Count attribute values; refuse the request when there are too many."""
-    tally.num_values += num_values
-    if tally.num_values > tally.limits.max_values:
-        raise RefusedError(
-            Reason.TOO_LARGE,
-            f"more than {tally.limits.max_values:,} attribute values in a request; "
-            "send smaller batches",
-        )
-
-
-def check_group(group: Any, tally: Tally) -> None:
-    """Count the values of a resource or scope.
-
-    Raises:
-        FieldError: one is larger than allowed.
-        RefusedError: the request has too many.
-    """
-    add_values(_check_attributes(group, tally.limits), tally)
-
-
 def _check_id(value: bytes, zero: bytes, name: str) -> None:
     if len(value) != len(zero):
         raise FieldError(f"{len(value)} bytes, must be {len(zero)}").under(name)
     if value == zero:
         raise FieldError("all zero").under(name)
-
-
-def _check_attributes(message: Any, limits: Limits) -> int:
-    """Number of values; raises `FieldError` for one that is too large or nested too deeply."""
-    attributes = message.attributes
-    num_values = len(attributes)
-    is_large = message.ByteSize() > limits.max_attribute_bytes  # else no attribute can be
-    for index, attribute in enumerate(attributes):
-        if is_large and attribute.ByteSize() > limits.max_attribute_bytes:
-            problem = f"more than {limits.max_attribute_bytes:,} bytes"
-            raise FieldError(problem).under(f"attributes[{index}]")
-        if attribute.value.WhichOneof("value") in _NESTED_KINDS:
-            num_values += _count_nested(attribute, index)
-    return num_values
-
-
-def _count_nested(attribute: Any, index: int) -> int:
-    level = list(_children(attribute.value))
-    num_values = len(level)
-    depth = 1
-    while level := [child for value in level for child in _children(value)]:
-        depth += 1
-        num_values += len(level)
-        if depth > MAX_NESTING:
-            problem = f"nested more than {MAX_NESTING} levels deep"
-            raise FieldError(problem).under(f"attributes[{index}]")
-    return num_values
-
-
-def _children(value: Any) -> Iterable[Any]:
-    kind = value.WhichOneof("value")
-    if kind == "array_value":
-        return value.array_value.values
-    if kind == "kvlist_value":
-        return [pair.value for pair in value.kvlist_value.values]
-    return ()

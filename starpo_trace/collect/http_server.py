@@ -5,7 +5,6 @@ that its size and its time are bounded before anything of it is looked at.
 """
 
 import asyncio
-import contextlib
 import logging
 import ssl
 from collections.abc import Awaitable, Callable
@@ -26,18 +25,15 @@ from starpo_trace.collect.answers import (
     encode_response_json,
 )
 from starpo_trace.collect.decode import JSON, PROTOBUF
+from starpo_trace.collect.http_body import Body, Receive
 from starpo_trace.collect.inflate import check_encoding
-from starpo_trace.collect.limits import Limits
-from starpo_trace.collect.receiver import Admission, Receiver
+from starpo_trace.collect.receiver import Receiver
 from starpo_trace.collect.refusals import Reason, RefusedError
 from starpo_trace.guard import Guard
 
-_Receive = Callable[[], Awaitable[dict[str, Any]]]
 _Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 _MAX_HEADER_BYTES: Final = 32 << 10
-_MAX_DRAIN_BYTES: Final = 1 << 20
-_DRAIN_S: Final = 2.0
 _SHUTDOWN_S: Final = 40.0
 
 
@@ -56,13 +52,13 @@ class HttpApp:
         self.receiver = receiver
         self._tokens = tokens
 
-    async def __call__(self, scope: dict[str, Any], receive: _Receive, send: _Send) -> None:
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: _Send) -> None:
         """Answer one request."""
         headers = {
             key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]
         }
         content_type = _media_type(headers)
-        body = _Body(receive, self.receiver.limits, is_asked_for=headers.get("expect") is None)
+        body = Body(receive, self.receiver.limits, is_asked_for=headers.get("expect") is None)
         answer = None
         with Guard("answering an OTLP request"):
             try:
@@ -81,7 +77,7 @@ class HttpApp:
         await send({"type": "http.response.body", "body": answer.body})
 
     async def _answer(
-        self, scope: dict[str, Any], headers: dict[str, str], content_type: str, body: "_Body"
+        self, scope: dict[str, Any], headers: dict[str, str], content_type: str, body: Body
     ) -> _Answer:
         match scope["path"], scope["method"]:
             case "/v1/traces", "POST":
@@ -100,7 +96,7 @@ class HttpApp:
                 raise RefusedError(Reason.NOT_FOUND, TRACES_ONLY)
         raise RefusedError(Reason.NOT_FOUND, "no such path; send spans to /v1/traces")
 
-    async def _export(self, headers: dict[str, str], content_type: str, body: "_Body") -> _Answer:
+    async def _export(self, headers: dict[str, str], content_type: str, body: Body) -> _Answer:
         self._tokens.check(headers.get("authorization"))
         if content_type not in {PROTOBUF, JSON}:
             raise RefusedError(
@@ -116,7 +112,7 @@ class HttpApp:
         encode = encode_response_json if content_type == JSON else encode_response
         return _Answer(status=200, body=encode(decoded), content_type=content_type)
 
-    async def _refuse(self, refusal: RefusedError, content_type: str, body: "_Body") -> _Answer:
+    async def _refuse(self, refusal: RefusedError, content_type: str, body: Body) -> _Answer:
         self.receiver.count_refused(refusal.reason)
         headers: list[tuple[bytes, bytes]] = []
         if refusal.retry_after_s is not None:
@@ -137,63 +133,6 @@ class HttpApp:
         return _Answer(
             status=refusal.http_status, body=text, content_type=kind, headers=tuple(headers)
         )
-
-
-class _Body:
-    """Body of one request, read within limits."""
-
-    def __init__(self, receive: _Receive, limits: Limits, *, is_asked_for: bool) -> None:
-        """`is_asked_for` is false when the client waits for `100 Continue` first."""
-        self._receive = receive
-        self._limits = limits
-        self._is_asked_for = is_asked_for
-        self.is_over = False
-        """Whether nothing more of it can come."""
-
-    async def read(self, admission: Admission, content_length: str) -> bytes:
-        """All of it.
-
-        Raises:
-            RefusedError: it is too large, too slow, or the client left.
-        """
-        limit = self._limits.max_body_bytes
-        if content_length.isdigit() and int(content_length[:20]) > limit:
-            raise _too_large(limit)
-        self._is_asked_for = True
-        pieces: list[bytes] = []
-        num_bytes = 0
-        try:
-            async with asyncio.timeout(self._limits.body_timeout_s):
-                while not self.is_over:
-                    piece = await self._read_piece()
-                    num_bytes += len(piece)
-                    if num_bytes > limit:
-                        raise _too_large(limit)
-                    admission.hold(num_bytes)
-                    pieces.append(piece)
-        except TimeoutError:
-            raise RefusedError(
-                Reason.TIMEOUT, f"no whole body within {self._limits.body_timeout_s:g} s"
-            ) from None
-        return b"".join(pieces)
-
-    async def drain(self) -> None:
-        """Read on for a little: closing at once could destroy the answer on its way."""
-        if not self._is_asked_for:
-            return
-        num_bytes = 0
-        with contextlib.suppress(TimeoutError, RefusedError):
-            async with asyncio.timeout(_DRAIN_S):
-                while not self.is_over and num_bytes < _MAX_DRAIN_BYTES:
-                    num_bytes += len(await self._read_piece())
-
-    async def _read_piece(self) -> bytes:
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            self.is_over = True
-            raise RefusedError(Reason.DISCONNECTED, "the client left")
-        self.is_over = not message.get("more_body", False)
-        return message.get("body", b"")
 
 
 class HttpServer:
@@ -226,7 +165,7 @@ async def start_http(app: HttpApp, address: Address, tls: ssl.SSLContext | None)
     """
     limits = app.receiver.limits
     config = uvicorn.Config(
-        app,  # pyright: ignore[reportArgumentType]  (ASGI's types are wider than what it needs)
+        app,
         interface="asgi3",
         ws="none",
         lifespan="off",
@@ -261,7 +200,7 @@ class _BoundedProtocol(H11Protocol):
         self._receiver = receiver
         self._header_timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         if len(self.connections) > self._receiver.limits.max_connections:
             self._receiver.count_refused(Reason.BUSY)
@@ -306,9 +245,3 @@ class _BoundedProtocol(H11Protocol):
 
 def _media_type(headers: dict[str, str]) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def _too_large(limit: int) -> RefusedError:
-    return RefusedError(
-        Reason.TOO_LARGE, f"the body has more than {limit:,} bytes; send fewer spans in a request"
-    )

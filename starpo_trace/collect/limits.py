@@ -30,7 +30,7 @@ class Limits:
     max_attribute_bytes: int = 8 << 20
     """One attribute, encoded."""
     max_values: int = 1_000_000
-    """Attribute values in one request, those inside lists and maps included."""
+    """Attribute values in one request, those inside lists and maps, events and links included."""
     max_json_marks: int = 8_000_000
     """Commas and opening brackets of a JSON body: what bounds the memory of parsing it."""
     max_requests: int = 64

@@ -1,14 +1,19 @@
 """OTLP protobuf -> itself, or itself without the spans that are of no use."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.message import DecodeError
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from starpo_trace.collect.checks import Tally, check_group, check_span
+from starpo_trace.collect.checks import Tally, check_attributes, check_span
 from starpo_trace.collect.refusals import FieldError, Reason, RefusedError
 from starpo_trace.collect.shells import RequestShell, ResourceShell, ScopeShell
+
+_LARGE_BYTES: Final = 4 << 20
+_NUM_OTHER_FIELDS: Final = 1000
 
 
 def filter_protobuf(body: bytes, tally: Tally) -> bytes:
@@ -17,7 +22,7 @@ def filter_protobuf(body: bytes, tally: Tally) -> bytes:
     Raises:
         RefusedError: it is not OTLP, or larger than allowed.
     """
-    request = _parse(RequestShell, body, "the request")
+    request = _parse(RequestShell, body, "the request", tally)
     tally.expect(len(request.resource_spans), "resources")
     is_whole = True
     for index, group in enumerate(request.resource_spans):
@@ -30,14 +35,14 @@ def filter_protobuf(body: bytes, tally: Tally) -> bytes:
 
 def _filter_resource(group: bytes, path: str, tally: Tally) -> bytes | None:
     """Bytes of the group without useless spans; None when it has none."""
-    resource = _parse(ResourceShell, group, path)
-    _check_group(resource.resource, f"{path}.resource", tally)
+    resource = _parse(ResourceShell, group, path, tally)
+    _check_group(Resource, resource.resource, f"{path}.resource", tally)
     tally.expect(len(resource.scope_spans), "scopes")
     is_whole = True
     for index, data in enumerate(resource.scope_spans):
         scope_path = f"{path}.scope_spans[{index}]"
-        scope = _parse(ScopeShell, data, scope_path)
-        _check_group(scope.scope, f"{scope_path}.scope", tally)
+        scope = _parse(ScopeShell, data, scope_path, tally)
+        _check_group(InstrumentationScope, scope.scope, f"{scope_path}.scope", tally)
         tally.expect(len(scope.spans), "spans")
         kept = _keep_good(scope.spans, scope_path, tally)
         if len(kept) < len(scope.spans):
@@ -47,11 +52,14 @@ def _filter_resource(group: bytes, path: str, tally: Tally) -> bytes | None:
     return None if is_whole else resource.SerializeToString()
 
 
-def _check_group(group: Any, path: str, tally: Tally) -> None:
-    try:
-        check_group(group, tally)
-    except FieldError as fault:
-        raise RefusedError(Reason.MALFORMED, str(fault.under(path))) from None
+def _check_group(kind: Any, pieces: Iterable[bytes], path: str, tally: Tally) -> None:
+    """Look at a resource or scope, which may come in several pieces."""
+    for piece in pieces:
+        group = _parse(kind, piece, path, tally)
+        try:
+            check_attributes(group, tally)
+        except FieldError as fault:
+            raise RefusedError(Reason.MALFORMED, str(fault.under(path))) from None
 
 
 def _keep_good(spans: Iterable[bytes], path: str, tally: Tally) -> list[bytes]:
@@ -70,6 +78,7 @@ def _keep_good(spans: Iterable[bytes], path: str, tally: Tally) -> list[bytes]:
 def _check_span_bytes(data: bytes, tally: Tally) -> None:
     if len(data) > tally.limits.max_span_bytes:
         raise FieldError(f"more than {tally.limits.max_span_bytes:,} bytes")
+    _check_fields(data, tally.limits.max_values)
     try:
         span = Span.FromString(data)
     except DecodeError as error:
@@ -77,12 +86,55 @@ def _check_span_bytes(data: bytes, tally: Tally) -> None:
     check_span(span, tally)
 
 
-def _parse(kind: Any, data: bytes, what: str) -> Any:
+def _parse(kind: Any, data: bytes, what: str, tally: Tally) -> Any:
+    _check_fields(data, tally.limits.max_spans + _NUM_OTHER_FIELDS)
     try:
         return kind.FromString(data)
     except DecodeError as error:
         problem = f"not an OTLP trace request: {what}: {describe_fault(error)}"
         raise RefusedError(Reason.MALFORMED, problem) from None
+
+
+def _check_fields(data: bytes, limit: int) -> None:
+    """Count the fields of a large message before protobuf makes an object of each."""
+    if len(data) > _LARGE_BYTES and has_more_fields(data, limit):
+        raise RefusedError(Reason.TOO_LARGE, f"more than {limit:,} fields in a message")
+
+
+def has_more_fields(data: bytes, limit: int) -> bool:
+    """Whether a message has more than so many fields, not looking into them.
+
+    False for what is no message: its parser says so better.
+    """
+    position = num_fields = 0
+    try:
+        while position < len(data) and num_fields <= limit:
+            tag, position = _read_varint(data, position)
+            num_fields += 1
+            match tag & 7:
+                case 0:
+                    _, position = _read_varint(data, position)
+                case 1:
+                    position += 8
+                case 2:
+                    length, position = _read_varint(data, position)
+                    position += length
+                case 5:
+                    position += 4
+    except IndexError:
+        return False
+    return num_fields > limit
+
+
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    number = shift = 0
+    while (byte := data[position]) > 127:
+        number |= (byte & 127) << shift
+        shift += 7
+        position += 1
+        if shift > 63:
+            raise IndexError
+    return number | byte << shift, position + 1
 
 
 def describe_fault(error: DecodeError) -> str:

@@ -1,15 +1,13 @@
-"""OTLP's outer messages with their spans left as bytes.
+"""OTLP's outer messages, each of their fields left as bytes.
 
 Two bytes of an OTLP body can ask for an empty span, which takes 180 bytes once parsed. Reading the
 outer messages alone gives the number of spans before a single one is made, and a span that cannot
-be read then costs itself and not its request. Every other field keeps its bytes.
+be read then costs itself and not its request.
 """
 
 from typing import Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from opentelemetry.proto.common.v1 import common_pb2
-from opentelemetry.proto.resource.v1 import resource_pb2
 
 _PACKAGE: Final = "starpo.collect"
 _Field: Final = descriptor_pb2.FieldDescriptorProto
@@ -17,50 +15,23 @@ _Field: Final = descriptor_pb2.FieldDescriptorProto
 
 def _describe_file() -> descriptor_pb2.FileDescriptorProto:
     file = descriptor_pb2.FileDescriptorProto(
-        name="starpo/collect/shells.proto",
-        package=_PACKAGE,
-        syntax="proto3",
-        dependency=[resource_pb2.DESCRIPTOR.name, common_pb2.DESCRIPTOR.name],
+        name="starpo/collect/shells.proto", package=_PACKAGE, syntax="proto3"
     )
-    _add_message(file, "Request", {"resource_spans": (1, None)})
-    _add_message(
-        file,
-        "ResourceSpans",
-        {
-            "resource": (1, resource_pb2.Resource.DESCRIPTOR.full_name),
-            "scope_spans": (2, None),
-            "schema_url": (3, ""),
-        },
-    )
-    _add_message(
-        file,
-        "ScopeSpans",
-        {
-            "scope": (1, common_pb2.InstrumentationScope.DESCRIPTOR.full_name),
-            "spans": (2, None),
-            "schema_url": (3, ""),
-        },
-    )
+    _add_message(file, "Request", {"resource_spans": 1})
+    # Repeated like the others: a second `resource` is merged into the first by OTLP's readers.
+    _add_message(file, "ResourceSpans", {"resource": 1, "scope_spans": 2, "schema_url": 3})
+    _add_message(file, "ScopeSpans", {"scope": 1, "spans": 2, "schema_url": 3})
     return file
 
 
 def _add_message(
-    file: descriptor_pb2.FileDescriptorProto, name: str, fields: dict[str, tuple[int, str | None]]
+    file: descriptor_pb2.FileDescriptorProto, name: str, fields: dict[str, int]
 ) -> None:
-    """Fields are (number, type): None for repeated bytes, empty for text, else a message."""
     message = file.message_type.add(name=name)
-    for field_name, (number, kind) in fields.items():
-        field = message.field.add(name=field_name, number=number)
-        field.label = _Field.LABEL_REPEATED if kind is None else _Field.LABEL_OPTIONAL
-        field.type = (
-            _Field.TYPE_BYTES
-            if kind is None
-            else _Field.TYPE_MESSAGE
-            if kind
-            else _Field.TYPE_STRING
+    for field_name, number in fields.items():
+        message.field.add(
+            name=field_name, number=number, label=_Field.LABEL_REPEATED, type=_Field.TYPE_BYTES
         )
-        if kind:
-            field.type_name = f".{kind}"
 
 
 _pool = descriptor_pool.Default()

@@ -111,6 +111,7 @@ def make_events(*output: dict[str, Any], **fields: Any) -> list[dict[str, Any]]:
         events.append(
             {"type": "response.output_item.added", "output_index": index, "item": started}
         )
+        events += _make_parts(index, item)
         pieces += _make_deltas(index, item)
     pieces.sort(key=lambda piece: piece[0])  # turn by turn
     events += [event for _, event in pieces]
@@ -132,6 +133,25 @@ _PART_DELTA_TYPES = {
     "reasoning_text": "response.reasoning_text.delta",
     "summary_text": "response.reasoning_summary_text.delta",
 }
+
+
+def _make_parts(index: int, item: dict[str, Any]) -> list[dict[str, Any]]:
+    """Events that begin each part of an item."""
+    place = {"output_index": index, "item_id": item.get("id")}
+    empty = {"text": "", "refusal": ""}
+    return [
+        {
+            "type": f"response.{event}_part.added",
+            **place,
+            index_name: position,
+            "part": {**part, **{key: text for key, text in empty.items() if key in part}},
+        }
+        for name, event, index_name in (
+            ("content", "content", "content_index"),
+            ("summary", "reasoning_summary", "summary_index"),
+        )
+        for position, part in enumerate(item.get(name) or ())
+    ]
 
 
 def _make_deltas(index: int, item: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:

@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     from starpo_trace.capture.runtime import flush, instrument, stats, uninstrument
     from starpo_trace.capture.scopes import trajectory
     from starpo_trace.capture.steps import Step, observe, state, step
+    from starpo_trace.privacy.redaction import Redaction
+    from starpo_trace.privacy.rules import Rule
 
 _HOMES = {
+    "Redaction": "starpo_trace.privacy.redaction",
+    "Rule": "starpo_trace.privacy.rules",
     "Step": "starpo_trace.capture.steps",
     "Trajectory": "starpo_trace.capture.episode",
     "current_trajectory": "starpo_trace.capture.episode",
@@ -37,6 +41,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "Redaction",
+    "Rule",
     "Step",
     "Trajectory",
     "current_trajectory",

@@ -62,8 +62,9 @@ def read_config(
     """Arguments of `instrument()` and the environment -> configuration.
 
     Raises:
-        ConfigError: `history` is no mode, the endpoint is no http(s) URL, or a variable holds
-            what it cannot.
+        ConfigError: `history` is no mode, the endpoint is no http(s) URL, `sample` is no share,
+            `max_content_bytes` is too small to say what was cut, or a variable holds what it
+            cannot.
     """
     if history is not None and history not in _HISTORY_MODES:
         raise ConfigError(
@@ -82,8 +83,47 @@ def read_config(
         tracer_provider=tracer_provider,
         history=cast("HistoryMode | None", history),
         policy_id=policy_id or environment.get("STARPO_POLICY_ID"),
+        sample=_read_sample(sample, environment),
+        max_content_bytes=_read_max_content(max_content_bytes, environment),
         max_store_bytes=_read_max_store_bytes(environment),
     )
+
+
+def _read_sample(sample: float | None, environment: Mapping[str, str]) -> float | None:
+    where = "sample={!r} in instrument()"
+    value: float | str | None = sample
+    if sample is None:
+        where = f"{SAMPLE_VARIABLE}={{!r}} in the environment"
+        value = environment.get(SAMPLE_VARIABLE) or None
+    if value is None:
+        return None
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        share = -1.0
+    if not 0.0 <= share <= 1.0:
+        raise ConfigError(f"{where.format(value)}: give a share between 0 and 1, like 0.1")
+    return share
+
+
+def _read_max_content(limit: int | None, environment: Mapping[str, str]) -> int | None:
+    where = "max_content_bytes={!r} in instrument()"
+    value: int | str | None = limit
+    if limit is None:
+        where = f"{MAX_CONTENT_VARIABLE}={{!r}} in the environment"
+        value = environment.get(MAX_CONTENT_VARIABLE) or None
+    if value is None:
+        return None
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = 0
+    if number < _MIN_CONTENT_BYTES:
+        raise ConfigError(
+            f"{where.format(value)}: give a number of bytes from {_MIN_CONTENT_BYTES} on; leave it "
+            "out for no limit"
+        )
+    return number
 
 
 def _read_max_store_bytes(environment: Mapping[str, str]) -> int | None:

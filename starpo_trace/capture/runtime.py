@@ -244,9 +244,9 @@ def instrument(
     )
     with _switch_lock:
         if _runtime is not None:
-            is_asked_for_more = any(
-                (store, endpoint, tracer_provider, history, policy_id, sample, max_content_bytes)
-            )
+            given = (store, endpoint, tracer_provider, history, policy_id)
+            more = (sample, max_content_bytes)
+            is_asked_for_more = any(given) or any(each is not None for each in more)
             if is_asked_for_more and _runtime.config != config:
                 warn_once(
                     "instrument again",

@@ -129,4 +129,6 @@ def _is_decided_elsewhere(attributes: Mapping[str, Any] | None, parent: SpanCont
     record = (attributes or {}).get(semconv.RECORD)
     if record == "reward":
         return not parent.is_valid
+    if record == "part":  # only begun when the trajectory is recorded
+        return not parent.is_valid or parent.trace_flags.sampled
     return record == "trajectory" and semconv.PART in (attributes or {})

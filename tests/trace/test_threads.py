@@ -1,0 +1,140 @@
+"""Threads and tasks of a run -> steps of that run."""
+
+import asyncio
+import concurrent.futures
+import contextvars
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import starpo_trace
+from starpo_trace import semconv
+from starpo_trace.testing import record_spans
+
+
+def use_tool(name="t"):
+    with starpo_trace.step("tool", name):
+        return starpo_trace.current_trajectory()
+
+
+def steps_by_run(store):
+    found = {}
+    for step in store.select("step"):
+        found.setdefault(step.get(semconv.TRAJECTORY_ID), []).append(step[semconv.STEP])
+    return {run: sorted(steps) for run, steps in found.items()}
+
+
+def test_work_given_to_a_pool_belongs_to_the_run_that_gave_it():
+    """Two runs share one pool of one thread; nothing of one is taken for the other's."""
+    with record_spans() as store, ThreadPoolExecutor(1) as pool:
+        with starpo_trace.trajectory() as first:
+            assert [each.result() for each in [pool.submit(use_tool) for _ in range(3)]] == [
+                first
+            ] * 3
+        assert pool.submit(starpo_trace.current_trajectory).result() is None
+        with starpo_trace.trajectory() as second:
+            assert list(pool.map(use_tool, "ab")) == [second, second]
+    assert steps_by_run(store) == {first.id: [0, 1, 2], second.id: [0, 1]}
+    roots = {span.context.span_id for span in store.spans if span.parent is None}
+    steps = [span for span in store.spans if span.attributes[semconv.RECORD] == "step"]
+    assert {span.parent.span_id for span in steps} == roots
+
+
+def test_a_copied_context_says_the_same():
+    """Programs that already copy their context are not disturbed."""
+    with record_spans() as store, ThreadPoolExecutor(2) as pool, starpo_trace.trajectory() as run:
+        copied = contextvars.copy_context()
+        assert pool.submit(copied.run, use_tool).result() is run
+
+        async def work():
+            loop = asyncio.get_running_loop()
+            task = asyncio.create_task(asyncio.to_thread(use_tool))
+            return await asyncio.gather(task, loop.run_in_executor(None, use_tool))
+
+        assert asyncio.run(work()) == [run, run]
+    assert steps_by_run(store) == {run.id: [0, 1, 2]}
+
+
+def test_a_context_of_another_run_wins():
+    """Work that brings a context of its own keeps it."""
+    with record_spans(), ThreadPoolExecutor(1) as pool, starpo_trace.trajectory() as first:
+        copied = contextvars.copy_context()
+        with starpo_trace.trajectory() as second:
+            assert pool.submit(copied.run, starpo_trace.current_trajectory).result() is first
+            assert pool.submit(starpo_trace.current_trajectory).result() is second
+
+
+class Worker(threading.Thread):
+    """A thread with a `run` of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = None
+
+    def run(self):
+        self.found = use_tool(), "run" in vars(self)
+
+
+def test_a_thread_belongs_to_the_run_that_started_it():
+    """Whether it has a target or a method; the object is as it was when its code runs."""
+    found = []
+    with record_spans() as store, starpo_trace.trajectory() as run:
+        thread = threading.Thread(target=lambda: found.append(use_tool()))
+        worker = Worker()
+        for each in (thread, worker):
+            each.start()
+        for each in (thread, worker):
+            each.join()
+    assert found == [run]
+    assert worker.found == (run, False)
+    assert steps_by_run(store) == {run.id: [0, 1]}
+
+
+def test_a_thread_leaves_its_run_when_that_ends():
+    """A worker that outlives the run does not record into it."""
+    ended, found = threading.Event(), []
+
+    def work():
+        found.append(starpo_trace.current_trajectory())
+        ended.wait(10)
+        found.append(starpo_trace.current_trajectory())
+
+    with record_spans():
+        with starpo_trace.trajectory() as run:
+            thread = threading.Thread(target=work)
+            thread.start()
+        ended.set()
+        thread.join()
+    assert found == [run, None]
+
+
+def test_outside_of_a_run_nothing_is_touched():
+    """The very function reaches the pool, and `uninstrument` leaves no trace."""
+    before = vars(concurrent.futures.thread.ThreadPoolExecutor)["submit"], threading.Thread.start
+    seen = []
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, fn, /, *args, **kwargs):
+            seen.append(fn)
+            return super().submit(fn, *args, **kwargs)
+
+    with record_spans(), Pool(1) as pool:
+        assert pool.submit(len, "ab").result() == 2
+    assert seen == [len]
+    after = vars(concurrent.futures.thread.ThreadPoolExecutor)["submit"], threading.Thread.start
+    assert after == before
+
+
+def test_errors_of_threads_pass_unchanged():
+    """The very exception object reaches the future."""
+    error = ValueError("mine")
+
+    def fail():
+        raise error
+
+    with record_spans(), starpo_trace.trajectory(), ThreadPoolExecutor(1) as pool:
+        future = pool.submit(fail)
+        with pytest.raises(ValueError, match="mine") as caught:
+            future.result()
+    assert caught.value is error

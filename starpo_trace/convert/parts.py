@@ -141,12 +141,12 @@ def _count_before(columns: Columns, trajectory: str | None, order: StepOrder) ->
     """Steps before a span that is none itself (a state, a reward)."""
     if columns["step"] is None:
         return None
-    part, step = columns["part"], columns["step"]
-    place = _last_before(order.numbers.get((trajectory, part), []), step)
-    if place is None and part is not None:
+    part = columns["part"]
+    places = [_last_before(order.numbers.get((trajectory, part), []), columns["step"])]
+    if part is not None:
         parents = order.numbers.get((trajectory, columns["part_parent"]), [])
-        place = _last_before(parents, _branch_point(columns))
-    return 0 if place is None else place + 1
+        places.append(_last_before(parents, _branch_point(columns)))
+    return max(0 if place is None else place + 1 for place in places)
 
 
 def _find_place(order: StepOrder, key: Key, step: int | None) -> int | None:

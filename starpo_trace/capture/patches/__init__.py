@@ -19,9 +19,27 @@ _PATCHES: Final = {
     "concurrent.futures.thread": "starpo_trace.capture.patches.threads",
     "anthropic._base_client": "starpo_trace.capture.patches.anthropic",
     "anthropic.lib.tools._beta_runner": "starpo_trace.capture.patches.anthropic_tools",
+    "google.genai._api_client": "starpo_trace.capture.patches.google_genai",
+    "google.genai._extra_utils": "starpo_trace.capture.patches.google_genai_tools",
     "openai._base_client": "starpo_trace.capture.patches.openai",
     "botocore.client": "starpo_trace.capture.patches.bedrock",
     "ollama._client": "starpo_trace.capture.patches.ollama",
+    **dict.fromkeys(
+        (
+            "mistralai.client.basesdk",
+            "mistralai.client.chat",
+            "mistralai.client.agents",
+            "mistralai.client.fim",
+            "mistralai.client.embeddings",
+            "mistralai.client._hooks.tracing",
+            "mistralai.azure.client.basesdk",
+            "mistralai.azure.client.chat",
+            "mistralai.gcp.client.basesdk",
+            "mistralai.gcp.client.chat",
+            "mistralai.gcp.client.fim",
+        ),
+        "starpo_trace.capture.patches.mistral",
+    ),
 }
 """Module to wait for -> module with `apply(patches, module)` and `TESTED`, package -> versions."""
 

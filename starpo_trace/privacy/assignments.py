@@ -36,10 +36,11 @@ _FAMILIES: Final = tuple(
     )
 )
 _PLACEHOLDER: Final = re.compile(
-    r"\[REDACTED:\w+\]|\[\w+:[0-9a-f]{12}\]|<[^>]*>|\$\{?\w+\}?|\{\{?.*\}?\}|%\(?\w*\)?s?|[*.x#_-]{3,}"
+    r"<[^>]*>|\$\{?\w+\}?|\{\{?.*\}?\}|%\(?\w*\)?s?|[*.x#_-]{3,}"
     r"|(?:your|my)[_ -]\S*|string|str|null|none|true|false|undefined|required|optional",
     re.IGNORECASE | re.DOTALL,
 )
+_MASKS: Final = re.compile(r"\[(?:REDACTED:\w+|\w+:[0-9a-f]{12})\](?:#[0-9]+)?")
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_.]+")
 _CONSTANT: Final = re.compile(r"[A-Z0-9_]+")
 _NAME_BEFORE: Final = re.compile(r"[\w.-]{0,40}\Z")
@@ -62,8 +63,8 @@ def name_mask(family: str) -> str:
 
 def is_secret_value(family: str, value: str) -> bool:
     """Whether the value of a field of this family is a secret."""
-    value = value.strip()
-    if not value or is_placeholder(value):
+    value = _MASKS.sub(" ", value).strip()
+    if is_placeholder(value):
         return False
     if family == "password":
         return True
@@ -77,8 +78,9 @@ def is_secret_value(family: str, value: str) -> bool:
 
 
 def is_placeholder(value: str) -> bool:
-    """Whether a value only stands for a secret: `<key>`, `${KEY}`, `****`, `your-key`."""
-    return _PLACEHOLDER.fullmatch(value) is not None
+    """Whether a value only stands for a secret: `<key>`, `${KEY}`, `****`, `your-key`, a mask."""
+    value = _MASKS.sub(" ", value).strip()
+    return not value or _PLACEHOLDER.fullmatch(value) is not None
 
 
 def _accept_assignment(match: re.Match[str]) -> bool:

@@ -233,6 +233,6 @@ def _mark_tokens(tokens: Sequence[str], edits: Sequence[Edit]) -> list[bool]:
         end = position + len(token)
         while pending and pending[-1].end <= position:
             pending.pop()
-        marks.append(bool(pending) and pending[-1].start < end)
+        marks.append(position < end and bool(pending) and pending[-1].start < end)
         position = end
     return marks

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _FAILED: Final = make_mask("error")
 _MAX_DEPTH: Final = 128
+_NUMBERS: Final = frozenset({int, float})
 
 
 class ValueRedactor:
@@ -38,13 +39,13 @@ class ValueRedactor:
             return value if hash(value) in self._clean else self._redactor.redact_string(value)
         if value is None or kind is bool:
             return value
-        if kind is int or kind is float:
-            return self._redact_number(value) if self._redactor.searches_numbers else value
+        if kind in _NUMBERS and not self._redactor.searches_numbers:
+            return value
         known = self._seen.get(id(value))
         if known is not None:
             return known[1]
         try:
-            return self._redact_object(value)
+            return self._redact_number(value) if kind in _NUMBERS else self._redact_object(value)
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - fails closed

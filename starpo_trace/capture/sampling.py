@@ -108,10 +108,11 @@ class SamplingTracer(Tracer):
     def _is_sampled(
         self, context: "Context | None", attributes: "Attributes", parent: SpanContext
     ) -> bool:
-        record = (attributes or {}).get(semconv.RECORD)
-        if _is_decided_elsewhere(attributes, parent) or (
-            record == "reward" and context is not None
-        ):
+        if (attributes or {}).get(semconv.RECORD) == "reward":
+            is_decided = context is not None  # a late one has a context of its own
+        else:
+            is_decided = _is_decided_elsewhere(attributes, parent)
+        if is_decided:
             return True
         trajectory = current_trajectory()
         if trajectory is not None:

@@ -2,8 +2,8 @@
 
 A fact counts wherever it is: attribute, span event or log record, as a value of its own or inside
 JSON. `raw` means that it is there only inside a copy of the whole wire body (an object with
-`choices`, or with `model` and `messages`), which somebody has yet to parse; a few facts have other
-halves, which the cell names.
+`choices`, or with `model` and `messages`) or as a piece of some other text, which somebody has yet
+to parse. Where half of a fact is kept, the cell says which.
 """
 
 import json
@@ -75,13 +75,12 @@ def find(exported: Exported, is_wanted: Callable[[Node], bool]) -> str:
 
 
 def has_text(exported: Exported, text: str) -> str:
-    """Whether a text is there as a value."""
-    return find(exported, lambda node: isinstance(node.value, str) and _equal(node.value, text))
-
-
-def _equal(value: str, text: str) -> bool:
-    # A text that is a JSON string of its own ("\"...\"") is that text.
-    return value == text or value == json.dumps(text)
+    """Whether a text is there as a value; `raw` when only as a piece of a longer text."""
+    verdict = find(exported, lambda node: node.value == text)
+    if verdict == "no":
+        pieces = find(exported, lambda node: isinstance(node.value, str) and text in node.value)
+        return "raw" if pieces != "no" else "no"
+    return verdict
 
 
 def has_numbers(exported: Exported, numbers: list[Any]) -> str:
@@ -102,7 +101,7 @@ def has_count(exported: Exported, count: int, word: str) -> str:
 
 
 def judge_arguments(exported: Exported) -> str:
-    """Argument texts: verbatim, or only what they decode to."""
+    """Argument texts: as sent, or only what they decode to."""
     verbatim = [has_text(exported, arguments) for *_, arguments in expected.TOOL_CALLS]
     if "no" not in verbatim:
         return weakest(verbatim)
@@ -110,14 +109,14 @@ def judge_arguments(exported: Exported) -> str:
         find(exported, lambda node, text=text: node.value == json.loads(text))
         for *_, text in expected.TOOL_CALLS
     ]
-    return "decoded" if set(decoded) == {"yes"} else weakest(decoded)
+    return "value only" if set(decoded) == {"yes"} else weakest(decoded)
 
 
 def judge_streamed_calls(exported: Exported) -> str:
     """Both calls of a stream: id, name, and arguments in whatever form."""
     names = [has_text(exported, text) for call in expected.TOOL_CALLS for text in call[:2]]
     arguments = judge_arguments(exported)
-    return weakest([*names, "yes" if arguments == "decoded" else arguments])
+    return weakest([*names, "yes" if arguments == "value only" else arguments])
 
 
 def judge_order(exported: Exported) -> str:
@@ -150,20 +149,18 @@ def judge_mark(exported: Exported) -> str:
     """Whether anything says that a stream did not reach its end."""
     if not exported["spans"]:
         return "no span"
-    for span in exported["spans"]:
-        if span["status"] == "ERROR":
-            return "yes"
-    marks = [
-        node
-        for node in walk_exported(exported)
-        if not node.is_raw and _MARK.search(f"{node.key}={_shorten(node.value)}".lower())
-    ]
-    return "yes" if marks else f"no ({exported['spans'][0]['status']})"
+    is_error = any(span["status"] == "ERROR" for span in exported["spans"])
+    if is_error or any(map(_is_mark, walk_exported(exported))):
+        return "yes"
+    return f"no ({exported['spans'][0]['status']})"
 
 
-def _shorten(value: Any) -> str:
-    text = str(value)
-    return text if len(text) < 40 else ""
+def _is_mark(node: Node) -> bool:
+    text = str(node.value)
+    if node.is_raw or len(text) > 40:
+        return False
+    is_finish_reason = "finish_reason" in node.key and text in {"error", "unknown"}
+    return is_finish_reason or _MARK.search(f"{node.key}={text}".lower()) is not None
 
 
 def judge_error(exported: Exported) -> str:
@@ -186,19 +183,10 @@ def judge_single_trace(exported: Exported) -> str:
 
 def judge_history_once(exported: Exported) -> str:
     """Whether the first message of a run is exported once, however many calls repeat it."""
+    apart = [{"spans": [span], "logs": []} for span in exported["spans"]]
+    apart += [{"spans": [], "logs": [log]} for log in exported["logs"]]
     copies = sum(
-        any(
-            isinstance(node.value, str) and node.value == expected.SYSTEM_PROMPT
-            for node in walk_exported({"spans": [span], "logs": []})
-        )
-        for span in exported["spans"]
-    )
-    copies += sum(
-        any(
-            isinstance(node.value, str) and node.value == expected.SYSTEM_PROMPT
-            for node in walk_exported({"spans": [], "logs": [log]})
-        )
-        for log in exported["logs"]
+        any(node.value == expected.SYSTEM_PROMPT for node in walk_exported(each)) for each in apart
     )
     return "yes" if copies == 1 else f"no ({copies} copies)"
 
@@ -209,7 +197,7 @@ def judge_recorded_once(exported: Exported, text: str) -> str:
     return has_text(exported, text) if num_spans <= 1 else f"no ({num_spans} spans)"
 
 
-_ORDER = ("yes", "decoded", "raw", "no", "no span")
+_ORDER = ("yes", "value only", "raw", "no", "no span")
 
 
 def weakest(verdicts: list[str]) -> str:
@@ -219,18 +207,18 @@ def weakest(verdicts: list[str]) -> str:
 
 def judge_usage(exported: Exported) -> str:
     """Cached and reasoning tokens."""
-    return weakest(
-        [
-            has_count(exported, expected.CACHED_TOKENS, "cache"),
-            has_count(exported, expected.REASONING_TOKENS, "reasoning"),
-        ]
-    )
+    counts = {
+        "cached": has_count(exported, expected.CACHED_TOKENS, "cache"),
+        "reasoning": has_count(exported, expected.REASONING_TOKENS, "reasoning"),
+    }
+    kept = [name for name, verdict in counts.items() if verdict == "yes"]
+    return f"{kept[0]} only" if len(kept) == 1 else weakest(list(counts.values()))
 
 
 def judge_responses(exported: Exported) -> str:
-    """Reasoning item with its encrypted content, call and message of a Responses API answer."""
-    texts = [expected.REASONING, expected.ENCRYPTED, expected.ANSWER, *expected.TOOL_CALLS[0]]
-    return weakest([has_text(exported, text) for text in texts])
+    """Message and tool call of a Responses API answer, the call by the id its result will name."""
+    call_id, name, _ = expected.TOOL_CALLS[0]
+    return weakest([has_text(exported, text) for text in (expected.ANSWER, call_id, name)])
 
 
 FACTS: list[tuple[str, str, Callable[[Exported], str]]] = [
@@ -283,8 +271,23 @@ FACTS: list[tuple[str, str, Callable[[Exported], str]]] = [
     ),
     ("`parse`", "parsed", lambda e: judge_recorded_once(e, '{"answer": 4}')),
     ("`stream` helper", "stream_helper", lambda e: judge_recorded_once(e, expected.ANSWER)),
-    ("Responses API with reasoning items", "responses", judge_responses),
+    ("Responses API: message, call by its id", "responses", judge_responses),
     ("the same, streamed", "responses_streamed", judge_responses),
+    (
+        "Responses API: reasoning summary",
+        "responses",
+        lambda e: has_text(e, expected.REASONING),
+    ),
+    (
+        "Responses API: encrypted reasoning",
+        "responses",
+        lambda e: has_text(e, expected.ENCRYPTED),
+    ),
+    (
+        "both, streamed",
+        "responses_streamed",
+        lambda e: weakest([has_text(e, expected.REASONING), has_text(e, expected.ENCRYPTED)]),
+    ),
     ("errors by class", "error", judge_error),
 ]
 """Row, scenario, judge."""

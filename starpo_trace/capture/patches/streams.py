@@ -147,17 +147,22 @@ class RecordedAsyncIterator(StreamRecording):
         return getattr(self._iterator, name)  # asend, athrow, aclose of a generator
 
 
-def record_stream(stream: Any, call: Call, accumulator: ChunkAccumulator) -> bool:
-    """Record what is read from an SDK's stream; False when it is of a kind we do not know."""
-    iterator: Any = getattr(stream, "_iterator", None)
+def record_stream(
+    stream: Any, call: Call, accumulator: ChunkAccumulator, *, name: str = "_iterator"
+) -> bool:
+    """Record what is read from an SDK's stream; False when it is of a kind we do not know.
+
+    `name` is the attribute of the stream that holds the iterator it reads from.
+    """
+    iterator: Any = getattr(stream, name, None)
     response: Any = getattr(stream, "response", None)
     if hasattr(iterator, "__anext__"):
         recording = RecordedAsyncIterator(iterator, call, accumulator)
-        stream._iterator = recording
+        setattr(stream, name, recording)
         _hook_async_close(response, recording)
     elif hasattr(iterator, "__next__"):
         recording = RecordedIterator(iterator, call, accumulator)
-        stream._iterator = recording
+        setattr(stream, name, recording)
         _hook_close(response, recording)
     else:
         return False

@@ -107,21 +107,23 @@ def parse_key(text: str, where: str) -> tuple[str, bytes]:
     Raises:
         ConfigError: it is neither, or the key is shorter than 16 bytes. Names `where`, not the key.
     """
+    # Errors show no part of the line: whoever mixes up its order has a key where the id belongs.
     key_id, _, digits = text.strip().replace(":", " ", 1).partition(" ")
-    if not _KEY_ID.fullmatch(key_id):
+    if not _KEY_ID.fullmatch(key_id) or not digits.strip():
         raise ConfigError(
-            f"{where}: no key id; write `id hex`, the id of 1 to 64 letters, digits, `.`, `_`, `-`"
+            f"{where}: no `id hex`; write the id (1 to 64 letters, digits, `.`, `_`, `-`), a space "
+            "and the key in hexadecimal"
         )
     try:
         key = bytes.fromhex(digits.strip())
     except ValueError:
         raise ConfigError(
-            f"{where}: key {key_id} is not hexadecimal; make one with `starpo-trace keys new`"
+            f"{where}: the key is not hexadecimal; make one with `starpo-trace keys new`"
         ) from None
     if len(key) < _MIN_KEY_BYTES:
         raise ConfigError(
-            f"{where}: key {key_id} has {len(key)} bytes, at least {_MIN_KEY_BYTES} are needed; "
-            "make one with `starpo-trace keys new`"
+            f"{where}: the key has {len(key)} bytes, at least {_MIN_KEY_BYTES} are needed; make "
+            "one with `starpo-trace keys new`"
         )
     return key_id, key
 
@@ -145,7 +147,7 @@ def read_keyring(path: str | os.PathLike[str]) -> Keyring:
             continue
         key_id, key = parse_key(line, f"key file {file}, line {number}")
         if key_id in keys:
-            raise ConfigError(f"key file {file}, line {number}: key id {key_id} is there twice")
+            raise ConfigError(f"key file {file}, line {number}: its key id is there twice")
         keys[key_id] = key
     if not keys:
         raise ConfigError(f"key file {file}: holds no key; make one with `starpo-trace keys new`")

@@ -16,6 +16,7 @@ WirePart = Mapping[str, Any]
 
 _ROLES: Final = {"model": "assistant", "function": "tool"}
 _SIDE_FIELDS: Final = frozenset({"thought", "thoughtSignature", "partMetadata", "videoMetadata"})
+_SNAKE: Final = re.compile("_([a-z])")
 _PATH_STEP: Final = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\['([^']*)'\]")
 
 
@@ -106,7 +107,7 @@ def read_part(wire_part: WirePart) -> Part:
     kind = next((name for name in _READERS if name in wire_part), kind)
     value = wire_part.get(kind)
     read = _READERS.get(kind)
-    part = {"type": kind, "raw": {kind: value}} if read is None else read(value or {})
+    part = _make_raw(kind, value) if read is None else read(value or {})
     if kind == "text":
         is_thought = bool(wire_part.get("thought"))
         part = {"type": "reasoning" if is_thought else "text", "content": value or ""}
@@ -150,7 +151,7 @@ def _read_code(code: Mapping[str, Any]) -> Part:
         "type": "server_tool_call",
         "id": code.get("id"),
         "name": "code_execution",
-        "arguments": dump_json({key: value for key, value in code.items() if key != "id"}),
+        "arguments": dump_json({key: code[key] for key in sorted(code) if key != "id"}),
     }
 
 
@@ -173,10 +174,23 @@ def _read_server_result(result: Mapping[str, Any]) -> Part:
 
 def _read_inline_data(blob: Mapping[str, Any]) -> Part:
     data = blob.get("data")
-    if isinstance(data, str) and ("-" in data or "_" in data):  # the SDK writes one base64
-        # alphabet and the server the other
+    if isinstance(data, str) and ("-" in data or "_" in data):
         blob = {**blob, "data": data.replace("-", "+").replace("_", "/")}
-    return {"type": "inlineData", "raw": {"inlineData": blob}}
+    return _make_raw("inlineData", blob)
+
+
+def _make_raw(kind: str, value: Any) -> Part:
+    """Part kept as it is on the wire, in the server's spelling: the SDK's own differs in places.
+
+    The SDK sends some names in snake case, and base64 in the other alphabet.
+    """
+    if isinstance(value, Mapping):
+        value = {_SNAKE.sub(_raise_letter, key): item for key, item in value.items()}
+    return {"type": kind, "raw": {kind: value}}
+
+
+def _raise_letter(match: re.Match[str]) -> str:
+    return match[1].upper()
 
 
 def _read_text(_: Any) -> Part:

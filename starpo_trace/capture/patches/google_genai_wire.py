@@ -72,7 +72,8 @@ def _read_parameters(body: Mapping[str, Any]) -> "dict[str, AttributeValue]":
             parameters[semconv.REQUEST_STOP_SEQUENCES] = tuple(str(text) for text in value)
         else:
             others[name] = value
-    level = (others.get("thinkingConfig") or {}).get("thinkingLevel")
+    thinking = others.get("thinkingConfig") or {}  # a program's dict is sent as it wrote it
+    level = thinking.get("thinkingLevel", thinking.get("thinking_level"))
     if isinstance(level, str):
         parameters[semconv.REQUEST_REASONING_LEVEL] = level
     others = {"generationConfig": others} if others else {}

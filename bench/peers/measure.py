@@ -14,7 +14,7 @@ from peers.environments import Child, build_variables, prepare_environment
 from peers.setups import SETUPS
 
 MAIN_ROWS = ("short", "stream", "16k", "200", "logprobs", "async")
-AGENT_ROWS = ("agent20", "agent200")
+AGENT_ROWS = ("agent200",)
 ROWS = MAIN_ROWS + AGENT_ROWS
 ROWS_OF = {
     "ours-redaction": ("short", "stream", "16k"),
@@ -24,23 +24,31 @@ ROWS_OF = {
 """Setups that do not run just the main rows."""
 
 BLOCKS = {
-    "short": (4, 12),
-    "stream": (2, 6),
-    "16k": (2, 6),
-    "200": (1, 2),
-    "logprobs": (3, 9),
-    "async": (4, 12),
-    "agent20": (2, 6),
+    "short": (3, 9),
+    "stream": (1, 4),
+    "16k": (1, 3),
+    "200": (0, 1),
+    "logprobs": (2, 6),
+    "async": (3, 9),
     "agent200": (1, 2),
 }
 """Row -> calls in the two blocks whose difference counts. Within a process a second pair of blocks
-agrees to 0.1 %, so more calls would tell nothing more."""
+agrees to 0.1 % of a call, so more calls would tell nothing more."""
 CLOSE = ("none@ours", "floor", "ours", "ours-trajectory")
 """Setups whose differences are small; they are counted in several memory layouts."""
-HEAVY_ROWS = ("16k", "200", "agent20", "agent200")
+HEAVY_ROWS = ("16k", "200", "agent200")
 NUM_LAYOUTS, NUM_HEAVY_LAYOUTS = 12, 3
 NUM_LAYOUTS_QUICK, NUM_HEAVY_LAYOUTS_QUICK = 4, 1
 NUM_WARM_UP = 12
+CPU_CALLS = {
+    "short": 20,
+    "async": 20,
+    "stream": 10,
+    "16k": 5,
+    "200": 1,
+    "logprobs": 10,
+    "agent200": 2,
+}
 NUM_MEMORY_CALLS = 20_000
 
 
@@ -69,7 +77,7 @@ def name_base(name: str) -> str:
 
 def warm_up(child: Child, row: str) -> None:
     """Run a row until the interpreter has specialised its code."""
-    child.run_block(row, 3 if "200" in row else NUM_WARM_UP, is_warm_up=True)
+    child.run_block(row, 2 if row in HEAVY_ROWS else NUM_WARM_UP, is_warm_up=True)
 
 
 def count_instructions(name: str, layout: int, rows: list[str], cache: Path) -> dict[str, float]:
@@ -161,7 +169,7 @@ def measure_cpu(names: list[str], rows: list[str], options: Options) -> dict[str
             warm_up(child, row)
     for _ in range(5 if options.is_quick else 15):
         for row in rows:
-            num_calls = BLOCKS[row][1]
+            num_calls = CPU_CALLS[row]
             for name, child in children.items():
                 if row in times[name]:
                     cpu_s = child.run_block(row, num_calls)["cpu_s"]

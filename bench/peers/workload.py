@@ -149,7 +149,6 @@ class Workload:
             "200": lambda num_calls: self.call_history(200, num_calls),
             "logprobs": self.call_logprobs,
             "async": self.call_async,
-            "agent20": lambda num_calls: self.call_agent(20, num_calls),
             "agent200": lambda num_calls: self.call_agent(200, num_calls),
         }
 

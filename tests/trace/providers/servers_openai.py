@@ -1,9 +1,11 @@
-"""OpenAI's Responses API, scripted: responses, and responses as server-sent events."""
+"""OpenAI's APIs, scripted: chat completions, and responses, whole or as server-sent events."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
-from servers_scripted import Answer
+import openai
+from servers_scripted import Answer, AnswerServer
 
 USAGE = {
     "input_tokens": 9,
@@ -12,6 +14,47 @@ USAGE = {
     "output_tokens_details": {"reasoning_tokens": 3},
     "total_tokens": 14,
 }
+
+
+CHAT = {"id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": "m"}
+CHUNK = {**CHAT, "object": "chat.completion.chunk"}
+
+
+def client_of(server: AnswerServer, **options: Any) -> openai.OpenAI:
+    """Client that speaks to a scripted server."""
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, **options)
+
+
+def port_of(server: AnswerServer) -> int:
+    """Port that a scripted server listens on."""
+    return int(server.url.rpartition(":")[2])
+
+
+def ask_chat(client: openai.OpenAI, **options: Any) -> Any:
+    """Ask for a chat completion."""
+    messages = [{"role": "user", "content": "hi"}]
+    return client.chat.completions.create(model="m", messages=messages, **options)
+
+
+def chat_answer(*messages: dict[str, Any], **choice: Any) -> dict[str, Any]:
+    """Body of a chat completion with a choice for each message."""
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", **message},
+            "finish_reason": "stop",
+            **choice,
+        }
+        for index, message in enumerate(messages)
+    ]
+    return {**CHAT, "choices": choices}
+
+
+def chat_chunks(*deltas: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Chunks of a streamed chat completion."""
+    for delta in deltas:
+        yield {**CHUNK, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+    yield {**CHUNK, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
 
 
 def answer_json(value: Any, *, status: int = 200) -> Answer:

@@ -8,6 +8,7 @@ from servers_openai import (
     answer_error,
     answer_events,
     answer_response,
+    client_of,
     make_events,
     make_text,
 )
@@ -27,10 +28,6 @@ def queued(id):
 
 def done(id):
     return answer_response(TEXT, id=id)
-
-
-def client_of(server):
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
 def test_a_background_run_is_one_span():

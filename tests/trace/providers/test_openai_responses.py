@@ -14,11 +14,13 @@ from servers_openai import (
     answer_events,
     answer_json,
     answer_response,
+    client_of,
     make_call,
     make_events,
     make_reasoning,
     make_response,
     make_text,
+    port_of,
 )
 from servers_scripted import AnswerServer
 
@@ -80,10 +82,6 @@ ANSWER = {
 }
 
 
-def client_of(server, **options):
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, **options)
-
-
 def async_client_of(server):
     return openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
@@ -108,7 +106,7 @@ def expected_span(server) -> dict:
         semconv.HISTORY_HASH: chain_hashes(PROMPT)[-1].hex(),
         semconv.INPUT_MESSAGES: dump_json(PROMPT),
         semconv.SERVER_ADDRESS: "127.0.0.1",
-        semconv.SERVER_PORT: int(server.url.rpartition(":")[2]),
+        semconv.SERVER_PORT: port_of(server),
         semconv.RESPONSE_ID: "resp_1",
         semconv.RESPONSE_MODEL: "gpt-x",
         semconv.RESPONSE_FINISH_REASONS: ("completed",),

@@ -40,6 +40,12 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.util.types import AttributeValue
 
+_LIMITED_KEYS: Final = (
+    semconv.INPUT_MESSAGES,
+    semconv.OUTPUT_MESSAGES,
+    semconv.TOOL_DEFINITIONS,
+    semconv.REQUEST_PARAMETERS,
+)
 _CALL_KEY: Final = otel_context.create_key("starpo-llm-call")
 
 
@@ -175,11 +181,25 @@ class LLMCall:
         try:
             self._describe_response(response, error, outcome)
         finally:  # what is known of the request is kept whatever is wrong with the answer
+            max_bytes = self._runtime.config.max_content_bytes
+            if max_bytes is not None:
+                self._limit_content(max_bytes)
             put_attributes(self.span, attributes)
             if error is not None:
                 mark_error(self.span, error, has_content=self._history_mode != "off")
             elif response.error_type is not None:
                 self._mark_failure(response.error_type, response.error_message)
+
+    def _limit_content(self, max_bytes: int) -> None:
+        from starpo_trace.limits import limit_json
+
+        for key in _LIMITED_KEYS:
+            text = self._attributes.get(key)
+            if not isinstance(text, str):
+                continue
+            self._attributes[key] = limited = limit_json(text, max_bytes)
+            if limited is not text and self.trajectory is not None:
+                self.trajectory.note_reason("content_truncated")
 
     def _mark_failure(self, kind: str, message: str | None) -> None:
         """Record a failure that the server reported in its answer."""

@@ -257,6 +257,30 @@ def test_suppressed_code_runs_and_is_not_recorded(client):
     assert [span.attributes[semconv.RECORD] for span in store.spans] == ["trajectory"]
 
 
+def test_messages_over_the_limit_keep_their_place(tmp_path):
+    """The cut call is a turn of its trajectory, the next one continues it, and none is trained."""
+    ids = {"prompt_token_ids": [1] * 2000, "token_ids": [2], "logprobs": [-0.5]}
+    starpo_trace.instrument(store=tmp_path, max_content_bytes=600)
+    with (
+        ScriptedServer([Reply(content="x", **ids)]) as server,
+        openai.OpenAI(base_url=server.base_url, api_key="none") as client,
+        starpo_trace.trajectory() as run,
+    ):
+        messages = [{"role": "user", "content": "a" * 900}, {"role": "user", "content": "b"}]
+        client.chat.completions.create(model="m", messages=messages)
+        messages += [{"role": "assistant", "content": "x"}, {"role": "user", "content": "c"}]
+        client.chat.completions.create(model="m", messages=messages)
+    starpo_trace.uninstrument()
+    tables = convert_rows(read_rows(tmp_path))
+    assert tables["rejected"].rows() == []
+    [trajectory] = tables["trajectories"].to_dicts()
+    assert (trajectory["num_turns"], trajectory["num_branches"]) == (2, 1)
+    assert (trajectory["usable_for"], trajectory["trajectory_id"]) == ("none", run.id)
+    assert "content_truncated" in trajectory["reasons"]
+    assert tables["turns"]["token_provenance"].to_list() == ["exact", "exact"]
+    assert read_rows(tmp_path)[-1].attributes[semconv.USABLE_FOR] == "none"
+
+
 def test_content_over_the_limit_stays_json(caplog):
     """Arguments, results and states; the next state is whole, and the verdict says it."""
     caplog.set_level(logging.WARNING)

@@ -101,7 +101,7 @@ def test_key_bytes_are_in_no_text():
     assert repr(KEYS) == "Keyring(is_exposed=False)"
     key = "ab" * 16
     for line in (f"k1:{key[:8]}", f"k1:{key}g", key, f"{key} k1", f"{key}:", f"k1 {key} {key}x"):
-        with pytest.raises(ConfigError, match="^here: ") as caught:
+        with pytest.raises(ConfigError, match=r"^here: ") as caught:
             parse_key(line, "here")
         assert key[:8] not in str(caught.value)
 

@@ -36,6 +36,7 @@ class _Method(NamedTuple):
     """One public method of the SDK."""
 
     provider: str
+    operation: str = "chat"
     is_stream: bool = False
     is_embedding: bool = False
 
@@ -96,7 +97,8 @@ def _name_provider(module: str) -> str:
 
 
 def _patch_completions(patches: PatchSet, owner: Any, provider: str) -> None:
-    plain, stream = _Method(provider), _Method(provider, is_stream=True)
+    operation = "text_completion" if owner.__name__ == "Fim" else "chat"
+    plain, stream = _Method(provider, operation), _Method(provider, operation, is_stream=True)
     patches.wrap(owner, "complete", make_recorder(*_make_steps(plain)))
     patches.wrap(owner, "complete_async", make_async_recorder(*_make_steps(plain)))
     patches.wrap(owner, "stream", make_recorder(*_make_steps(stream)))
@@ -140,7 +142,7 @@ def _read_outline(method: _Method, sdk: Any, kwargs: Mapping[str, Any]) -> LLMRe
     if method.is_embedding:
         return read_embeddings_request(server, kwargs)
     model = str(kwargs.get("model") or kwargs.get("agent_id") or "")
-    return LLMRequest(model=model, messages=(), **server)
+    return LLMRequest(operation=method.operation, model=model, messages=(), **server)
 
 
 def _do_request(

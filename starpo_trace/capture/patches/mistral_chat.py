@@ -161,7 +161,9 @@ def _read_tool_call(call: Mapping[str, Any]) -> Part:
 def read_completion_response(answer: Mapping[str, Any]) -> LLMResponse:
     """Answer as sent -> response."""
     choices = answer.get("choices") or ()
-    logprobs = (choices[0].get("logprobs") or {}).get("content") if choices else None
+    first = choices[0] if choices else {}
+    logprobs = (first.get("logprobs") or {}).get("content")
+    prompt_logprobs = (first.get("prompt_logprobs") or {}).get("content")
     return LLMResponse(
         id=answer.get("id"),
         model=answer.get("model"),
@@ -170,9 +172,17 @@ def read_completion_response(answer: Mapping[str, Any]) -> LLMResponse:
             choice["finish_reason"] for choice in choices if choice.get("finish_reason")
         ],
         usage=_read_usage(answer.get("usage")),
+        prompt_token_ids=_read_token_ids(prompt_logprobs),
+        response_token_ids=_read_token_ids(logprobs),
         response_tokens=None if logprobs is None else [entry["token"] for entry in logprobs],
         response_logprobs=None if logprobs is None else [entry["logprob"] for entry in logprobs],
     )
+
+
+def _read_token_ids(logprobs: Any) -> list[int] | None:
+    """Ids that come with log-probabilities; None unless every token has one."""
+    ids = [entry.get("token_id") for entry in logprobs or ()]
+    return ids if ids and all(type(each) is int for each in ids) else None
 
 
 def _read_choice(choice: Mapping[str, Any]) -> Message:

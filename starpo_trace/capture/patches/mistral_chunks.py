@@ -42,12 +42,24 @@ class _ChoicePieces:
         self._tool_calls: list[dict[str, Any]] = []
         self._others: dict[str, Any] = {}
         self._finish_reason: str | None = None
-        self._logprobs: list[Any] = []
-        self._has_logprobs = False
+        self._logprobs: dict[str, list[Any]] = {}
 
     def add(self, choice: Mapping[str, Any]) -> None:
         delta = choice.get("delta") or {}
-        content = delta.get("content")
+        self._add_content(delta.get("content"))
+        for call in delta.get("tool_calls") or ():
+            self._add_tool_call(call)
+        for name, value in delta.items():
+            if value is not None and name not in {"content", "tool_calls", "index"}:
+                self._others[name] = value
+        if choice.get("finish_reason") is not None:
+            self._finish_reason = choice["finish_reason"]
+        for name in ("logprobs", "prompt_logprobs"):
+            content = (choice.get(name) or {}).get("content")
+            if content is not None:
+                self._logprobs.setdefault(name, []).extend(content)
+
+    def _add_content(self, content: Any) -> None:
         if isinstance(content, str):
             self._has_content = True
             if content:
@@ -56,16 +68,6 @@ class _ChoicePieces:
             self._has_content = self._has_list = True
             for chunk in content:
                 self._add_chunk(chunk)
-        for call in delta.get("tool_calls") or ():
-            self._add_tool_call(call)
-        for name, value in delta.items():
-            if value is not None and name not in {"content", "tool_calls", "index"}:
-                self._others[name] = value
-        if choice.get("finish_reason") is not None:
-            self._finish_reason = choice["finish_reason"]
-        if choice.get("logprobs") is not None:
-            self._has_logprobs = True
-            self._logprobs.extend(choice["logprobs"].get("content") or ())
 
     def _add_chunk(self, chunk: Mapping[str, Any]) -> None:
         """Join pieces of one kind that follow each other."""
@@ -110,7 +112,7 @@ class _ChoicePieces:
                 "tool_calls": self._build_tool_calls(),
             },
             "finish_reason": self._finish_reason,
-            "logprobs": {"content": self._logprobs} if self._has_logprobs else None,
+            **{name: {"content": content} for name, content in self._logprobs.items()},
         }
 
     def _build_tool_calls(self) -> list[dict[str, Any]]:

@@ -117,14 +117,21 @@ def _is_mixed(value: str) -> bool:
 
 # Quotes, brackets and blanks are no part of a text's skeleton, so a name and its `=` meet there.
 _SEPARATOR: Final = r"""["'\]\\ \t]{0,8}(?::=|=>|={1,3}|:)"""
+# Where values stop at a backslash, what JSON writes for a letter or a slash is still part of them.
+ESCAPED: Final = r"\\(?:u[0-9A-Fa-f]{4}|/)"
 _VALUE: Final = (
     r"""(?:\s{0,32}(?P<quote>\\{0,7}["'])|[ \t]{0,8})(?P<secret>"""
-    r"""(?(quote)(?:(?!(?P=quote))(?:\\[^\n]|[^\n]))++|[^\s"'`,;&<>(){}\[\]\\|]{6,}+))"""
+    r"""(?(quote)(?:(?!(?P=quote))(?:\\[^\n]|[^\n]))++"""
+    rf"""|(?:[^\s"'`,;&<>(){{}}\[\]\\|]|{ESCAPED}){{6,}}+))"""
 )
 _SCHEME_AND_VALUE: Final = (
-    r"""\s{0,8}\\{0,7}["']?(?:[A-Za-z-]{1,20}+[ ]{1,4})?(?P<secret>[^\s"'\\,;]{8,}+)"""
+    r"""\s{0,8}\\{0,7}["']?(?:[A-Za-z-]{1,20}+[ ]{1,4})?"""
+    rf"""(?P<secret>(?:[^\s"'\\,;]|{ESCAPED}){{8,}}+)"""
 )
-_PAIRS: Final = r"""[ \t]{0,8}\\{0,7}["']?(?P<secret>[^\s=;"'\\]{1,64}+=[^"'\\\r\n]{4,}+)"""
+_PAIRS: Final = (
+    r"""[ \t]{0,8}\\{0,7}["']?"""
+    rf"""(?P<secret>(?:[^\s=;"'\\]|{ESCAPED}){{1,64}}+=(?:[^"'\\\r\n]|{ESCAPED}){{4,}}+)"""
+)
 
 
 def _make_rule(name: str, pattern: str, *hints: str) -> Rule:

@@ -33,7 +33,7 @@ _FAILED: Final = make_mask("error")
 _SHORTEST_SECRET: Final = 6
 _MAX_KNOWN: Final = 8192
 _MIN_KEY_BYTES: Final = 16
-_HIDING_ESCAPE: Final = re.compile(r"\\u00[2-7]")
+_HIDING_ESCAPE: Final = re.compile(r"\\u00[0-7]")
 
 
 class Redactor:

@@ -7,7 +7,7 @@ tokens and compare with what detect-secrets finds.
 import re
 from typing import Final
 
-from starpo_trace.privacy.assignments import is_placeholder
+from starpo_trace.privacy.assignments import ESCAPED, is_placeholder
 from starpo_trace.privacy.rules import Rule
 
 _GITLAB: Final = ("pat", "dt", "ft", "soat", "rt", "cbt", "imt", "ptt", "agent", "oas")
@@ -27,8 +27,10 @@ _UNDERSCORED: Final = {
 
 
 def _start(prefix: str) -> str:
-    """A literal prefix not inside a word; an escaped line break or a percent code may precede."""
-    return rf"{prefix}(?:(?<![\w-]{prefix})|(?<=\\[nrtbf]{prefix})|(?<=%[0-9A-Fa-f]{{2}}{prefix}))"
+    """A literal prefix not inside a word; an escape or a percent code may precede."""
+    escapes = (r"\\[nrtbf]", r"\\u[0-9A-Fa-f]{4}", "%[0-9A-Fa-f]{2}")
+    behind = "|".join(f"(?<={escape}{prefix})" for escape in escapes)
+    return rf"{prefix}(?:(?<![A-Za-z0-9_-]{prefix})|{behind})"
 
 
 def _has_long_run(match: re.Match[str]) -> bool:
@@ -118,7 +120,8 @@ VENDORS: Final = (
     Rule(
         name="url_password",
         pattern=r"/(?:(?<=://)|(?<=:\\/\\/))"
-        r"""[^\s/@:"'<>\\]{0,256}+:(?P<secret>[^\s/@"'<>\\]{1,256}+)@""",
+        rf"""(?:[^\s/@:"'<>\\]|{ESCAPED}){{0,256}}+:"""
+        rf"""(?P<secret>(?:[^\s/@"'<>\\]|{ESCAPED}){{1,256}}+)@""",
         hints=("@",),
         accept=_is_no_placeholder,
     ),

@@ -4,7 +4,7 @@
 
 Each input goes through `decode_body`, the function that both servers of `starpo-trace collect`
 call. It may return or raise `RefusedError`; anything else is a crash. What it accepts is read back
-by the dataset builder's decoder, and must give the spans that it said it holds. Inputs are seeded:
+by the dataset builder's decoder, and must give the spans that were sent. Inputs are seeded:
 input i of a seed is the same on every machine.
 """
 
@@ -28,9 +28,16 @@ from fuzz_inputs import Maker, set_value, to_json
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from starpo_trace.collect.decode import JSON, PROTOBUF, Decoded, decode_body
+from starpo_trace.collect.inflate import inflate_body
 from starpo_trace.collect.limits import DEFAULT_LIMITS
 from starpo_trace.collect.refusals import RefusedError
-from starpo_trace.convert.otlp import SpanRow, decode_protobuf
+from starpo_trace.convert.otlp import (
+    DecodeError,
+    MalformedSpan,
+    SpanRow,
+    decode_json,
+    decode_protobuf,
+)
 
 NUM_INPUTS = 1_000_000
 NUM_QUICK_INPUTS = 100_000
@@ -45,17 +52,51 @@ MAX_BOMB_S = 1.0
 MAX_BOMB_MIB = 1024
 
 
-def check_accepted(decoded: Decoded) -> str | None:
+def check_accepted(decoded: Decoded, body: bytes, content_type: str) -> str | None:
     """What is wrong with an accepted input; None when nothing is."""
     if not decoded.num_spans:
         return None if not decoded.payload else "payload without spans"
     try:
         rows = list(decode_protobuf(decoded.payload, "fuzz"))
+        sent = read_spans(body, content_type)
     except Exception as error:  # noqa: BLE001  (any is what this looks for)
         return f"unreadable: {error!r}"
-    if not all(isinstance(row, SpanRow) for row in rows):
-        return f"malformed span: {next(r for r in rows if not isinstance(r, SpanRow))}"
-    return None if len(rows) == decoded.num_spans else f"{len(rows)} spans, not {decoded.num_spans}"
+    if len(rows) != decoded.num_spans or not all(isinstance(row, SpanRow) for row in rows):
+        return f"not {decoded.num_spans} good spans: {rows}"
+    return None if sent is None else compare_spans(rows, sent, decoded.num_rejected)
+
+
+def compare_spans(rows: list[Any], sent: list[Any], num_rejected: int) -> str | None:
+    """What is wrong with the stored spans, given those that were sent."""
+    if len(rows) + num_rejected != len(sent):
+        return f"{len(rows)} + {num_rejected} spans of {len(sent)}"
+    following = iter(sent)  # what is kept comes in the order in which it was sent
+    lost = next((row for row in rows if not any(is_same(row, other) for other in following)), None)
+    return f"not as it was sent: {lost}" if lost else None
+
+
+def read_spans(body: bytes, content_type: str) -> list[SpanRow | MalformedSpan] | None:
+    """Spans of the input as the dataset builder reads them; None when it cannot as a whole."""
+    try:
+        if content_type == JSON:
+            return list(decode_json(body, "fuzz"))
+        return list(decode_protobuf(body, "fuzz"))
+    except DecodeError:
+        return None
+
+
+def is_same(row: Any, other: Any) -> bool:
+    """Whether a stored span is the one that was sent."""
+    ids = str(other.trace_id).lower(), str(other.span_id).lower()
+    if (row.trace_id, row.span_id) != ids:
+        return False
+    if not isinstance(other, SpanRow):  # of JSON it reads some fields more strictly
+        return True
+    return (row.start_ns, row.end_ns, set(row.attributes)) == (
+        other.start_ns,
+        other.end_ns,
+        set(other.attributes),
+    )
 
 
 def measure_rss_mib() -> float:
@@ -91,7 +132,9 @@ def fuzz(seed: int, num_inputs: int, queue: Any) -> None:
         else:
             counts["accepted" if not decoded.num_rejected else "partial"] += 1
             counts["spans_accepted"] += decoded.num_spans
-            problem = check_accepted(decoded)
+            problem = check_accepted(
+                decoded, inflate_body(body, encoding, DEFAULT_LIMITS), content_type
+            )
             counts["unreadable"] += problem is not None
         taken_s = time.process_time() - started_s
         slowest_s = max(slowest_s, taken_s)

@@ -187,7 +187,9 @@ def collect(tmp_path) -> Iterator[Callable[..., Collect]]:
     yield start_one
     for one in started:
         if one.process.poll() is None:
-            one.stop(signal.SIGKILL)
+            one.process.kill()
+        with one.process:  # closes its pipe
+            pass
 
 
 @pytest.fixture

@@ -50,9 +50,9 @@ class ConverseEvents:
         self._blocks: dict[int, _BlockPieces] = {}
         self._has_message = False
 
-    def add(self, event: Mapping[str, Any]) -> None:
+    def add(self, chunk: Mapping[str, Any]) -> None:
         """Take one event in."""
-        for kind, fields in event.items():
+        for kind, fields in chunk.items():
             if kind == "contentBlockDelta":
                 self._find_block(fields).add(fields.get("delta") or {})
             elif kind == "contentBlockStart":

@@ -18,6 +18,11 @@ class GeneratorRecording(StreamRecording):
     relay: "weakref.ref[Any] | None" = None
     """The generator that the program holds."""
 
+    def hand_out(self, relay: Any, generator: Any) -> None:
+        """Name the generator that the program will hold after the SDK's, and remember it."""
+        relay.__name__, relay.__qualname__ = generator.__name__, generator.__qualname__
+        self.relay = weakref.ref(relay)
+
     def note_exit(self, error: GeneratorExit) -> None:
         """Finish the call because the generator was left at a `yield`.
 
@@ -38,8 +43,7 @@ def record_generator(
     """Generator -> the generator to hand to the program."""
     recording = GeneratorRecording(call, accumulator)
     relay = _relay(generator, recording)
-    relay.__name__, relay.__qualname__ = generator.__name__, generator.__qualname__
-    recording.relay = weakref.ref(relay)
+    recording.hand_out(relay, generator)
     return relay
 
 
@@ -49,8 +53,7 @@ def record_async_generator(
     """Async generator -> the async generator to hand to the program."""
     recording = GeneratorRecording(call, accumulator)
     relay = _relay_async(generator, recording)
-    relay.__name__, relay.__qualname__ = generator.__name__, generator.__qualname__
-    recording.relay = weakref.ref(relay)
+    recording.hand_out(relay, generator)
     return relay
 
 

@@ -17,9 +17,9 @@ class MessageEvents:
         self._blocks: dict[int, _BlockPieces] = {}
         self._has_final_usage = False
 
-    def add(self, event: Any) -> None:
+    def add(self, chunk: Any) -> None:
         """Take one event in."""
-        fields = get_fields(event)
+        fields = get_fields(chunk)
         kind = fields.get("type")
         if kind == "content_block_delta":
             block = self._blocks.get(fields["index"])
@@ -31,7 +31,7 @@ class MessageEvents:
             self._top = dict(to_plain(fields["message"]))
             self._usage = dict(self._top.get("usage") or {})
         elif kind == "message_delta":
-            self._add_end(to_plain(event))
+            self._add_end(to_plain(chunk))
 
     def _add_end(self, event: Mapping[str, Any]) -> None:
         """Take in what is known only at the end: the reason it ended for, and the usage."""

@@ -19,15 +19,8 @@ Part = dict[str, Any]
 
 _RECORDED_ELSEWHERE: Final = frozenset({"model", "messages", "system", "tools", "stream"})
 _ANSWER_FIELDS: Final = frozenset({"id", "type", "role", "model", "content", "stop_reason"})
-_USAGE_FIELDS: Final = frozenset(
-    {
-        "input_tokens",
-        "output_tokens",
-        "cache_creation_input_tokens",
-        "cache_read_input_tokens",
-        "output_tokens_details",
-    }
-)
+_USAGE_FIELDS: Final = frozenset({"input_tokens", "output_tokens", "output_tokens_details"})
+"""What is recorded under keys of its own, as long as no cache had a part in it."""
 
 
 def read_messages_request(server: Mapping[str, Any], body: Mapping[str, Any]) -> LLMRequest:
@@ -88,12 +81,9 @@ def read_messages_response(answer: Any) -> LLMResponse:
     extra = {
         key: value for key, value in top.items() if key not in _ANSWER_FIELDS and value is not None
     }
-    usage = extra.pop("usage", None) or {}
-    other_usage = {
-        key: value for key, value in usage.items() if key not in _USAGE_FIELDS and value is not None
-    }
-    if other_usage:
-        extra["usage"] = other_usage
+    usage = extra.get("usage") or {}
+    if not any(usage[key] for key in usage.keys() - _USAGE_FIELDS):
+        extra.pop("usage", None)  # its keys say it all
     if extra:
         message["extra"] = extra
     return LLMResponse(

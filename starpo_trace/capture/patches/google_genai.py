@@ -45,6 +45,7 @@ _METHODS: Final = {
     "embedContent": _EMBED,
     "batchEmbedContents": _EMBED,
 }
+_ARGUMENTS: Final = ("http_method", "path", "request_dict", "http_options")
 _MODEL_PREFIXES: Final = ("models/", "publishers/google/models/")
 
 
@@ -60,8 +61,7 @@ def apply(patches: PatchSet, api_client: ModuleType) -> None:
 def _begin(
     client: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, is_stream: bool = False
 ) -> tuple[Call, Method] | None:
-    given = dict(zip(("http_method", "path", "request_dict", "http_options"), args, strict=False))
-    given.update(kwargs)
+    given: dict[str, Any] = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
     model, _, name = given["path"].partition("?")[0].rpartition(":")
     body = given["request_dict"]
     method = _METHODS.get(name)
@@ -129,6 +129,8 @@ def _merge(body: Mapping[str, Any], extra: Mapping[str, Any]) -> Mapping[str, An
     merged = dict(body)
     for name, value in extra.items():
         before = merged.get(name)
-        is_nested = isinstance(before, Mapping) and isinstance(value, Mapping)
-        merged[name] = _merge(before, value) if is_nested else value
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            merged[name] = _merge(before, value)
+        else:
+            merged[name] = value
     return merged

@@ -34,15 +34,8 @@ _RECORDED_ELSEWHERE: Final = frozenset(
 )
 _ANSWER_FIELDS: Final = frozenset({"candidates", "modelVersion", "responseId", "usageMetadata"})
 _CANDIDATE_FIELDS: Final = frozenset({"content", "finishReason", "index", "logprobsResult"})
-_USAGE_FIELDS: Final = frozenset(
-    {
-        "promptTokenCount",
-        "candidatesTokenCount",
-        "thoughtsTokenCount",
-        "cachedContentTokenCount",
-        "totalTokenCount",
-    }
-)
+_USAGE_FIELDS: Final = frozenset({"promptTokenCount", "candidatesTokenCount", "totalTokenCount"})
+"""What is recorded under keys of its own, as long as nothing was added to it."""
 
 
 def read_generate_request(server: Mapping[str, Any], body: Mapping[str, Any]) -> LLMRequest:
@@ -103,9 +96,8 @@ def read_generate_response(top: Mapping[str, Any]) -> LLMResponse:
         if name not in _ANSWER_FIELDS and value is not None
     }
     usage = top.get("usageMetadata") or {}
-    other_usage = {name: value for name, value in usage.items() if name not in _USAGE_FIELDS}
-    if other_usage:
-        extra["usageMetadata"] = other_usage
+    if usage.keys() - _USAGE_FIELDS:
+        extra["usageMetadata"] = usage
     blocked = (top.get("promptFeedback") or {}).get("blockReason")
     if not messages and blocked is not None:
         messages = [{"role": "assistant", "parts": [], "finish_reason": blocked}]
@@ -256,7 +248,7 @@ def read_embed_response(top: Mapping[str, Any]) -> LLMResponse:
     if not embeddings:
         embeddings = [each.get("embeddings") or {} for each in top.get("predictions") or ()]
     values = (embeddings[0].get("values") or ()) if embeddings else ()
-    counts = [(each.get("statistics") or {}).get("token_count") for each in embeddings]
+    counts: list[Any] = [(each.get("statistics") or {}).get("token_count") for each in embeddings]
     usage = read_usage(top.get("usageMetadata") or {})
     if not usage and counts and all(isinstance(count, (int, float)) for count in counts):
         usage = {semconv.USAGE_INPUT_TOKENS: sum(int(count) for count in counts)}

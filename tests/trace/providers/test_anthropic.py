@@ -128,7 +128,7 @@ def expected_answer(*, is_streamed: bool = False) -> dict:
             {"type": "tool_call", "id": "c2", "name": "stock", "arguments": "{}"},
         ],
         "finish_reason": "tool_use",
-        "extra": {"usage": {"cache_creation": USAGE["cache_creation"], "service_tier": "standard"}},
+        "extra": {"usage": USAGE},
     }
 
 

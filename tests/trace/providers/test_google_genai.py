@@ -129,7 +129,7 @@ ANSWER = {
     "extra": {
         "safetyRatings": [RATING],
         "logprobsResult": {"topCandidates": LOGPROBS["topCandidates"]},
-        "usageMetadata": {"toolUsePromptTokenCount": 3},
+        "usageMetadata": USAGE,
     },
 }
 

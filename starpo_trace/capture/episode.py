@@ -14,12 +14,19 @@ from opentelemetry.util.types import AttributeValue
 
 from starpo_trace import semconv
 from starpo_trace.capture.history import History
-from starpo_trace.capture.outcome import EndKind, end_kind_of, judge_usability, mark_error
+from starpo_trace.capture.outcome import (
+    EndKind,
+    end_kind_of,
+    judge_usability,
+    mark_error,
+    redact_text,
+)
 from starpo_trace.capture.parts import (
     Arrival,
     Checkpoint,
     Identity,
     Part,
+    forget_identity,
     make_part,
     receive_identity,
     write_token,
@@ -40,7 +47,7 @@ __all__ = [
 
 TRAJECTORY_KEY: Final = otel_context.create_key("starpo-trajectory")
 INHERITED_KEY: Final = otel_context.create_key("starpo-inherited")
-"""Set in threads that were given their starter's context: membership ends with the run."""
+"""Span that was current where a thread was started; the thread is of the run until that ends."""
 _GENERATED_ID: Final = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})")
 _MAX_REMOTE_TRAJECTORIES: Final = 256
 
@@ -223,7 +230,7 @@ class Trajectory:
         usable_for, reasons = judge_usability(self._num_calls, self._history_mode, self._reasons)
         span.set_attribute(semconv.TRAJECTORY_END, kind)
         if reason is not None:
-            span.set_attribute(semconv.TRAJECTORY_END_REASON, reason)
+            span.set_attribute(semconv.TRAJECTORY_END_REASON, redact_text(reason))
         span.set_attribute(semconv.TRAJECTORY_NUM_STEPS, self.num_steps)
         span.set_attribute(semconv.USABLE_FOR, usable_for)
         if reasons:
@@ -286,11 +293,22 @@ def current_trajectory() -> Trajectory | None:
     """
     value = otel_context.get_value(TRAJECTORY_KEY)
     if isinstance(value, Trajectory):
-        if value.is_finished and otel_context.get_value(INHERITED_KEY):
-            return None
-        return value
+        if not value.is_finished or otel_context.get_value(INHERITED_KEY) is None:
+            return value
+        _leave_finished_run()
     arrival = receive_identity()
     return None if arrival is None else _join_trajectory(arrival)
+
+
+def _leave_finished_run() -> None:
+    """Take this thread out of the run that it was started in: what it does now is no part of it."""
+    inherited = otel_context.get_value(INHERITED_KEY)
+    context = forget_identity(otel_context.get_current())
+    context = otel_context.set_value(TRAJECTORY_KEY, None, context)
+    context = otel_context.set_value(INHERITED_KEY, None, context)
+    if trace.get_current_span() is inherited:
+        context = trace.set_span_in_context(trace.INVALID_SPAN, context)
+    otel_context.attach(context)  # whoever detaches the Context around it ends this one too
 
 
 def _join_trajectory(arrival: Arrival) -> Trajectory:

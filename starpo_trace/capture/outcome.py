@@ -50,11 +50,16 @@ def mark_error(span: Span, error: BaseException, *, has_content: bool) -> None:
     span.set_status(Status(StatusCode.ERROR, description))
 
 
+def redact_text(text: str) -> str:
+    """Text -> the text that may be recorded."""
+    runtime = get_runtime()
+    redactor = None if runtime is None else runtime.redactor
+    return text if redactor is None else redactor.redact_text(text)
+
+
 def _read_message(error: BaseException) -> str:
     try:
         text = str(error)
     except Exception:  # noqa: BLE001 (the user's own code)
         return "(its message cannot be read)"
-    runtime = get_runtime()
-    redactor = None if runtime is None else runtime.redactor
-    return text if redactor is None else redactor.redact_text(text)
+    return redact_text(text)

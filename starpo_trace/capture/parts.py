@@ -27,6 +27,7 @@ Identity = Mapping[str, str | int]
 STEP_SAMPLED_KEY: Final = otel_context.create_key("starpo-step-sampled")
 """Set inside a step that belongs to no trajectory: whether it is recorded."""
 _CARRIED: Final = (semconv.TASK_ID, semconv.POLICY_ID)
+_OPTIONAL: Final = (*_CARRIED, semconv.PART, semconv.SAMPLED)
 _MAX_BAGGAGE_CHARACTERS: Final = 512
 _MAX_STEPS: Final = 2**31
 _TOKEN_PREFIX: Final = "starpo1."  # noqa: S105 (a format, no secret)
@@ -145,11 +146,17 @@ def send_identity(
         entries[semconv.PART] = part.id
     if not is_sampled:
         entries[semconv.SAMPLED] = "0"
-    for key in (*_CARRIED, semconv.PART, semconv.SAMPLED):  # of a trajectory around this one
-        context = baggage.remove_baggage(key, context)
+    context = forget_identity(context)  # that of a trajectory around this one
     for key, value in entries.items():
         if len(str(value)) <= _MAX_BAGGAGE_CHARACTERS:
             context = baggage.set_baggage(key, value, context)
+    return context
+
+
+def forget_identity(context: Context) -> Context:
+    """Context -> the same without baggage of ours."""
+    for key in (semconv.TRAJECTORY_ID, semconv.TRAJECTORY_NUM_STEPS, *_OPTIONAL):
+        context = baggage.remove_baggage(key, context)
     return context
 
 

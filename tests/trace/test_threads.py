@@ -92,21 +92,25 @@ def test_a_thread_belongs_to_the_run_that_started_it():
 
 
 def test_a_thread_leaves_its_run_when_that_ends():
-    """A worker that outlives the run does not record into it."""
+    """What a worker that outlives the run does then is a trace of its own, again and again."""
     ended, found = threading.Event(), []
 
     def work():
         found.append(starpo_trace.current_trajectory())
         ended.wait(10)
-        found.append(starpo_trace.current_trajectory())
+        found.append(use_tool())
+        found.append(use_tool())
 
-    with record_spans():
+    with record_spans() as store:
         with starpo_trace.trajectory() as run:
             thread = threading.Thread(target=work)
             thread.start()
         ended.set()
         thread.join()
-    assert found == [run, None]
+    assert found == [run, None, None]
+    late = [span for span in store.spans if span.attributes[semconv.RECORD] == "step"]
+    assert [span.parent for span in late] == [None, None]
+    assert [semconv.TRAJECTORY_ID in span.attributes for span in late] == [False, False]
 
 
 def test_outside_of_a_run_nothing_is_touched():

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from opentelemetry import context as otel_context
+from opentelemetry import trace
 
 from starpo_trace.capture.attachment import Attachment
 from starpo_trace.capture.episode import INHERITED_KEY, TRAJECTORY_KEY
@@ -64,7 +65,7 @@ def _wrap_run(thread: Thread) -> None:
 
 def _carry_context(function: Callable[..., Any]) -> Callable[..., Any]:
     """Function -> the same in the Context of here, wherever it is called."""
-    context = otel_context.set_value(INHERITED_KEY, True)
+    context = otel_context.set_value(INHERITED_KEY, trace.get_current_span())
 
     def call(*args: Any, **kwargs: Any) -> Any:
         attachment = Attachment(context)

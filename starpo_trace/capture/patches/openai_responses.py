@@ -129,6 +129,8 @@ class ResponseEvents:
             self._response = fields["response"]
             status = get_fields(self._response).get("status")
             self._is_whole = kind in _LAST_EVENTS or status not in _UNFINISHED
+        elif kind is None and "data" in fields:  # openai 1.66 wraps what it does not know
+            self.add(fields["data"])
 
     def _add_delta(self, fields: Mapping[str, Any], name: str, index_name: str) -> None:
         key = (fields.get("output_index", 0), name, fields.get(index_name) or 0)

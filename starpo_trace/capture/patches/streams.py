@@ -7,6 +7,7 @@ notes each chunk. Reading ends in one of five ways, and the first that happens c
 """
 
 import sys
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Protocol
 
@@ -171,9 +172,12 @@ def record_stream(
 
 def _hook_close(response: Any, recording: StreamRecording) -> None:
     close = response.close
+    watched = weakref.ref(recording)  # a stream that is dropped is freed at once, as without us
 
     def close_recorded(*args: Any, **kwargs: Any) -> Any:
-        recording.note_close()
+        reading = watched()
+        if reading is not None:
+            reading.note_close()
         return close(*args, **kwargs)
 
     response.close = close_recorded
@@ -181,9 +185,12 @@ def _hook_close(response: Any, recording: StreamRecording) -> None:
 
 def _hook_async_close(response: Any, recording: StreamRecording) -> None:
     aclose = response.aclose
+    watched = weakref.ref(recording)
 
     async def aclose_recorded(*args: Any, **kwargs: Any) -> Any:
-        recording.note_close()
+        reading = watched()
+        if reading is not None:
+            reading.note_close()
         return await aclose(*args, **kwargs)
 
     response.aclose = aclose_recorded

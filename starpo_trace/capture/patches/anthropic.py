@@ -10,7 +10,6 @@ from types import ModuleType
 from typing import Any, Final
 
 from opentelemetry import trace
-from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import NonRecordingSpan, SpanContext
 
 from starpo_trace.capture.patches.anthropic_events import MessageEvents
@@ -19,8 +18,8 @@ from starpo_trace.capture.patches.anthropic_messages import (
     read_messages_response,
 )
 from starpo_trace.capture.patches.base import PatchSet
+from starpo_trace.capture.patches.own_spans import writes_where_we_write
 from starpo_trace.capture.patches.stainless import Endpoint, patch_base_client
-from starpo_trace.capture.runtime import get_runtime
 from starpo_trace.guard import Guard
 
 TESTED: Final = {"anthropic": ">=2,<3"}
@@ -41,16 +40,6 @@ def apply(patches: PatchSet, base_client: ModuleType) -> None:
     patch_base_client(patches, base_client, _find_endpoint, "anthropic", method=method)
     if hasattr(base_client, "start_api_call_span"):
         patches.wrap(base_client, "start_api_call_span", _start_api_call_span)
-
-
-def writes_where_we_write(tracer: Any) -> bool:
-    """Whether Starpo records now, and into the provider that this tracer of the SDK's is from."""
-    runtime = get_runtime()
-    if runtime is None or not is_instrumentation_enabled():
-        return False
-    theirs = getattr(getattr(tracer, "_tracer", tracer), "span_processor", None)
-    ours: Any = runtime.get_tracer()
-    return theirs is not None and theirs is getattr(ours, "span_processor", None)
 
 
 def _find_endpoint(method: str, path: str) -> Endpoint | None:

@@ -9,8 +9,8 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import StatusCode
 
 from starpo_trace import semconv
-from starpo_trace.capture.patches.anthropic import writes_where_we_write
 from starpo_trace.capture.patches.base import PatchSet
+from starpo_trace.capture.patches.own_spans import writes_where_we_write
 from starpo_trace.capture.runtime import get_runtime
 from starpo_trace.capture.steps import Step, step
 from starpo_trace.guard import Guard

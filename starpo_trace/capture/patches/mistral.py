@@ -14,7 +14,6 @@ from opentelemetry import context as otel_context
 
 from starpo_trace.capture.exchange import LLMRequest, LLMResponse
 from starpo_trace.capture.invocation import Call, begin_call
-from starpo_trace.capture.patches.anthropic import writes_where_we_write
 from starpo_trace.capture.patches.base import PatchSet, make_async_recorder, make_recorder
 from starpo_trace.capture.patches.mistral_chat import (
     read_completion_request,
@@ -23,6 +22,7 @@ from starpo_trace.capture.patches.mistral_chat import (
     read_embeddings_response,
 )
 from starpo_trace.capture.patches.mistral_chunks import CompletionChunks
+from starpo_trace.capture.patches.own_spans import writes_where_we_write
 from starpo_trace.capture.patches.streams import record_stream
 from starpo_trace.guard import Guard
 

@@ -25,7 +25,7 @@ _DELETED: Final = bytes(set(range(256)) - set(_KEPT) - set(b":\n"))
 _ALPHABETS: Final = tuple(kept.encode() for kept in (ascii_uppercase + "39z", _KEPT.decode()))
 _BY_RARITY: Final = b"@zqJxXQZVWK3UGHYFBMDkNw=OyR"
 _LONG_WORD: Final = 16
-_SHORT_SKELETON: Final = 48
+_SHORT_SKELETON: Final = 128
 
 _Tests = tuple[tuple[int, tuple[tuple[bytes, frozenset[int]], ...]], ...]
 

@@ -26,7 +26,7 @@ from starpo_trace.capture.patches.bedrock_events import (
 from starpo_trace.capture.patches.bedrock_invoke import Family, find_family
 from starpo_trace.guard import Guard
 
-TESTED: Final = {"botocore": ">=1.40,<1.45"}
+TESTED: Final = {"botocore": ">=1.43,<1.45"}
 
 _OPERATIONS: Final = frozenset(
     {"Converse", "ConverseStream", "InvokeModel", "InvokeModelWithResponseStream"}

@@ -29,7 +29,7 @@ def convert_json(body: bytes, tally: Tally) -> bytes:
     Raises:
         RefusedError: it is not JSON, or what surrounds the spans is not OTLP.
     """
-    num_marks = body.count(b",") + body.count(b"{") + body.count(b"[")
+    num_marks = body.count(b",") + body.count(b"[") + 2 * body.count(b"{")
     if num_marks > tally.limits.max_json_marks:
         raise RefusedError(Reason.TOO_LARGE, "the JSON has too many elements; send smaller batches")
     try:

@@ -31,8 +31,9 @@ class Limits:
     """One attribute, encoded."""
     max_values: int = 1_000_000
     """Attribute values in one request, those inside lists and maps, events and links included."""
-    max_json_marks: int = 8_000_000
-    """Commas and opening brackets of a JSON body: what bounds the memory of parsing it."""
+    max_json_marks: int = 4_000_000
+    """Commas and opening brackets of a JSON body, braces twice: what bounds the memory that
+    parsing it takes."""
     max_requests: int = 64
     """Requests worked on at once, over both protocols."""
     max_held_bytes: int = 256 << 20

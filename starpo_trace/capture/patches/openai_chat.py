@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from starpo_trace import semconv
 from starpo_trace.capture.exchange import LLMRequest, LLMResponse
 from starpo_trace.capture.patches.plain import get_fields, to_plain
-from starpo_trace.messages import Message, dump_json, from_openai_chat
+from starpo_trace.messages import REASONING_FIELDS, Message, dump_json, from_openai_chat
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
@@ -32,6 +32,10 @@ INTEGER_KEYS: Final = {
 _RECORDED_ELSEWHERE: Final = frozenset({"model", "messages", "tools", "functions", "stream"})
 _SAID_ONCE: Final = frozenset({"role", "id", "type", "name"})
 """Fields of a delta that are said once, not piece by piece."""
+_TEXT_FIELDS: Final = frozenset(
+    {"content", *REASONING_FIELDS, "refusal", "arguments", "input", "transcript", "data"}
+)
+"""Fields of a delta that are pieces of a text; others may be said again with each delta."""
 _TOKEN_ID_PREFIX: Final = "token_id:"  # noqa: S105 (vLLM's return_tokens_as_token_ids)
 
 
@@ -213,7 +217,9 @@ class _Pieces:
 
     def build(self) -> dict[str, Any]:
         built = dict(self._values)
-        built.update({name: "".join(texts) for name, texts in self._texts.items()})
+        for name, texts in self._texts.items():
+            is_repeated = name not in _TEXT_FIELDS and len(set(texts)) == 1
+            built[name] = texts[0] if is_repeated else "".join(texts)
         built.update({name: pieces.build() for name, pieces in self._objects.items()})
         if self._tool_calls:
             calls = self._tool_calls

@@ -152,6 +152,18 @@ def test_rare_answers_come_together(deltas, part):
     assert semconv.USAGE_INPUT_TOKENS not in call
 
 
+def test_a_field_said_with_every_delta_is_said_once():
+    """Some servers repeat a field in each delta, where others send pieces of a text."""
+    deltas = [
+        {"reasoning": "hm", "channel": "analysis"},
+        {"reasoning": "hm", "channel": "analysis"},
+    ]
+    [call] = record_calls(answer_chunks(*chat_chunks(*deltas)), read_chat)
+    [message] = json.loads(call[semconv.OUTPUT_MESSAGES])
+    assert message["parts"] == [{"type": "reasoning", "content": "hmhm"}]
+    assert message["extra"] == {"channel": "analysis"}
+
+
 @pytest.mark.parametrize("message", [message for message, _ in RARE])
 def test_rare_answers_sent_back_are_known(message):
     """A refusal, audio (by its id alone), a custom or a deprecated call in the next prompt."""

@@ -1,5 +1,8 @@
 """A batch of spans -> one OTLP/gRPC request -> what the endpoint said, exactly."""
 
+import os
+import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -11,6 +14,7 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace import ReadableSpan
 
+from starpo_trace.guard import Guard
 from starpo_trace.store.transport import MAX_REQUEST_BYTES, Answer
 
 _LATER: Final = frozenset(
@@ -25,11 +29,22 @@ _LATER: Final = frozenset(
 )
 
 
+_FORK_PATIENCE_S: Final = 0.5
+
+
 class GrpcTransport:
-    """OTLP/gRPC through the client of OpenTelemetry's exporter."""
+    """OTLP/gRPC through the client of OpenTelemetry's exporter.
+
+    gRPC survives a fork only when no call is under way and no channel open, so both are ended
+    before one, and the next request opens a new channel.
+    """
 
     def __init__(self) -> None:
-        self._exporter = OTLPSpanExporter()
+        self._exporter: Any = None
+        self._call: Any = None
+        self._lock = threading.Lock()
+        self._is_held_for_fork = False
+        _transports.add(self)
 
     def send(self, batch: Sequence[ReadableSpan], *, max_timeout_s: float | None) -> Answer:
         """Send a batch once."""
@@ -40,27 +55,52 @@ class GrpcTransport:
             return Answer(kind="not_sent", reason=str(error))
         if num_bytes > MAX_REQUEST_BYTES:
             return Answer(kind="too_large", reason="more than 4 MiB")
-        exporter: Any = self._exporter  # what follows is private there, the same from 1.40 to 1.45
-        timeout_s = exporter._timeout
-        if max_timeout_s is not None:
-            timeout_s = min(timeout_s, max_timeout_s)
-        try:
-            with suppress_instrumentation():
-                response = exporter._client.Export(
-                    request=request, metadata=exporter._headers, timeout=timeout_s
-                )
-        except grpc.RpcError as error:
-            return self._read_error(error)
-        partial = response.partial_success
+        with self._lock:  # a fork waits for it
+            if self._exporter is None:
+                self._exporter = OTLPSpanExporter()
+                _watch_forks()
+            # What follows is private in the exporter, and the same from 1.40 to 1.45.
+            timeout_s = self._exporter._timeout
+            if max_timeout_s is not None:
+                timeout_s = min(timeout_s, max_timeout_s)
+            try:
+                with suppress_instrumentation():
+                    self._call = self._exporter._client.Export.future(
+                        request=request, metadata=self._exporter._headers, timeout=timeout_s
+                    )
+                    partial = self._call.result().partial_success
+            except (grpc.RpcError, grpc.FutureCancelledError) as error:
+                return self._read_error(error)
         return Answer(
             kind="taken", num_rejected=max(0, partial.rejected_spans), reason=partial.error_message
         )
 
     def close(self) -> None:
         """Close the channel."""
-        self._exporter.shutdown()
+        exporter, self._exporter = self._exporter, None
+        if exporter is not None:
+            exporter.shutdown()
+
+    def prepare_fork(self) -> None:
+        """Let the call under way end, or end it, and close the channel."""
+        if not self._lock.acquire(timeout=_FORK_PATIENCE_S):
+            call = self._call
+            if call is not None:
+                call.cancel()
+            if not self._lock.acquire(timeout=_FORK_PATIENCE_S):
+                return
+        self._is_held_for_fork = True
+        self.close()
+
+    def resume_after_fork(self) -> None:
+        """Let the next request begin."""
+        if self._is_held_for_fork:
+            self._is_held_for_fork = False
+            self._lock.release()
 
     def _read_error(self, error: Any) -> Answer:
+        if isinstance(error, grpc.FutureCancelledError):
+            return Answer(kind="later", reason="cancelled before a fork")
         code, details = error.code(), error.details() or ""
         reason = f"gRPC {code.name} {details[:200]}"
         pause_s = read_retry_info(error.trailing_metadata() or ())
@@ -70,8 +110,7 @@ class GrpcTransport:
             return Answer(kind="too_large" if is_size else "later", reason=reason, pause_s=pause_s)
         if code is grpc.StatusCode.UNAVAILABLE:
             # A channel waits up to two minutes before it connects again; a new one does not.
-            self._exporter.shutdown()
-            self._exporter = OTLPSpanExporter()
+            self.close()
         return Answer(kind="later" if code in _LATER else "refused", reason=reason, pause_s=pause_s)
 
 
@@ -87,3 +126,29 @@ def read_retry_info(metadata: Sequence[tuple[str, str | bytes]]) -> float | None
                 if detail.Unpack(info):
                     return min(info.retry_delay.ToTimedelta().total_seconds(), 300.0)
     return None
+
+
+_transports: "weakref.WeakSet[GrpcTransport]" = weakref.WeakSet()
+_watching: list[bool] = []
+
+
+def _watch_forks() -> None:
+    # After gRPC has registered its own, at the first channel: what is registered last runs first.
+    if not _watching and hasattr(os, "register_at_fork"):
+        _watching.append(True)
+        os.register_at_fork(
+            before=_before_fork,
+            after_in_parent=_after_fork_in_parent,
+            after_in_child=_transports.clear,  # they are the parent's, and held
+        )
+
+
+def _before_fork() -> None:
+    for transport in list(_transports):
+        with Guard("preparing the OTLP connection for a fork"):
+            transport.prepare_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for transport in list(_transports):
+        transport.resume_after_fork()

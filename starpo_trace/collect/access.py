@@ -110,7 +110,12 @@ class Tokens:
         stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
         if stamp == self._stamp:
             return
-        lines = [line.strip() for line in file.read_text().splitlines()]
+        try:
+            text = file.read_text("ascii")
+        except UnicodeDecodeError as error:
+            problem = "holds characters that no header can carry; write tokens in ASCII"
+            raise ConfigError(f"--token-file {file}: {problem}") from error
+        lines = [line.strip() for line in text.splitlines()]
         tokens = [line for line in lines if line and not line.startswith("#")]
         if not tokens:
             raise ConfigError(f"--token-file {file}: holds no token; write one a line")
@@ -155,7 +160,7 @@ def load_tls(files: TlsFiles) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(files.cert, files.key)
+        context.load_cert_chain(files.cert, files.key, password="")  # else it may ask
     except OSError as error:  # ssl.SSLError is one
         raise ConfigError(f"--tls-cert {files.cert}, --tls-key {files.key}: {error}") from error
     if files.client_ca is not None:

@@ -3,6 +3,7 @@
 import argparse
 import re
 from dataclasses import fields, replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -123,8 +124,8 @@ def _read_limits(options: argparse.Namespace) -> "Limits":
         name: value for name, value in vars(options).items() if name in names and value is not None
     }
     for name, value in given.items():
-        if value <= 0:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be above 0")
+        if not 0 < value < inf:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be above 0 and finite")
     return replace(DEFAULT_LIMITS, **given)
 
 

@@ -207,6 +207,7 @@ def test_a_client_authority_lets_in_only_its_clients(collect, helpers, tls, auth
         (["--tls-cert", "/none", "--tls-key", "/none"], "--tls-cert /none, --tls-key /none: "),
         (["--token-file", "/none"], "--token-file /none: cannot be read"),
         (["--max-spans", "0"], "--max-spans 0: must be above 0"),
+        (["--body-timeout-s", "nan"], "--body-timeout-s nan: must be above 0"),
     ],
 )
 def test_a_wrong_start_is_one_line_that_says_what_to_do(tmp_path, capsys, options, problem):
@@ -215,6 +216,14 @@ def test_a_wrong_start_is_one_line_that_says_what_to_do(tmp_path, capsys, option
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert problem in lines[0]
+
+
+def test_a_token_file_must_be_text(tmp_path, capsys):
+    """Whatever else was named by mistake."""
+    (tmp_path / "key").write_bytes(bytes(range(256)))
+    options = ["--store", str(tmp_path / "s"), "--token-file", str(tmp_path / "key")]
+    assert main(["collect", *options]) == 1
+    assert "holds characters that no header can carry" in capsys.readouterr().err
 
 
 def test_a_token_that_can_be_guessed_is_refused(tmp_path, capsys, monkeypatch):

@@ -314,13 +314,17 @@ def test_a_request_may_wait_for_the_word_to_continue(start, helpers):
     """`Expect: 100-continue` is answered, and a refusal comes instead of it."""
     receiver = start()
     body = helpers.make_request(1).SerializeToString()
-    for path, first in (("/v1/traces", b"HTTP/1.1 100"), ("/v1/logs", b"HTTP/1.1 404")):
+    answers = []
+    for path in ("/v1/traces", "/v1/logs"):
         connection = socket.create_connection(("127.0.0.1", receiver.http), timeout=30)
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nConnection: close\r\n"
         head += f"Content-Type: application/x-protobuf\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode())
-        assert connection.recv(12) == first
+        first = connection.recv(12)
         if first.endswith(b"100"):
             connection.sendall(body)
-        connection.shutdown(socket.SHUT_WR)
-        connection.close()
+        answers.append(first + read_all(connection))
+    assert answers[0].startswith(b"HTTP/1.1 100 ")
+    assert b"HTTP/1.1 200 OK" in answers[0]
+    assert answers[1].startswith(b"HTTP/1.1 404 Not Found")
+    assert helpers.stored_ids(receiver.store) == [1]

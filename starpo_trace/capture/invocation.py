@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
@@ -105,6 +105,11 @@ class LLMCall:
         if self._is_recording:
             self._describe_request(request)
         self._started_s = time.perf_counter()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its end has begun to be recorded."""
+        return self._once.locked()
 
     def _describe_request(self, request: LLMRequest) -> None:
         """Take the request down now: the program may change its messages while it waits."""
@@ -292,8 +297,9 @@ def begin_call(read_request: Callable[..., LLMRequest], *arguments: Any) -> Call
         return None
     outer = otel_context.get_value(_CALL_KEY)
     request = read_request(*arguments)
-    if outer is not None:
-        return InnerCall(cast("LLMCall", outer), request)
+    # Threads and tasks begun inside a call may live on, in its Context.
+    if isinstance(outer, LLMCall) and not outer.is_finished:
+        return InnerCall(outer, request)
     return LLMCall(runtime, request, current_trajectory())
 
 

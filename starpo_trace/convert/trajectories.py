@@ -237,7 +237,7 @@ def _summarise_spans(spans: pl.DataFrame) -> pl.DataFrame:
             ended_ns=pl.when(pl.col("is_ours").any())
             .then(root_end)
             .otherwise(pl.col("end_ns").max()),
-            num_parts=pl.col("part").filter(pl.col("is_ours")).n_unique(),
+            num_parts=pl.max_horizontal(pl.col("part").filter(pl.col("is_ours")).n_unique(), 1),
             num_steps=is_step.sum(),
         )
     )

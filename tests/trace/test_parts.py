@@ -1,5 +1,6 @@
 """One run in several processes -> one trajectory."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from opentelemetry import baggage, context, propagate
 import starpo_trace
 from starpo_trace import semconv
 from starpo_trace.capture.parts import read_token
-from starpo_trace.convert.dataset import build_dataset, scan_table
+from starpo_trace.convert.dataset import build_dataset, convert_rows, scan_table
 from starpo_trace.convert.otlp import decode_protobuf
 from starpo_trace.store.segments import Record, list_segments, read_segment
 from starpo_trace.testing import Reply, ScriptedServer, record_spans
@@ -222,7 +223,6 @@ def test_a_lost_span_of_a_service_is_noticed(tmp_path, model):
             service.ask([user("sub")])
         starpo_trace.uninstrument()
     rows = [*read_rows(tmp_path / "near"), *read_rows(tmp_path / "far")]
-    from starpo_trace.convert.dataset import convert_rows
 
     def reasons(kept):
         [found] = convert_rows(kept)["trajectories"]["reasons"].to_list()
@@ -342,8 +342,6 @@ def test_a_run_whose_last_part_was_lost_has_no_end(tmp_path, model):
         with starpo_trace.trajectory(resume=run.checkpoint()):
             ask(client, [user("b")])
         starpo_trace.uninstrument()
-    from starpo_trace.convert.dataset import convert_rows
-
     rows = read_rows(tmp_path / "a")
     assert convert_rows(rows)["trajectories"]["end"].to_list() == ["terminated"]
     kept = [
@@ -464,3 +462,74 @@ def test_a_request_to_the_same_process_joins_the_run_itself():
         token = context.attach(propagate.extract(headers, context.Context()))
         assert starpo_trace.current_trajectory() is run
         context.detach(token)
+
+
+def test_causes_order_the_steps_of_processes_whose_clocks_disagree(spans):
+    """The service's clock is an hour slow; its steps still come after what caused them."""
+    hour = 3600 * 10**9
+    question = {"role": "user", "content": "go"}
+    root = spans.root(num_steps=3)
+    first = spans.call(root, 0, [question], {"role": "assistant", "content": "x"})
+    tool = spans.row(
+        {semconv.RECORD: "step", semconv.TRAJECTORY_ID: "t1", semconv.STEP: 1}, parent=root
+    )
+    far = {
+        semconv.PART: "remote-1",
+        semconv.PART_BASE: 2,
+        semconv.PART_AFTER: 2,
+        semconv.REQUEST_MODEL: "far",
+    }
+    sub = {"role": "user", "content": "sub"}
+    remote = spans.call(
+        tool,
+        2,
+        [sub],
+        {"role": "assistant", "content": "y"},
+        attributes=far,
+        start_ns=10**9,
+        end_ns=10**9 + 1,
+    )
+    last = spans.call(root, 2, [question, sub], {"role": "assistant", "content": "z"})
+    rows = [
+        dataclasses.replace(row, start_ns=row.start_ns + hour, end_ns=row.end_ns + hour)
+        for row in (root, first, tool, last)
+    ]
+    tables = convert_rows([*rows, remote])
+    turns = tables["turns"].sort("turn")
+    assert turns.select("step", "model").rows() == [(0, "tiny"), (2, "far"), (3, "tiny")]
+    [reasons] = tables["trajectories"]["reasons"].to_list()
+    assert "skewed_clock" in reasons
+    assert not {"missing_turn", "duplicate_step"} & set(reasons)
+
+
+def test_prompt_ids_after_a_base_in_another_part_s_numbers_are_found(spans):
+    """A base step is meant in its own part's numbers, whatever the trajectory's are."""
+    question = {"role": "user", "content": "go"}
+    root = spans.root(num_steps=2)
+    calls = []
+    for part in ({}, {semconv.PART: "remote-1", semconv.PART_BASE: 0}):
+        ids = [10, 11] if part else [20, 21]
+        for step, base in ((0, None), (1, 0)):
+            calls.append(
+                spans.call(
+                    root,
+                    step,
+                    [question],
+                    {"role": "assistant", "content": "x"},
+                    attributes={
+                        **part,
+                        semconv.PROMPT_TOKEN_IDS: json.dumps(ids if base is None else [7]),
+                        semconv.PROMPT_TOKEN_IDS_BASE_STEP: base,
+                        semconv.PROMPT_TOKEN_IDS_BASE_LENGTH: None if base is None else 2,
+                        semconv.RESPONSE_TOKEN_IDS: "[9]",
+                    },
+                )
+            )
+    turns = convert_rows([root, *calls])["turns"].sort("turn")
+    columns = ("step", "prompt_base_turn", "prompt_base_length", "prompt_token_ids")
+    assert turns.select(columns).rows() == [
+        (0, None, 0, [20, 21]),
+        (1, 0, 2, [7]),
+        (2, None, 0, [10, 11]),
+        (3, 2, 2, [7]),
+    ]

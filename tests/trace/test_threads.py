@@ -6,11 +6,13 @@ import contextvars
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
+import openai
 import pytest
 
 import starpo_trace
 from starpo_trace import semconv
-from starpo_trace.testing import record_spans
+from starpo_trace.testing import Reply, ScriptedServer, record_spans
 
 
 def use_tool(name="t"):
@@ -111,6 +113,33 @@ def test_a_thread_leaves_its_run_when_that_ends():
     late = [span for span in store.spans if span.attributes[semconv.RECORD] == "step"]
     assert [span.parent for span in late] == [None, None]
     assert [semconv.TRAJECTORY_ID in span.attributes for span in late] == [False, False]
+
+
+def test_a_task_begun_inside_a_call_makes_calls_of_its_own():
+    """A hook of the HTTP client starts work that lives on after the call has ended."""
+    tasks = []
+
+    async def ask(client):
+        return await client.chat.completions.create(model="m", messages=[])
+
+    async def play(url):
+        async def later(client):
+            await asyncio.sleep(0.05)
+            await ask(client)
+
+        async def start_task(request):
+            if not tasks:
+                tasks.append(asyncio.create_task(later(client)))
+
+        http = httpx.AsyncClient(event_hooks={"request": [start_task]})
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", http_client=http) as client:
+            with starpo_trace.trajectory():
+                await ask(client)
+                await tasks[0]
+
+    with ScriptedServer([Reply(content="x")]) as server, record_spans() as store:
+        asyncio.run(play(server.base_url))
+    assert [call[semconv.STEP] for call in store.select("llm")] == [0, 1]
 
 
 def test_outside_of_a_run_nothing_is_touched():

@@ -21,7 +21,10 @@ from starpo_trace.guard import Guard
 
 TESTED: Final[dict[str, tuple[str, str]]] = {}
 """Of the standard library."""
-_NOT_FOR_RUNS: Final = ("concurrent.futures.", "opentelemetry.", "starpo_trace.")
+_NOT_FOR_RUNS: Final = (
+    *("asyncio.", "concurrent.futures.", "multiprocessing."),
+    *("opentelemetry.", "starpo_trace."),
+)
 """Modules whose threads serve many runs: a pool's get the Context with each piece of work."""
 
 

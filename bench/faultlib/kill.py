@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from faultlib.parts import Part, child_command, child_environment, read_rows
@@ -27,6 +28,7 @@ REPORT = struct.Struct("<cQq")
 """E(nded) or A(cknowledged), span id, CLOCK_MONOTONIC nanoseconds."""
 MIN_RUN_S, MAX_RUN_S = 0.05, 4.0
 OLD_NS = 1_000_000_000
+NUM_AT_ONCE = 2
 
 
 def play_as_agent(url: str, store: Path, descriptor: int) -> None:
@@ -157,13 +159,18 @@ def run(*, quick: bool, seed: int) -> Part:
     num_runs = 5 if quick else 200
     chance = random.Random(seed)
     totals: dict[str, int] = {}
-    with ScriptedServer(answer_request) as server:
-        for number in range(num_runs):
-            lifetime_s = chance.uniform(MIN_RUN_S, MAX_RUN_S)
-            with tempfile.TemporaryDirectory() as folder:
-                counts = run_once(server.base_url, Path(folder), lifetime_s)
-            server.requests.clear()
-            print(f"  run {number:3} killed after {lifetime_s:.2f} s: {counts}", flush=True)
+    lifetimes_s = [chance.uniform(MIN_RUN_S, MAX_RUN_S) for _ in range(num_runs)]
+
+    def run_in_folder(lifetime_s: float) -> dict[str, int]:
+        with tempfile.TemporaryDirectory() as folder:
+            counts = run_once(server.base_url, Path(folder), lifetime_s)
+        server.requests.clear()
+        return counts
+
+    with ScriptedServer(answer_request) as server, ThreadPoolExecutor(NUM_AT_ONCE) as pool:
+        for number, counts in enumerate(pool.map(run_in_folder, lifetimes_s)):
+            lived_s = lifetimes_s[number]
+            print(f"  run {number:3} killed after {lived_s:.2f} s: {counts}", flush=True)
             for name, count in counts.items():
                 totals[name] = totals.get(name, 0) + count
     share = totals["old_acknowledged"] / totals["old"] if totals["old"] else 0.0

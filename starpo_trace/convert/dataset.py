@@ -14,6 +14,7 @@ import polars as pl
 from starpo_trace.convert.columns import build_frame
 from starpo_trace.convert.dialects import convert_span
 from starpo_trace.convert.dialects.canonical import Rejection
+from starpo_trace.convert.fetched import join_fetched_answers
 from starpo_trace.convert.frames import build_frames
 from starpo_trace.convert.manifest import (
     Accounting,
@@ -195,6 +196,7 @@ def convert_rows(
     rows: Sequence[SpanRow], *, trust: Trust = DEFAULT_TRUST
 ) -> dict[str, pl.DataFrame]:
     """Different span rows -> tables; `rejected` has one row per span that is not used."""
+    rows = join_fetched_answers(rows)
     forest = build_span_forest(
         [row.trace_id for row in rows],
         [row.span_id for row in rows],

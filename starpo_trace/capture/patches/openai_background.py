@@ -19,7 +19,7 @@ from starpo_trace.capture.exchange import LLMRequest, LLMResponse, StreamOutcome
 from starpo_trace.capture.invocation import Call, begin_call, watch_stream
 from starpo_trace.capture.runtime import get_runtime
 
-_MAX_PENDING: Final = 1024
+_MAX_PENDING: Final = 256
 """Calls kept open; past it the oldest is finished with what is known of it."""
 _MAX_ANSWERED: Final = 4096
 

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Any, Final
 
 from starpo_trace import semconv
@@ -17,8 +18,8 @@ _RECORDED_ELSEWHERE: Final = frozenset(
 _UNFINISHED: Final = frozenset({None, "queued", "in_progress"})
 _MAX_REMEMBERED: Final = 4096
 
-_instructions: OrderedDict[str, str | None] = OrderedDict()
-"""Instructions (as JSON) that a response, or a conversation's last one, was given.
+_instructions: OrderedDict[str, bytes | None] = OrderedDict()
+"""Hash of the instructions that a response, or a conversation's last one, was given.
 
 The server keeps a history without its instructions, so a request sends them each time. Where they
 are those of the turn before, they are no new message.
@@ -35,8 +36,8 @@ def read_responses_request(server: Mapping[str, Any], body: Mapping[str, Any]) -
     instructions = body.get("instructions")
     base_id = body.get("previous_response_id") or conversation
     is_rebased = False
-    if base_id is None or _instructions.get(base_id) != _name_instructions(instructions):
-        is_rebased = base_id in _instructions
+    if base_id is None or _instructions.get(base_id) != _hash_instructions(instructions):
+        is_rebased = base_id is not None
         if instructions is not None:
             messages.insert(0, _read_instructions(instructions))
     parameters = read_parameters(body, _RECORDED_ELSEWHERE)
@@ -249,8 +250,11 @@ def _read_instructions(instructions: Any) -> Message:
     return {"role": "system", "parts": join_parts(read_items(instructions))}
 
 
-def _name_instructions(instructions: Any) -> str | None:
-    return None if instructions is None else dump_json(to_plain(instructions))
+def _hash_instructions(instructions: Any) -> bytes | None:
+    if instructions is None:
+        return None
+    text = dump_json(to_plain(instructions))
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _remember_instructions(top: Mapping[str, Any]) -> None:
@@ -258,7 +262,7 @@ def _remember_instructions(top: Mapping[str, Any]) -> None:
     ids = [top.get("id"), None if conversation is None else get_fields(conversation).get("id")]
     for each in ids:
         if isinstance(each, str):
-            _instructions[each] = _name_instructions(top.get("instructions"))
+            _instructions[each] = _hash_instructions(top.get("instructions"))
             _instructions.move_to_end(each)
     while len(_instructions) > _MAX_REMEMBERED:
         _instructions.popitem(last=False)

@@ -63,15 +63,16 @@ def name_mask(family: str) -> str:
 
 def is_secret_value(family: str, value: str) -> bool:
     """Whether the value of a field of this family is a secret."""
-    value = _MASKS.sub(" ", value).strip()
-    if is_placeholder(value):
+    unmasked = _MASKS.sub(" ", value)
+    if is_placeholder(unmasked):
         return False
+    is_masked, value = unmasked != value, unmasked.strip()
     if family == "password":
         return True
     if family in {"cookie", "authorization"}:
         return len(value) >= 8
-    if any(character.isspace() for character in value):
-        return False  # prose about a secret
+    if is_masked or any(character.isspace() for character in value):
+        return False  # seen to already, or prose about a secret
     if family == "bare_token":  # also the field of a token's text in log-probabilities
         return len(value) >= 16 and _has_digit(value)
     return len(value) >= 6 if family == "secret" else len(value) >= 8 and _is_mixed(value)

@@ -36,7 +36,8 @@ def join_fetched_answers(rows: Sequence[SpanRow]) -> list[SpanRow]:
     }
     joined = list(rows)
     for i, row in enumerate(rows) if fetches else ():
-        fetch = fetches.get(_read_key(row.attributes))
+        key = _read_key(row.attributes)
+        fetch = None if key is None else fetches.get(key)
         if fetch is None or fetch == i:
             continue
         if row.attributes.get(semconv.OPERATION_NAME) == "fetch_response":

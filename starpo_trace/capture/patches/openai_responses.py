@@ -112,11 +112,11 @@ class ResponseEvents:
         self._logprobs: dict[tuple[int, str, int], list[Any]] = {}
         self._error: Mapping[str, Any] | None = None
 
-    def add(self, event: Any) -> None:
+    def add(self, chunk: Any) -> None:
         """Take one event in."""
-        fields = get_fields(event)
+        fields = get_fields(chunk)
         kind = fields.get("type")
-        place = _DELTAS.get(kind)  # pyright: ignore[reportArgumentType]
+        place = _DELTAS.get(kind)
         if place is not None:
             self._add_delta(fields, *place)
         elif kind in {"response.output_item.added", "response.output_item.done"}:
@@ -160,13 +160,13 @@ class ResponseEvents:
             index, name, position = key
             if index in self._done:
                 continue
-            item = output.setdefault(index, _make_item(name))
+            item: dict[str, Any] = output.setdefault(index, _make_item(name))
             text = "".join(pieces)
             if name in _WHOLE_TEXTS:
                 item[name] = text
                 continue
             field, kind, text_name = _PARTS[name]
-            part = {"type": kind, text_name: text}
+            part: dict[str, Any] = {"type": kind, text_name: text}
             if key in self._logprobs:
                 part["logprobs"] = self._logprobs[key]
             parts = item.get(field) or []

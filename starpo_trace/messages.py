@@ -19,9 +19,8 @@ import orjson
 Message = dict[str, Any]
 
 REASONING_FIELDS = ("reasoning_content", "reasoning")
-_KNOWN_FIELDS = frozenset(
-    {"role", "content", "name", "tool_calls", "tool_call_id", "refusal", "audio", "function_call"}
-)
+_OTHER_FIELDS = frozenset({"refusal", "audio", "function_call"})
+_KNOWN_FIELDS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"}) | _OTHER_FIELDS
 
 
 def dump_json(value: Any) -> str:
@@ -52,7 +51,7 @@ def from_openai_chat(message: Mapping[str, Any]) -> Message:
     elif content:
         parts.extend(_content_part(part) for part in content)
     parts.extend(_tool_call_part(call) for call in message.get("tool_calls") or ())
-    if role == "assistant":
+    if role == "assistant" and not _OTHER_FIELDS.isdisjoint(message):
         parts.extend(_other_parts(message))
     result: Message = {"role": role, "parts": parts}
     if message.get("name") is not None:

@@ -374,3 +374,27 @@ def test_import_order_does_not_matter(order, tmp_path):
             [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False
         )
     assert (done.stdout.strip(), done.stderr) == ("1", "")
+
+
+@pytest.mark.slow
+def test_a_missing_seam_is_said_once(tmp_path):
+    """An SDK without what is patched is told with its version, and the rest is recorded."""
+    with ScriptedServer([Reply(content="x")]) as server:
+        lines = [
+            "import openai._base_client",
+            "del openai._base_client.AsyncAPIClient",
+            "import starpo_trace",
+            *[f"starpo_trace.instrument(store={str(tmp_path)!r})", "starpo_trace.uninstrument()"],
+            f"starpo_trace.instrument(store={str(tmp_path)!r})",
+            f"client = openai.OpenAI(base_url={server.base_url!r}, api_key='none')",
+            "client.chat.completions.create(model='m', messages=[])",
+            "assert starpo_trace.flush()",
+            "print(starpo_trace.stats()['acknowledged'])",
+        ]
+        done = subprocess.run(
+            [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False
+        )
+    assert done.stdout.strip() == "1"
+    [warning] = done.stderr.splitlines()
+    assert f"openai {openai.__version__} are not recorded" in warning
+    assert "tested with openai >=1.66,<4" in warning

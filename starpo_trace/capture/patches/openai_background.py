@@ -16,7 +16,7 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from starpo_trace.capture.attachment import Attachment
 from starpo_trace.capture.episode import Trajectory, current_trajectory
 from starpo_trace.capture.exchange import LLMRequest, LLMResponse, StreamOutcome
-from starpo_trace.capture.invocation import Call, begin_call, watch_stream
+from starpo_trace.capture.invocation import Call, LLMCall, begin_call, watch_stream
 from starpo_trace.capture.runtime import get_runtime
 
 _MAX_PENDING: Final = 256
@@ -54,7 +54,8 @@ class ResponseCall:
     ) -> None:
         """Finish the call, or wait for its answer to be fetched."""
         if response.id is None or is_over(response) or not self._is_background:
-            remember_answer(response)
+            if is_over(response):
+                remember_answer(response)
             self.call.finish(response, error=error, outcome=outcome)
             return
         self._response, self._error, self._outcome = response, error, outcome
@@ -152,7 +153,8 @@ def begin_response_call(
         return None
     bodies = (options.json_data, options.extra_json)
     is_background = any(isinstance(body, dict) and body.get("background") for body in bodies)
-    return ResponseCall(call, is_background=is_background)
+    # A call inside another one's ends with that one.
+    return ResponseCall(call, is_background=is_background and isinstance(call, LLMCall))
 
 
 def begin_fetch_call(

@@ -16,6 +16,9 @@ from servers_scripted import AnswerServer
 
 import starpo_trace
 from starpo_trace import semconv
+from starpo_trace.capture.attachment import Attachment
+from starpo_trace.capture.exchange import LLMRequest, LLMResponse
+from starpo_trace.capture.invocation import begin_call
 from starpo_trace.testing import record_spans
 
 OPTIONS = {"model": "m", "input": "how many?", "background": True}
@@ -148,3 +151,21 @@ def test_a_failed_look_leaves_the_run_open():
             client.responses.retrieve("bg_7")
         client.responses.retrieve("bg_7")
     assert [call.get(semconv.ERROR_TYPE) for call in store.select("llm")] == [None]
+
+
+@pytest.mark.parametrize("answer", [done("fused"), queued("fused")])
+def test_a_call_inside_another_is_one_span(answer):
+    """What the SDK saw completes the span of the router that called it, and ends with it."""
+    with AnswerServer(answer) as server, client_of(server) as client, record_spans() as store:
+        outer = begin_call(lambda: LLMRequest(provider="router", model="r", messages=()))
+        assert outer is not None
+        attachment = Attachment(outer.context)
+        client.responses.create(**OPTIONS)
+        attachment.detach()
+        outer.finish(LLMResponse(model="told"))
+    calls = store.select("llm")
+    assert [call[semconv.OPERATION_NAME] for call in calls] == ["chat"]
+    [call] = calls
+    assert call[semconv.RESPONSE_ID] == "fused"
+    assert call[semconv.RESPONSE_MODEL] == "gpt-x"
+    assert '"how many?"' in call[semconv.INPUT_MESSAGES]

@@ -18,7 +18,8 @@ from servers_anthropic import (
     answer_message,
     make_events,
 )
-from servers_scripted import AnswerServer
+from servers_bedrock import encode_chunks
+from servers_scripted import Answer, AnswerServer
 
 import starpo_trace
 from starpo_trace import semconv
@@ -562,7 +563,7 @@ def test_a_cancelled_async_stream_is_marked():
 
         has_text = asyncio.Event()
         reading = asyncio.create_task(consume())
-        await has_text.wait()
+        await asyncio.wait_for(has_text.wait(), 30)
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reading
@@ -597,28 +598,68 @@ def test_counting_tokens_and_batches_are_no_calls():
     assert store.select("llm") == []
 
 
-@pytest.mark.parametrize("platform", ["bedrock", "vertex"])
-def test_other_platforms_are_named(platform):
-    """Bedrock and Vertex clients, which change the path, are recorded under their provider."""
-    with AnswerServer(answer_message({"type": "text", "text": "x"})) as server:
-        if platform == "bedrock":
-            client = anthropic.AnthropicBedrock(
-                base_url=server.url,
-                aws_region="eu-west-1",
-                aws_access_key="a",
-                aws_secret_key="s",
-            )
-        else:
-            client = anthropic.AnthropicVertex(
-                base_url=server.url, region="eu", project_id="p", access_token="t"
-            )
-        with client, record_spans() as store:
-            client.messages.create(**SHORT)
+def platform_client_of(server, platform):
+    if platform == "bedrock":
+        return anthropic.AnthropicBedrock(
+            base_url=server.url, aws_region="eu-west-1", aws_access_key="a", aws_secret_key="s"
+        )
+    return anthropic.AnthropicVertex(
+        base_url=server.url, region="eu", project_id="p", access_token="t"
+    )
+
+
+@pytest.mark.parametrize(
+    ("platform", "provider"), [("bedrock", "aws.bedrock"), ("vertex", "gcp.vertex_ai")]
+)
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_other_platforms_are_named(platform, provider, is_stream):
+    """Bedrock and Vertex clients, which change the path and Bedrock the stream, are recorded."""
+    text = {"type": "text", "text": "one two"}
+    events = make_events(text)
+    if not is_stream:
+        answer = answer_message(text)
+    elif platform == "bedrock":
+        kind = "application/vnd.amazon.eventstream"
+        answer = Answer(chunks=encode_chunks(*events), content_type=kind)
+    else:
+        answer = answer_events(*events)
+    with (
+        AnswerServer(answer) as server,
+        platform_client_of(server, platform) as client,
+        record_spans() as store,
+    ):
+        result = client.messages.create(**SHORT, stream=is_stream)
+        if is_stream:
+            assert len(list(result)) == len(events) - 1  # less the ping
     [call] = store.select("llm")
-    names = {"bedrock": "aws.bedrock", "vertex": "gcp.vertex_ai"}
-    assert call[semconv.PROVIDER_NAME] == names[platform]
+    assert call[semconv.PROVIDER_NAME] == provider
+    assert call[semconv.REQUEST_MODEL] == "claude-x"
     assert call[semconv.RESPONSE_ID] == "msg_1"
+    assert json.loads(call[semconv.OUTPUT_MESSAGES])[0]["parts"] == [
+        {"type": "text", "content": "one two"}
+    ]
     assert server.requests[0].path != "/v1/messages"
+
+
+@pytest.mark.parametrize(("way", "outcome"), [("with", "closed"), ("drop", "dropped")])
+def test_an_async_stream_left_early_says_how(way, outcome):
+    """`async with` on the stream helper, and a stream that is dropped, are seen."""
+
+    async def ask(client):
+        if way == "with":
+            async with client.messages.stream(**SHORT) as stream:
+                async for _ in stream.text_stream:
+                    break
+        else:
+            stream = await client.messages.create(**SHORT, stream=True)
+            await anext(stream)
+            del stream
+            gc.collect()
+        return len(store.spans)
+
+    with AnswerServer(answer_events(*TEXT_EVENTS)) as server, record_spans() as store:
+        assert run_async(server, ask) == 1
+    assert [call[semconv.STREAM_OUTCOME] for call in store.select("llm")] == [outcome]
 
 
 @pytest.mark.parametrize("is_async", [False, True])

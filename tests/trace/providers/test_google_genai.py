@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from types import AsyncGeneratorType, GeneratorType
 
+import httpx2
 import pytest
 from google import genai
 from google.auth.credentials import AnonymousCredentials
@@ -201,7 +202,8 @@ def check_spans(store, *expected: dict) -> None:
 
 
 def client_of(server, *, is_vertex: bool = False) -> genai.Client:
-    options = types.HttpOptions(base_url=server.url)
+    transport = {"transport": httpx2.AsyncHTTPTransport()}  # not the installed aiohttp
+    options = types.HttpOptions(base_url=server.url, async_client_args=transport)
     if is_vertex:
         return genai.Client(
             vertexai=True,
@@ -315,6 +317,25 @@ def test_an_async_stream_is_assembled_as_it_was_sent():
     with AnswerServer(answer_chunks(*CHUNKS)) as server, record_spans() as store:
         assert len(run_async(server, ask)) == len(CHUNKS)
     check_spans(store, expected_span(server, is_streamed=True))
+
+
+@pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession:DeprecationWarning")
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_the_sdks_other_http_library_is_the_same_span(is_stream):
+    """With aiohttp, which the SDK prefers where it is installed, nothing changes."""
+    answer = answer_chunks(*CHUNKS) if is_stream else answer_json(WHOLE)
+
+    async def ask(server):
+        options = types.HttpOptions(base_url=server.url)
+        async with genai.Client(api_key="none", http_options=options).aio as client:
+            if is_stream:
+                stream = await client.models.generate_content_stream(**OPTIONS)
+                return [chunk async for chunk in stream]
+            return [await client.models.generate_content(**OPTIONS)]
+
+    with AnswerServer(answer) as server, record_spans() as store:
+        assert len(asyncio.run(ask(server))) == (len(CHUNKS) if is_stream else 1)
+    check_spans(store, expected_span(server, is_streamed=is_stream))
 
 
 @pytest.mark.parametrize("is_async", [False, True])
@@ -557,6 +578,21 @@ def test_a_stream_left_early_says_so(leave):
     ]
 
 
+def test_an_async_stream_left_early_says_so():
+    """Leaving an async stream ends its span as well."""
+
+    async def ask(client):
+        async for _ in await client.models.generate_content_stream(**SHORT):
+            break
+        gc.collect()
+        await asyncio.sleep(0.01)  # the event loop closes what was dropped
+        return len(store.spans)
+
+    with AnswerServer(answer_chunks(*TEXT_CHUNKS)) as server, record_spans() as store:
+        assert run_async(server, ask) == 1
+    assert [call[semconv.STREAM_OUTCOME] for call in store.select("llm")] == ["dropped"]
+
+
 def test_a_stream_nobody_reads_on_ends_with_its_trajectory():
     """An open stream does not wait for the garbage collector: its trajectory ends it."""
     with serve(answer_chunks(*TEXT_CHUNKS)) as (_, client), record_spans() as store:
@@ -610,7 +646,7 @@ def test_a_cancelled_async_stream_is_marked():
 
         has_text = asyncio.Event()
         reading = asyncio.create_task(consume())
-        await has_text.wait()
+        await asyncio.wait_for(has_text.wait(), 30)
         await asyncio.sleep(0)  # on to the next read
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -1,9 +1,11 @@
 """A batch of spans -> one OTLP/gRPC request -> what the endpoint said, exactly."""
 
+import importlib
 import os
 import threading
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import grpc
@@ -16,6 +18,12 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from starpo_trace.guard import Guard
 from starpo_trace.store.transport import MAX_REQUEST_BYTES, Answer
+
+# gRPC would import these in the thread that delivers, and a fork meanwhile would leave the child with
+# half of them.
+for _name in ("grpc.experimental", "grpc._channel"):
+    with suppress(ImportError):
+        importlib.import_module(_name)
 
 _LATER: Final = frozenset(
     {

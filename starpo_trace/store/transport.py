@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any, Final, Literal, Protocol
 
@@ -124,10 +125,17 @@ class _RecordingAdapter(BaseAdapter):
         if self.max_timeout_s is not None and isinstance(timeout, (int, float)):
             timeout = min(timeout, self.max_timeout_s)
         adapter = self.inner["https://" if (request.url or "").startswith("https") else "http://"]
+        send = partial(
+            adapter.send, request, stream=True, verify=verify, cert=cert, proxies=proxies
+        )
         try:
-            response = adapter.send(
-                request, stream=True, timeout=timeout, verify=verify, cert=cert, proxies=proxies
-            )
+            try:
+                response = send(timeout=timeout)
+            except requests.exceptions.ConnectTimeout:
+                raise
+            except requests.exceptions.ConnectionError:
+                # Mostly a kept connection that died, say while a serverless process was frozen.
+                response = send(timeout=timeout)
             try:
                 body = response.raw.read(_MAX_ANSWER_BYTES, decode_content=True)
             finally:
@@ -161,9 +169,9 @@ def read_partial_success(body: bytes) -> Answer:
         answer.ParseFromString(body)
     except Exception:  # noqa: BLE001 (endpoints answer JSON or nothing; the status decides)
         return Answer(kind="taken")
-    partial = answer.partial_success
+    partly = answer.partial_success
     return Answer(
-        kind="taken", num_rejected=max(0, partial.rejected_spans), reason=partial.error_message
+        kind="taken", num_rejected=max(0, partly.rejected_spans), reason=partly.error_message
     )
 
 

@@ -446,3 +446,37 @@ def test_grpc_requests_are_split(export_by_grpc):
         assert processor.force_flush(60_000)
         assert sorted(endpoint.names) == [str(number) for number in range(8)]
         assert max(endpoint.request_bytes) < MAX_REQUEST_BYTES
+
+
+NO_IMPORTS = """
+import os, sys
+os.environ["OTEL_EXPORTER_OTLP_PROTOCOL"] = {protocol!r}
+os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:{port}"
+from opentelemetry.sdk.trace import TracerProvider
+from starpo_trace.store.exporting import build_otlp_processor
+
+processor = build_otlp_processor(None)
+provider = TracerProvider()
+provider.add_span_processor(processor)
+tracer = provider.get_tracer("test")
+before = set(sys.modules)
+tracer.start_span("a").end()
+assert processor.force_flush(30_000)
+print(sorted(set(sys.modules) - before))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_the_delivering_thread_imports_nothing(protocol):
+    """A fork in the middle of an import would leave the child with half a module."""
+    with Endpoint() as endpoint, GrpcEndpoint() as grpc_endpoint:
+        port = grpc_endpoint.port if protocol == "grpc" else endpoint.server.server_port
+        done = subprocess.run(
+            [sys.executable, "-c", NO_IMPORTS.format(protocol=protocol, port=port)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    assert (done.stdout, done.stderr) == ("[]\n", "")

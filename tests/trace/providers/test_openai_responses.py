@@ -528,3 +528,34 @@ def test_a_response_that_is_compacted_is_recorded():
     assert first[semconv.OPERATION_NAME] == "compact"
     assert json.loads(first[semconv.OUTPUT_MESSAGES]) == [{**message, "extra": {"kept": [kept]}}]
     assert second[semconv.HISTORY_BASE_LENGTH] == 2
+
+
+def run_agent(server):
+    """Everything that a program sees of a few calls, errors included."""
+    seen = []
+    with client_of(server) as client:
+        seen.append(client.responses.create(**OPTIONS).model_dump())
+        seen += [event.model_dump() for event in client.responses.create(**OPTIONS, stream=True)]
+        with client.responses.with_streaming_response.create(**OPTIONS) as raw:
+            seen.append((type(raw), raw.status_code, raw.read()))
+        try:
+            client.responses.create(**OPTIONS)
+        except openai.BadRequestError as error:
+            seen.append((type(error), str(error), error.body, error.__cause__))
+    return seen, [(request.path, request.body) for request in server.requests]
+
+
+def test_nothing_changes_for_the_program():
+    """Recorded or not, the program sees and sends the same."""
+    answers = [
+        answer_response(*OUTPUT),
+        answer_events(*EVENTS),
+        answer_response(*OUTPUT),
+        answer_error(400),
+    ]
+    with AnswerServer(*answers) as server:
+        without = run_agent(server)
+    with AnswerServer(*answers) as server, record_spans() as store:
+        recorded = run_agent(server)
+    assert len(store.spans) == 4
+    assert recorded == without

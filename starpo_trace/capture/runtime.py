@@ -132,8 +132,16 @@ class Runtime:
         """Whether this thread was interrupted, by a signal say, where delivering waits for it."""
         return any(each.is_interrupted_here() for each in self._destinations)
 
+    def before_fork(self) -> None:
+        """Wait for a thread that chooses the destination: a child must not see half an import."""
+        self._lock.acquire()
+
+    def after_fork(self) -> None:
+        """Let others choose again."""
+        self._lock.release()
+
     def after_fork_in_child(self) -> None:
-        """Replace the lock, which a thread of the parent may hold; losses are counted anew."""
+        """Count losses anew."""
         self._lock = threading.RLock()
         self._num_reported_lost = 0
 
@@ -365,6 +373,25 @@ def _leave_process() -> None:
         runtime.shut_down()
 
 
+class _Forking(threading.local):
+    runtime: Runtime | None = None
+
+
+_forking = _Forking()
+
+
+def _before_fork() -> None:
+    _forking.runtime = _runtime
+    if _runtime is not None:
+        _runtime.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    runtime, _forking.runtime = _forking.runtime, None
+    if runtime is not None:
+        runtime.after_fork()
+
+
 def _after_fork_in_child() -> None:
     global _switch_lock  # noqa: PLW0603 (a thread of the parent may hold it)
     _switch_lock = threading.RLock()
@@ -373,7 +400,11 @@ def _after_fork_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )
 
 
 def _report_losses_at_exit() -> None:

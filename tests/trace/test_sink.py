@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
+import starpo_trace
 from starpo_trace.convert.otlp import SpanRow, decode_protobuf
+from starpo_trace.errors import ConfigError
 from starpo_trace.store.segments import Record, list_segments, read_segment
 from starpo_trace.store.sink import SpanSink
 
@@ -270,3 +272,19 @@ def test_forked_children_write_their_own_files(tmp_path):
     ]
     assert len({path.name.split("-")[1] for path in list_segments(tmp_path)}) == 3
     assert str(os.getpid()) not in {path.name.split("-")[1] for path in list_segments(tmp_path)}
+
+
+def test_the_size_of_the_store_comes_from_the_environment(tmp_path, monkeypatch):
+    """STARPO_STORE_MAX_BYTES bounds the folder; what is no number is refused where it is read."""
+    monkeypatch.setenv("STARPO_STORE_MAX_BYTES", "100")
+    starpo_trace.instrument(store=tmp_path)
+    try:
+        with starpo_trace.trajectory("x"):
+            pass
+        assert not starpo_trace.flush(20)
+        assert starpo_trace.stats()["rejected"] == 1
+    finally:
+        starpo_trace.uninstrument()
+    monkeypatch.setenv("STARPO_STORE_MAX_BYTES", "10 GB")
+    with pytest.raises(ConfigError, match="STARPO_STORE_MAX_BYTES='10 GB'"):
+        starpo_trace.instrument(store=tmp_path)

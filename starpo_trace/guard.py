@@ -38,6 +38,13 @@ class Guard:
         return not is_debugging()
 
 
+def handle_failure(doing: str, error: Exception) -> None:
+    """What a `Guard` does, inside an `except` clause: report, and raise again when debugging."""
+    report_failure(doing, error)
+    if is_debugging():
+        raise error
+
+
 def report_failure(doing: str, error: BaseException) -> None:
     """Log a fault of telemetry's, the first time it happens at this place."""
     key = (doing, type(error))

@@ -4,10 +4,9 @@ A GenAI message is `{"role", "parts": [...]}` (OpenTelemetry GenAI input/output 
 of the provider's message is lost: argument strings stay verbatim strings, fields without a place
 in the conventions stay under `"extra"`.
 
-Each message has an identity hash; a history's chain hash is `H(chain of what came before, hash of
-the message)`. Reasoning is no part of a message's identity, because chat APIs and templates drop
-it from the history they send back: a prompt that repeats an answer without its reasoning still
-extends the turn that gave it.
+A history's chain hash is `H(chain of what came before + identity of the message)`. Reasoning is no
+part of a message's identity, because chat APIs and templates drop it from the history they send
+back: a prompt that repeats an answer without its reasoning still extends the turn that gave it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,9 +17,13 @@ import orjson
 
 Message = dict[str, Any]
 
+_IDENTITY_OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
 REASONING_FIELDS = ("reasoning_content", "reasoning")
 _OTHER_FIELDS = frozenset({"refusal", "audio", "function_call"})
-_KNOWN_FIELDS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"}) | _OTHER_FIELDS
+_KNOWN_FIELDS = _OTHER_FIELDS.union(
+    {"role", "content", "name", "tool_calls", "tool_call_id"}, REASONING_FIELDS
+)
+_CALL_FIELDS = frozenset({"id", "function", "custom", "index"})
 
 
 def dump_json(value: Any) -> str:
@@ -37,8 +40,16 @@ def from_openai_chat(message: Mapping[str, Any]) -> Message:
     """One OpenAI chat message (request or response form, as a mapping) -> GenAI message."""
     role = message.get("role", "assistant")
     content = message.get("content")
-    if len(message) == 2 and type(content) is str and role != "tool" and "role" in message:
-        return {"role": role, "parts": [{"type": "text", "content": content}]}  # the common case
+    if type(content) is str and len(message) <= 3 and "role" in message:  # the common cases
+        if role == "tool" and "tool_call_id" in message:
+            part = {
+                "type": "tool_call_response",
+                "id": message["tool_call_id"],
+                "response": content,
+            }
+            return {"role": role, "parts": [part]}
+        if len(message) == 2 and role != "tool":
+            return {"role": role, "parts": [{"type": "text", "content": content}]}
     parts: list[dict[str, Any]] = []
     for field in REASONING_FIELDS:
         if message.get(field):
@@ -50,15 +61,17 @@ def from_openai_chat(message: Mapping[str, Any]) -> Message:
         parts.append({"type": "text", "content": content})
     elif content:
         parts.extend(_content_part(part) for part in content)
-    parts.extend(_tool_call_part(call) for call in message.get("tool_calls") or ())
+    for call in message.get("tool_calls") or ():
+        parts.append(_tool_call_part(call))
     if role == "assistant" and not _OTHER_FIELDS.isdisjoint(message):
         parts.extend(_other_parts(message))
     result: Message = {"role": role, "parts": parts}
     if message.get("name") is not None:
         result["name"] = message["name"]
-    extra = _read_extra(message)
-    if extra:
-        result["extra"] = extra
+    if content == "" or not message.keys() <= _KNOWN_FIELDS:
+        extra = _read_extra(message)
+        if extra:
+            result["extra"] = extra
     return result
 
 
@@ -66,7 +79,7 @@ def _read_extra(message: Mapping[str, Any]) -> dict[str, Any]:
     extra = {
         key: value
         for key, value in message.items()
-        if key not in _KNOWN_FIELDS and key not in REASONING_FIELDS and value is not None
+        if key not in _KNOWN_FIELDS and value is not None
     }
     # Beside calls, no text is "" or null, streamed or not, sent or received.
     if message.get("content") == "" and message.get("tool_calls"):
@@ -92,27 +105,44 @@ def to_openai_chat(message: Message) -> dict[str, Any]:
 
 
 def message_hash(message: Message) -> bytes:
-    """Identity of one message: 16 bytes over role, name and every part but reasoning.
+    """Identity of one message: 16 bytes over its role, name and parts.
 
-    A part's `"meta"` (item ids, signatures, wire forms) is no part of it either, because programs
-    leave it out of the history they send back.
+    Reasoning, and what a part holds under `"meta"` (item ids, signatures, wire forms), are no part
+    of it, because programs leave them out of the history they send back.
     """
-    parts = [
-        {key: value for key, value in part.items() if key != "meta"} if "meta" in part else part
-        for part in message["parts"]
+    return blake2b(dump_identity(message), digest_size=16).digest()
+
+
+def dump_identity(message: Message) -> bytes:
+    """Message -> the sorted JSON that it is told apart by."""
+    parts = message["parts"]
+    for part in parts:
+        if "meta" in part or part["type"] == "reasoning":
+            parts = _leave_out_unsent(parts)
+            break
+    identity = (message["role"], message.get("name"), parts)
+    try:
+        return orjson.dumps(identity, None, _IDENTITY_OPTIONS)
+    except (TypeError, ValueError):
+        return dump_json(identity).encode("utf-8", "surrogatepass")
+
+
+def _leave_out_unsent(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in part.items() if key != "meta"}
+        for part in parts
         if part["type"] != "reasoning"
     ]
-    identity = [message["role"], message.get("name"), parts]
-    try:
-        data = orjson.dumps(identity, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
-    except (TypeError, ValueError):
-        data = dump_json(identity).encode("utf-8", "surrogatepass")
-    return blake2b(data, digest_size=16).digest()
 
 
 def extend_chain(chain: bytes, message: Message) -> bytes:
     """Chain hash of a history, one message longer. An empty history is `b""`."""
-    return blake2b(chain + message_hash(message), digest_size=16).digest()
+    return hash_link(chain, dump_identity(message))
+
+
+def hash_link(chain: bytes, identity: bytes) -> bytes:
+    """Chain hash of a history, and the identity of the next message -> the next chain hash."""
+    return blake2b(chain + identity, digest_size=16).digest()
 
 
 def chain_hashes(messages: Iterable[Message], base: bytes = b"") -> list[bytes]:
@@ -215,9 +245,10 @@ def _tool_call_part(call: Mapping[str, Any]) -> dict[str, Any]:
         "name": function.get("name"),
         "arguments": function.get(text_name),
     }
-    extra = {k: v for k, v in call.items() if k not in {"id", "function", "custom", "index"}}
-    if extra and extra != {"type": "function"}:
-        part["extra"] = extra
+    if len(call) > 3 or call.get("type") != "function" or "id" not in call:
+        extra = {k: v for k, v in call.items() if k not in _CALL_FIELDS}
+        if extra and extra != {"type": "function"}:
+            part["extra"] = extra
     return part
 
 

@@ -16,7 +16,14 @@ from opentelemetry.util.types import AttributeValue
 
 from starpo_trace import semconv
 from starpo_trace.config import HistoryMode
-from starpo_trace.messages import Message, chain_hashes, dump_json, extend_chain
+from starpo_trace.messages import (
+    Message,
+    chain_hashes,
+    dump_identity,
+    dump_json,
+    extend_chain,
+    hash_link,
+)
 
 _MAX_TAIL: Final = 6
 """How many latest histories a resumed run can continue."""
@@ -24,7 +31,7 @@ _MAX_TOKEN_BASES: Final = 4
 """How many earlier calls a prompt's token ids are compared with (parallel branches)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen: made on every call
 class Prompt:
     """A history, described for a span and for the calls that will extend it."""
 
@@ -46,6 +53,8 @@ class History:
         self._responses: dict[str, tuple[bytes, int]] = {}
         self._tail: deque[tuple[bytes, int, str | None]] = deque(maxlen=_MAX_TAIL)
         self._token_bases: deque[tuple[int, list[int]]] = deque(maxlen=_MAX_TOKEN_BASES)
+        self._latest: list[tuple[bytes, bytes]] = []
+        self._latest_base = b""
         self._lock = threading.RLock()
 
     def after_fork_in_child(self) -> None:
@@ -64,32 +73,34 @@ class History:
         With `previous_response_id` the messages continue that answer, and the server has the rest.
         """
         if mode == "off":
-            return Prompt(attributes={semconv.HISTORY_MODE: "off"}, chains=())
+            return describe_lone_prompt(messages, mode)
         base, num_before = b"", 0
         if previous_response_id is not None:
             base, num_before = self._responses.get(previous_response_id, (b"", 0))
-        chains = chain_hashes(messages, base)
-        num_messages = num_before + len(messages)
-        attributes: dict[str, AttributeValue] = {
-            semconv.HISTORY_MODE: mode,
-            semconv.HISTORY_LENGTH: num_messages,
-        }
-        if chains:
-            attributes[semconv.HISTORY_HASH] = chains[-1].hex()
+        chains = self._hash_chain(messages, base)
         num_known = self._count_known(chains) if mode == "delta" else 0
-        if num_known or num_before:
-            known = chains[num_known - 1] if num_known else base
-            attributes[semconv.HISTORY_BASE] = known.hex()
-            attributes[semconv.HISTORY_BASE_LENGTH] = num_before + num_known
-        attributes[semconv.INPUT_MESSAGES] = dump_json(
-            messages[num_known:] if num_known else messages
-        )
-        return Prompt(
-            attributes=attributes,
-            chains=chains or ([base] if base else []),
-            has_base=bool(base),
-            num_messages=num_messages,
-        )
+        return _describe(messages, mode, chains, num_known, base, num_before)
+
+    def _hash_chain(self, messages: Sequence[Message], base: bytes) -> list[bytes]:
+        """`chain_hashes`, without hashing again what the prompt before began with.
+
+        Each message is still dumped and compared as a whole, so an edit in place is seen.
+        """
+        latest, latest_base = self._latest, self._latest_base
+        links: list[tuple[bytes, bytes]] = []
+        chain, is_same = base, base == latest_base
+        for position, message in enumerate(messages):
+            identity = dump_identity(message)
+            if is_same and position < len(latest) and latest[position][0] == identity:
+                link = latest[position]
+                chain = link[1]
+            else:
+                is_same = False
+                chain = hash_link(chain, identity)
+                link = (identity, chain)
+            links.append(link)
+        self._latest, self._latest_base = links, base
+        return [link[1] for link in links]
 
     def learn_prompt(
         self, prompt: Prompt, answer: Message | None = None, *, response_id: str | None = None
@@ -157,6 +168,40 @@ class History:
                 if chains[num_known - 1] in self._chains:
                     return num_known
         return 0
+
+
+def describe_lone_prompt(messages: Sequence[Message], mode: HistoryMode) -> Prompt:
+    """Messages of a prompt that belongs to no trajectory -> attributes that hold all of them."""
+    if mode == "off":
+        return Prompt(attributes={semconv.HISTORY_MODE: "off"}, chains=())
+    return _describe(messages, mode, chain_hashes(messages), 0, b"", 0)
+
+
+def _describe(
+    messages: Sequence[Message],
+    mode: HistoryMode,
+    chains: list[bytes],
+    num_known: int,
+    base: bytes,
+    num_before: int,
+) -> Prompt:
+    num_messages = num_before + len(messages)
+    attributes: dict[str, AttributeValue] = {
+        semconv.HISTORY_MODE: mode,
+        semconv.HISTORY_LENGTH: num_messages,
+    }
+    if chains:
+        attributes[semconv.HISTORY_HASH] = chains[-1].hex()
+    if num_known or num_before:
+        attributes[semconv.HISTORY_BASE] = (chains[num_known - 1] if num_known else base).hex()
+        attributes[semconv.HISTORY_BASE_LENGTH] = num_before + num_known
+    attributes[semconv.INPUT_MESSAGES] = dump_json(messages[num_known:] if num_known else messages)
+    return Prompt(
+        attributes=attributes,
+        chains=chains or ([base] if base else []),
+        has_base=bool(base),
+        num_messages=num_messages,
+    )
 
 
 def count_common_prefix(first: list[int], second: list[int]) -> int:

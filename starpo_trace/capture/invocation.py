@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from opentelemetry import baggage, trace
+from opentelemetry import trace
 from opentelemetry import context as otel_context
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
@@ -31,10 +31,11 @@ from starpo_trace.capture.exchange import (
     redact_request,
     redact_response,
 )
-from starpo_trace.capture.history import History, Prompt
+from starpo_trace.capture.history import History, Prompt, describe_lone_prompt
 from starpo_trace.capture.runtime import Runtime, get_runtime
 from starpo_trace.capture.spans import has_plain_sampler, put_attributes
-from starpo_trace.guard import Guard
+from starpo_trace.guard import handle_failure
+from starpo_trace.messages import dump_json
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -120,19 +121,19 @@ class LLMCall:
         self._request = request
         attributes = describe_request(request, has_content=mode != "off")
         trajectory = self.trajectory
-        history = trajectory.history if trajectory is not None else History()
         if not request.is_retrieval:
-            self._prompt = history.describe_prompt(
-                request.messages,
-                mode,
-                previous_response_id=None if request.is_rebased else request.base_id,
-            )
+            if trajectory is None:
+                self._prompt = describe_lone_prompt(request.messages, mode)
+            else:
+                self._prompt = trajectory.history.describe_prompt(
+                    request.messages,
+                    mode,
+                    previous_response_id=None if request.is_rebased else request.base_id,
+                )
             attributes.update(self._prompt.attributes)
         if trajectory is not None and self._step is not None:
             attributes[semconv.TRAJECTORY_ID] = trajectory.id
             attributes[semconv.STEP] = self._step
-        elif (remote_id := baggage.get_baggage(semconv.TRAJECTORY_ID)) is not None:
-            attributes[semconv.TRAJECTORY_ID] = str(remote_id)
         self._attributes = attributes
 
     def adopt_request(self, request: LLMRequest) -> None:
@@ -162,12 +163,13 @@ class LLMCall:
         """End the span with what was answered, how the stream ended and what went wrong."""
         if not self._once.acquire(blocking=False):
             return
-        with Guard("ending a model call"):
-            try:
-                if self._is_recording:
-                    self._record(response, error, outcome)
-            finally:
-                self.span.end()
+        try:
+            if self._is_recording:
+                self._record(response, error, outcome)
+        except Exception as failure:
+            handle_failure("ending a model call", failure)
+        finally:
+            self.span.end()
 
     def fail(self, error: BaseException) -> None:
         """End the span of a request that raised instead of answering."""
@@ -232,30 +234,36 @@ class LLMCall:
                 self._runtime.redactor,
                 is_prompt_redacted=self._request.is_redacted,
             )
-        history = trajectory.history if trajectory is not None else History()
         attributes.update(describe_response(response, has_content=mode != "off"))
         if mode != "off" and self._prompt is not None:
-            answer = response.messages[0] if response.messages else None
-            history.learn_prompt(self._prompt, answer, response_id=response.id)
-            if self._request.conversation_id is not None:
-                history.learn_prompt(
-                    self._prompt, answer, response_id=self._request.conversation_id
-                )
-            if response.prompt_token_ids is not None:
-                attributes.update(
-                    history.describe_tokens(
-                        -1 if self._step is None else self._step,
-                        response.prompt_token_ids,
-                        response.response_token_ids or [],
-                        mode,
-                    )
-                )
+            if trajectory is None:
+                if response.prompt_token_ids is not None:
+                    attributes[semconv.PROMPT_TOKEN_IDS] = dump_json(response.prompt_token_ids)
+            else:
+                self._learn(trajectory.history, self._prompt, response)
         if outcome is not None:
             attributes[semconv.STREAM_OUTCOME] = outcome
         if trajectory is not None and not self._request.is_retrieval:
             attributes[semconv.STEP_KIND] = decide_step_kind(self._request, response)
             trajectory.note_call(
                 list_reasons(self._request, response, error, outcome, self._prompt)
+            )
+
+
+    def _learn(self, history: History, prompt: Prompt, response: LLMResponse) -> None:
+        """Let the calls that follow leave out what this span holds."""
+        answer = response.messages[0] if response.messages else None
+        history.learn_prompt(prompt, answer, response_id=response.id)
+        if self._request.conversation_id is not None:
+            history.learn_prompt(prompt, answer, response_id=self._request.conversation_id)
+        if response.prompt_token_ids is not None:
+            self._attributes.update(
+                history.describe_tokens(
+                    -1 if self._step is None else self._step,
+                    response.prompt_token_ids,
+                    response.response_token_ids or [],
+                    self._history_mode,
+                )
             )
 
 

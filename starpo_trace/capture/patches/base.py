@@ -9,7 +9,7 @@ import wrapt
 from starpo_trace.capture.attachment import Attachment
 from starpo_trace.capture.exchange import LLMResponse
 from starpo_trace.capture.invocation import Call
-from starpo_trace.guard import Guard, warn_once
+from starpo_trace.guard import handle_failure, warn_once
 
 MISSING: Final = object()
 
@@ -84,8 +84,10 @@ def make_recorder(begin: Begin[_T], end: End[_T]) -> Wrapper:
         wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         begun = None
-        with Guard("beginning a model call"):
+        try:  # a Guard, without its cost on every call
             begun = begin(instance, args, kwargs)
+        except Exception as error:
+            handle_failure("beginning a model call", error)
         if begun is None:
             return wrapped(*args, **kwargs)
         call, note = begun
@@ -109,8 +111,10 @@ def make_async_recorder(begin: Begin[_T], end: End[_T]) -> Wrapper:
         wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         begun = None
-        with Guard("beginning a model call"):
+        try:  # a Guard, without its cost on every call
             begun = begin(instance, args, kwargs)
+        except Exception as error:
+            handle_failure("beginning a model call", error)
         if begun is None:
             return await wrapped(*args, **kwargs)
         call, note = begun
@@ -128,10 +132,9 @@ def make_async_recorder(begin: Begin[_T], end: End[_T]) -> Wrapper:
 
 
 def _end_call(end: End[_T], call: Call, note: _T, result: Any) -> Any:
-    with Guard("reading a model's answer"):
-        try:
-            return end(call, note, result)
-        except Exception:
-            call.finish(LLMResponse(is_unread=True))
-            raise
+    try:
+        return end(call, note, result)
+    except Exception as error:
+        call.finish(LLMResponse(is_unread=True))
+        handle_failure("reading a model's answer", error)
     return result

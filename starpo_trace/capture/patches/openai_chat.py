@@ -4,7 +4,7 @@ Answers come as the SDK's typed objects or as plain mappings; fields that the SD
 (reasoning, token ids) are kept by both.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from starpo_trace import semconv
@@ -36,6 +36,7 @@ _TEXT_FIELDS: Final = frozenset(
     {"content", *REASONING_FIELDS, "refusal", "arguments", "input", "transcript", "data"}
 )
 """Fields of a delta that are pieces of a text; others may be said again with each delta."""
+_TEXT_ONLY: Final = {"content"}
 _TOKEN_ID_PREFIX: Final = "token_id:"  # noqa: S105 (vLLM's return_tokens_as_token_ids)
 
 
@@ -111,6 +112,32 @@ class ChatChunks:
     def __init__(self) -> None:
         self._top: dict[str, Any] = {}
         self._choices: dict[int, _ChoiceParts] = {}
+        self._texts: list[str] | None = None
+        """Pieces of choice 0's text, once there is one."""
+
+    def add_all(self, chunks: Iterable[Any]) -> None:
+        """Take chunks in, by a short way those that hold a piece of one text and nothing else."""
+        for chunk in chunks:
+            texts = self._texts
+            try:
+                fields = chunk.__dict__
+                [choice] = fields["choices"]
+                choice_fields = choice.__dict__
+                delta = choice_fields["delta"]
+                if (
+                    texts is not None
+                    and delta.__pydantic_fields_set__ == _TEXT_ONLY
+                    and fields["usage"] is None
+                    and choice_fields["finish_reason"] is None
+                    and choice_fields["logprobs"] is None
+                    and choice_fields["index"] == 0
+                    and not choice.__pydantic_extra__
+                ):
+                    texts.append(delta.__dict__["content"])
+                    continue
+            except (AttributeError, KeyError, ValueError):  # parsed JSON, or of another shape
+                pass
+            self.add(chunk)
 
     def add(self, chunk: Any) -> None:
         """Take one chunk in."""
@@ -118,18 +145,21 @@ class ChatChunks:
         top = self._top
         if not top:
             top.update((name, fields.get(name)) for name in ("id", "model", "prompt_token_ids"))
-        elif top["prompt_token_ids"] is None:
-            top["prompt_token_ids"] = fields.get("prompt_token_ids")
-        usage = fields.get("usage")
-        if usage is not None:
-            top["usage"] = usage
-        for position, choice in enumerate(fields.get("choices") or ()):
+        elif "prompt_token_ids" in fields and top["prompt_token_ids"] is None:
+            top["prompt_token_ids"] = fields["prompt_token_ids"]
+        if fields.get("usage") is not None:
+            top["usage"] = fields["usage"]
+        position = 0
+        for choice in fields.get("choices") or ():
             choice_fields = get_fields(choice)
             index = choice_fields.get("index", position)
             parts = self._choices.get(index)
             if parts is None:
                 parts = self._choices[index] = _ChoiceParts()
             parts.add(choice_fields)
+            if index == 0:
+                self._texts = parts.texts
+            position += 1
 
     def build_response(self) -> LLMResponse:
         """What was received so far."""
@@ -144,6 +174,10 @@ class _ChoiceParts:
         self._delta = _Pieces()
         self._finish_reason: str | None = None
         self._lists: dict[str, list[Any]] = {}
+
+    @property
+    def texts(self) -> list[str] | None:
+        return self._delta.get_texts("content")
 
     def add(self, choice: Mapping[str, Any]) -> None:
         delta = choice.get("delta")
@@ -181,6 +215,9 @@ class _Pieces:
         self._values: dict[str, Any] = {}
         self._objects: dict[str, _Pieces] = {}
         self._tool_calls: dict[int, _Pieces] = {}
+
+    def get_texts(self, name: str) -> list[str] | None:
+        return self._texts.get(name)
 
     def add(self, delta: Mapping[str, Any]) -> None:
         for name, value in delta.items():
@@ -229,23 +266,16 @@ class _Pieces:
 
 def read_usage(usage: Any) -> dict[str, int]:
     """Usage object of chat, responses or embeddings -> counts under their keys."""
-    if usage is None:
-        return {}
-    fields = get_fields(usage)
     counts: dict[str, int] = {}
-    for name, key in _USAGE_KEYS.items():
-        count = fields.get(name)
-        if type(count) is int:
-            counts[key] = count
-    for name, key_of in _USAGE_DETAIL_KEYS.items():
-        details = fields.get(name)
-        if details is None:
-            continue
-        detail_fields = get_fields(details)
-        for detail, key in key_of.items():
-            count = detail_fields.get(detail)
-            if type(count) is int:
-                counts[key] = count
+    if usage is not None:
+        for name, value in get_fields(usage).items():
+            if type(value) is int:
+                if name in _USAGE_KEYS:
+                    counts[_USAGE_KEYS[name]] = value
+            elif value is not None and name in _USAGE_DETAIL_NAMES:
+                for detail, count in get_fields(value).items():
+                    if type(count) is int and detail in _USAGE_DETAIL_KEYS:
+                        counts[_USAGE_DETAIL_KEYS[detail]] = count
     return counts
 
 
@@ -255,15 +285,18 @@ _USAGE_KEYS: Final = {
     "completion_tokens": semconv.USAGE_OUTPUT_TOKENS,
     "output_tokens": semconv.USAGE_OUTPUT_TOKENS,
 }
-_INPUT_DETAIL_KEYS: Final = {
+_USAGE_DETAIL_NAMES: Final = frozenset(
+    {
+        "prompt_tokens_details",
+        "input_tokens_details",
+        "completion_tokens_details",
+        "output_tokens_details",
+    }
+)
+_USAGE_DETAIL_KEYS: Final = {
     "cached_tokens": semconv.USAGE_CACHE_READ_TOKENS,
     "cache_write_tokens": semconv.USAGE_CACHE_WRITE_TOKENS,
-}
-_USAGE_DETAIL_KEYS: Final = {
-    "prompt_tokens_details": _INPUT_DETAIL_KEYS,
-    "input_tokens_details": _INPUT_DETAIL_KEYS,
-    "completion_tokens_details": {"reasoning_tokens": semconv.USAGE_REASONING_TOKENS},
-    "output_tokens_details": {"reasoning_tokens": semconv.USAGE_REASONING_TOKENS},
+    "reasoning_tokens": semconv.USAGE_REASONING_TOKENS,
 }
 
 

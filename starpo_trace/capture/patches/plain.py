@@ -11,12 +11,15 @@ def get_fields(value: Any) -> Mapping[str, Any]:
 
     Looked up in the object's own dictionaries: a missing attribute of a pydantic model is slow.
     """
-    if isinstance(value, dict):
+    if type(value) is dict:
         return value
-    fields = getattr(value, "__dict__", None)
-    if fields is None:
-        return value if isinstance(value, Mapping) else {}
-    extra = fields.get("__pydantic_extra__") or getattr(value, "__pydantic_extra__", None)
+    try:
+        extra = value.__pydantic_extra__
+        fields = value.__dict__
+    except AttributeError:
+        if isinstance(value, Mapping):
+            return value
+        return getattr(value, "__dict__", {})
     return {**fields, **extra} if extra else fields
 
 
@@ -32,8 +35,8 @@ def to_plain(value: Any) -> Any:
     set_names = getattr(value, "__pydantic_fields_set__", None)
     if isinstance(set_names, set):
         plain = {
-            name: to_plain(item)
-            for name, item in vars(value).items()
+            name: item if item is None or type(item) is str else to_plain(item)
+            for name, item in value.__dict__.items()
             if name in set_names and name not in _PARSED_NAMES
         }
         extra = value.__pydantic_extra__

@@ -8,12 +8,17 @@ notes each chunk. Reading ends in one of five ways, and the first that happens c
 
 import sys
 import weakref
-from collections.abc import AsyncIterator, Iterator
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Generator, Iterator
+from itertools import islice
+from typing import Any, Final, Protocol
 
 from starpo_trace.capture.exchange import LLMResponse, StreamOutcome
 from starpo_trace.capture.invocation import Call, watch_stream
 from starpo_trace.guard import Guard
+
+
+_BLOCK_CHUNKS: Final = 256
+"""How many chunks of a stream wait to be put together."""
 
 
 class ChunkAccumulator(Protocol):
@@ -35,6 +40,8 @@ class StreamRecording:
         self.call = call
         self.is_reading = False
         """Whether the SDK's own code runs, which also closes the response when it is done."""
+        self.waiting: list[Any] = []
+        """Chunks that the program has read and that are not put together yet."""
         self._accumulator = accumulator
         self._add = accumulator.add
         self._has_chunk = False
@@ -50,12 +57,25 @@ class StreamRecording:
                     self.call.note_first_chunk()
             self._add(chunk)
 
+    def take_waiting(self) -> None:
+        """Take in the chunks that wait."""
+        waiting, self.waiting = self.waiting, []
+        if waiting:
+            with Guard("recording chunks"):
+                add_all = getattr(self._accumulator, "add_all", None)
+                if add_all is not None:
+                    add_all(waiting)
+                else:
+                    for chunk in waiting:
+                        self._add(chunk)
+
     def finish(self, outcome: StreamOutcome, error: BaseException | None = None) -> None:
         """Finish the call; only the first time counts."""
         if self._is_finished:
             return
         self._is_finished = True
         response = LLMResponse()
+        self.take_waiting()
         with Guard("assembling a streamed answer"):
             response = self._accumulator.build_response()
         self.call.finish(response, error=error, outcome=outcome)
@@ -83,6 +103,53 @@ class StreamRecording:
     def __del__(self) -> None:
         if not self._is_finished and not sys.is_finalizing():
             self.abandon()
+
+
+class GeneratorRecording(StreamRecording):
+    """A synchronous stream whose chunks pass through `record_chunks`."""
+
+    _chunks: "weakref.ref[Generator[Any, None, None]] | None" = None
+
+    def record(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        """Stand-in for the iterator; whoever drops it has dropped the stream."""
+        chunks = _record_chunks(iterator, self)
+        self._chunks = weakref.ref(chunks)
+        return chunks
+
+    def note_close(self) -> None:
+        """Finish the call, unless it is the SDK that closes what it has read to the end."""
+        chunks = None if self._chunks is None else self._chunks()
+        if chunks is None or not chunks.gi_running:
+            super().note_close()
+
+
+def _record_chunks(
+    iterator: Iterator[Any], recording: GeneratorRecording
+) -> Generator[Any, None, None]:
+    """Pass the chunks on; they are put together a block at a time, after the program has them.
+
+    A generator, because to resume one costs a fraction of a call of a `__next__` in Python.
+    """
+    try:
+        for chunk in iterator:
+            recording.note_chunk(chunk)
+            yield chunk
+            break
+        is_last = False
+        while not is_last:
+            wait = recording.waiting.append
+            for chunk in islice(iterator, _BLOCK_CHUNKS):
+                wait(chunk)
+                yield chunk
+            is_last = len(recording.waiting) < _BLOCK_CHUNKS
+            recording.take_waiting()
+    except GeneratorExit:
+        recording.abandon()
+        raise
+    except BaseException as error:
+        recording.note_failure(error)
+        raise
+    recording.finish("exhausted")
 
 
 class RecordedIterator(StreamRecording):
@@ -162,8 +229,8 @@ def record_stream(
         setattr(stream, name, recording)
         _hook_async_close(response, recording)
     elif hasattr(iterator, "__next__"):
-        recording = RecordedIterator(iterator, call, accumulator)
-        setattr(stream, name, recording)
+        recording = GeneratorRecording(call, accumulator)
+        setattr(stream, name, recording.record(iterator))
         _hook_close(response, recording)
     else:
         return False

@@ -11,7 +11,7 @@ from starpo_trace.errors import ConfigError
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
-    from starpo_trace.privacy.redaction import Redactor
+    from starpo_trace.privacy.redaction import Redaction
 
 HistoryMode = Literal["full", "delta", "off"]
 
@@ -42,13 +42,13 @@ class CaptureConfig:
     """Share of trajectories to record; None: all, or what the provider's sampler says."""
     max_content_bytes: int | None = None
     """Longest content attribute; None: no limit."""
-    redactor: "Redactor | None" = None
-    """What masks content before anything is recorded; None: nothing."""
+    redaction: "Redaction | bool" = True
+    """What is masked before anything is recorded; True: the built-in secret rules."""
     max_store_bytes: int | None = None
     """Size that the local store's folder may reach; None: the store's own default."""
 
 
-def read_config(
+def read_config(  # noqa: PLR0913 (one keyword per argument of `instrument()`)
     *,
     store: str | os.PathLike[str] | None,
     endpoint: str | None,
@@ -57,6 +57,7 @@ def read_config(
     policy_id: str | None,
     sample: float | None = None,
     max_content_bytes: int | None = None,
+    redaction: "Redaction | bool" = True,
     environment: Mapping[str, str] = os.environ,
 ) -> CaptureConfig:
     """Arguments of `instrument()` and the environment -> configuration.
@@ -86,6 +87,7 @@ def read_config(
         sample=_read_sample(sample, environment),
         max_content_bytes=_read_max_content(max_content_bytes, environment),
         max_store_bytes=_read_max_store_bytes(environment),
+        redaction=redaction,
     )
 
 

@@ -40,29 +40,13 @@ def from_openai_chat(message: Mapping[str, Any]) -> Message:
     """One OpenAI chat message (request or response form, as a mapping) -> GenAI message."""
     role = message.get("role", "assistant")
     content = message.get("content")
-    if type(content) is str and len(message) <= 3 and "role" in message:  # the common cases
-        if role == "tool" and "tool_call_id" in message:
-            part = {
-                "type": "tool_call_response",
-                "id": message["tool_call_id"],
-                "response": content,
-            }
-            return {"role": role, "parts": [part]}
-        if len(message) == 2 and role != "tool":
-            return {"role": role, "parts": [{"type": "text", "content": content}]}
-    parts: list[dict[str, Any]] = []
-    for field in REASONING_FIELDS:
-        if message.get(field):
-            parts.append({"type": "reasoning", "content": message[field]})
-            break
-    if role in {"tool", "function"}:
-        parts.append(_tool_response_part(message.get("tool_call_id"), content))
-    elif isinstance(content, str) and (content or not message.get("tool_calls")):
-        parts.append({"type": "text", "content": content})
-    elif content:
-        parts.extend(_content_part(part) for part in content)
-    for call in message.get("tool_calls") or ():
-        parts.append(_tool_call_part(call))
+    if type(content) is str and len(message) <= 3:
+        common = _convert_common(message, role, content)
+        if common is not None:
+            return common
+    parts = [*_reasoning_parts(message), *_content_parts(message, role, content)]
+    if message.get("tool_calls"):
+        parts.extend([_tool_call_part(call) for call in message["tool_calls"]])
     if role == "assistant" and not _OTHER_FIELDS.isdisjoint(message):
         parts.extend(_other_parts(message))
     result: Message = {"role": role, "parts": parts}
@@ -73,6 +57,33 @@ def from_openai_chat(message: Mapping[str, Any]) -> Message:
         if extra:
             result["extra"] = extra
     return result
+
+
+def _convert_common(message: Mapping[str, Any], role: str, content: str) -> Message | None:
+    """Message that is nothing but a text, or a tool's answer; None for any other."""
+    if role == "tool" and "tool_call_id" in message:
+        part = {"type": "tool_call_response", "id": message["tool_call_id"], "response": content}
+        return {"role": role, "parts": [part]} if len(message) == 3 else None
+    if len(message) == 2 and role != "tool" and "role" in message:
+        return {"role": role, "parts": [{"type": "text", "content": content}]}
+    return None
+
+
+def _reasoning_parts(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    for field in REASONING_FIELDS:
+        if message.get(field):
+            return [{"type": "reasoning", "content": message[field]}]
+    return []
+
+
+def _content_parts(message: Mapping[str, Any], role: str, content: Any) -> Iterable[dict[str, Any]]:
+    if role in {"tool", "function"}:
+        return [_tool_response_part(message.get("tool_call_id"), content)]
+    if not isinstance(content, str):
+        return [_content_part(part) for part in content or ()]
+    if content or not message.get("tool_calls"):
+        return [{"type": "text", "content": content}]
+    return []
 
 
 def _read_extra(message: Mapping[str, Any]) -> dict[str, Any]:

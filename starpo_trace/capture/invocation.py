@@ -12,8 +12,8 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from opentelemetry import trace
 from opentelemetry import context as otel_context
+from opentelemetry import trace
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
@@ -166,7 +166,7 @@ class LLMCall:
         try:
             if self._is_recording:
                 self._record(response, error, outcome)
-        except Exception as failure:
+        except Exception as failure:  # noqa: BLE001 (as in `Guard`)
             handle_failure("ending a model call", failure)
         finally:
             self.span.end()
@@ -248,7 +248,6 @@ class LLMCall:
             trajectory.note_call(
                 list_reasons(self._request, response, error, outcome, self._prompt)
             )
-
 
     def _learn(self, history: History, prompt: Prompt, response: LLMResponse) -> None:
         """Let the calls that follow leave out what this span holds."""

@@ -3,6 +3,7 @@
 import atexit
 import os
 import threading
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from starpo_trace import semconv
@@ -14,12 +15,14 @@ from starpo_trace.config import (
     read_default_store,
 )
 from starpo_trace.guard import Guard, warn, warn_once
+from starpo_trace.privacy import KEY_FILE_VARIABLE, KEY_VARIABLE, REDACTION_VARIABLE
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
     from opentelemetry.trace import Tracer, TracerProvider
 
-    from starpo_trace.privacy.redaction import Redactor
+    from starpo_trace.privacy.redaction import Redaction
+    from starpo_trace.privacy.redactor import Redactor
 
 _MAX_SPAN_ATTRIBUTES: Final = 1024
 
@@ -46,14 +49,19 @@ class Runtime:
     def __init__(self, config: CaptureConfig) -> None:
         self.config = config
         self.history_mode: HistoryMode = config.history or "full"
-        self.redactor: Redactor | None = config.redactor
-        """What masks content before anything is recorded."""
         self._lock = threading.RLock()
         self._tracer: Tracer | None = None
         self._own_provider: SdkTracerProvider | None = None
         self._provider: TracerProvider | None = None
         self._destinations: list[Destination] = []
         self._num_reported_lost = 0
+
+    @cached_property
+    def redactor(self) -> "Redactor | None":
+        """What masks content before anything is recorded; built when first needed."""
+        from starpo_trace.privacy.redaction import build_redactor
+
+        return build_redactor(self.config.redaction)
 
     def get_tracer(self) -> "Tracer":
         """Tracer of the chosen provider; the first call chooses."""
@@ -215,6 +223,7 @@ def instrument(
     policy_id: str | None = None,
     sample: float | None = None,
     max_content_bytes: int | None = None,
+    redaction: "Redaction | bool" = True,
 ) -> None:
     """Record every LLM call of this process from now on. Calling it again changes nothing.
 
@@ -236,6 +245,8 @@ def instrument(
         max_content_bytes: Longest content attribute; in a longer one the longest strings are
             replaced by marks, and the trajectory is fit for no training. Default
             `STARPO_MAX_CONTENT_BYTES`, else no limit.
+        redaction: What is masked before anything is recorded: True for the built-in secret rules,
+            a `Redaction` for more, False for nothing. `STARPO_REDACTION` (on | off) wins.
 
     Raises:
         ConfigError: an argument cannot be used.
@@ -249,11 +260,12 @@ def instrument(
         policy_id=policy_id,
         sample=sample,
         max_content_bytes=max_content_bytes,
+        redaction=redaction,
     )
     with _switch_lock:
         if _runtime is not None:
             given = (store, endpoint, tracer_provider, history, policy_id)
-            more = (sample, max_content_bytes)
+            more = (sample, max_content_bytes, None if redaction is True else redaction)
             is_asked_for_more = any(given) or any(each is not None for each in more)
             if is_asked_for_more and _runtime.config != config:
                 warn_once(
@@ -262,7 +274,11 @@ def instrument(
                     "call uninstrument() first",
                 )
             return
-        _runtime = Runtime(config)
+        begun = Runtime(config)
+        names = (REDACTION_VARIABLE, KEY_VARIABLE, KEY_FILE_VARIABLE)
+        if redaction is not True or not os.environ.keys().isdisjoint(names):
+            _ = begun.redactor  # a setting that cannot be used is said here, not at the first call
+        _runtime = begun
         _was_instrumented = True
         with Guard("patching the installed SDKs"):
             from starpo_trace.capture.patches import apply_patches

@@ -4,15 +4,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 from starpo_trace.errors import ConfigError
+from starpo_trace.privacy import KEY_FILE_VARIABLE, KEY_VARIABLE, REDACTION_VARIABLE
 from starpo_trace.privacy.redactor import Redactor
 from starpo_trace.privacy.rules import Rule
-
-REDACTION_VARIABLE: Final = "STARPO_REDACTION"
-KEY_VARIABLE: Final = "STARPO_PSEUDONYM_KEY"
-KEY_FILE_VARIABLE: Final = "STARPO_PSEUDONYM_KEY_FILE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

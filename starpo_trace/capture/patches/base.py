@@ -86,7 +86,7 @@ def make_recorder(begin: Begin[_T], end: End[_T]) -> Wrapper:
         begun = None
         try:  # a Guard, without its cost on every call
             begun = begin(instance, args, kwargs)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (as in `Guard`)
             handle_failure("beginning a model call", error)
         if begun is None:
             return wrapped(*args, **kwargs)
@@ -113,7 +113,7 @@ def make_async_recorder(begin: Begin[_T], end: End[_T]) -> Wrapper:
         begun = None
         try:  # a Guard, without its cost on every call
             begun = begin(instance, args, kwargs)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (as in `Guard`)
             handle_failure("beginning a model call", error)
         if begun is None:
             return await wrapped(*args, **kwargs)
@@ -134,7 +134,7 @@ def make_async_recorder(begin: Begin[_T], end: End[_T]) -> Wrapper:
 def _end_call(end: End[_T], call: Call, note: _T, result: Any) -> Any:
     try:
         return end(call, note, result)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (as in `Guard`)
         call.finish(LLMResponse(is_unread=True))
         handle_failure("reading a model's answer", error)
     return result

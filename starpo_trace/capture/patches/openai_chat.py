@@ -149,8 +149,7 @@ class ChatChunks:
             top["prompt_token_ids"] = fields["prompt_token_ids"]
         if fields.get("usage") is not None:
             top["usage"] = fields["usage"]
-        position = 0
-        for choice in fields.get("choices") or ():
+        for position, choice in enumerate(fields.get("choices") or ()):
             choice_fields = get_fields(choice)
             index = choice_fields.get("index", position)
             parts = self._choices.get(index)
@@ -159,7 +158,6 @@ class ChatChunks:
             parts.add(choice_fields)
             if index == 0:
                 self._texts = parts.texts
-            position += 1
 
     def build_response(self) -> LLMResponse:
         """What was received so far."""

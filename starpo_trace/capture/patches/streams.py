@@ -16,7 +16,6 @@ from starpo_trace.capture.exchange import LLMResponse, StreamOutcome
 from starpo_trace.capture.invocation import Call, watch_stream
 from starpo_trace.guard import Guard
 
-
 _BLOCK_CHUNKS: Final = 256
 """How many chunks of a stream wait to be put together."""
 

@@ -2,33 +2,33 @@
 
 import argparse
 import os
-import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryFile
-from types import TracebackType
 
 from starpo_trace.collect.command import add_collect_command
 from starpo_trace.errors import ConfigError, SourceError, StarpoTraceError, StoreError
+from starpo_trace.launch import run_program, split_arguments
 from starpo_trace.schema import REWARD_SOURCES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line -> exit code: 0, or 1 with one line on stderr that says what to do."""
-    options = _build_parser().parse_args(arguments)
+    given, program = list(sys.argv[1:] if arguments is None else arguments), []
+    if given[:1] == ["run"]:
+        own, program = split_arguments(given[1:])
+        given = ["run", *own]
+    options = _build_parser().parse_args(given)
+    options.program = program
     try:
         return options.command(options)
     except StarpoTraceError as error:
-        if options.command is _run:  # the script's own error passes unchanged
-            raise
         print(f"starpo-trace: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        if options.command is _run:
-            raise
         what = "interrupted; nothing written" if options.command is _export else "interrupted"
         print(f"starpo-trace: {what}", file=sys.stderr)
         return 130
@@ -38,10 +38,18 @@ def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="starpo-trace", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run a Python script with tracing on")
+    run = commands.add_parser(
+        "run",
+        help="run a Python program with tracing on",
+        usage="starpo-trace run [--store STORE] [--no-children] (SCRIPT | -m MODULE) [ARGS ...]",
+    )
     run.add_argument("--store", type=Path, help="trace store folder (default: as instrument())")
-    run.add_argument("script", metavar="SCRIPT")
-    run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS")
+    run.add_argument(
+        "--children",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether Python processes that the program starts are recorded too (default: yes)",
+    )
     run.set_defaults(command=_run)
 
     export = commands.add_parser("export", help="trace stores and OTLP files -> dataset")
@@ -107,37 +115,7 @@ def _add_reward_commands(commands: "argparse._SubParsersAction[argparse.Argument
 
 
 def _run(options: argparse.Namespace) -> int:
-    script = Path(options.script)
-    if not script.is_file():
-        print(f"starpo-trace: {script}: no such script", file=sys.stderr)
-        return 1
-    import starpo_trace
-
-    starpo_trace.instrument(store=options.store)
-    sys.argv = [str(script), *options.arguments]
-    sys.path.insert(0, str(script.resolve().parent))
-    # Exit codes and exceptions of the script leave through here as they are.
-    try:
-        runpy.run_path(str(script), run_name="__main__")
-    except (Exception, KeyboardInterrupt):
-        _hide_own_frames()
-        raise
-    return 0
-
-
-def _hide_own_frames() -> None:
-    """Let the traceback that Python is about to print begin in the script, as without us."""
-    hook = sys.excepthook
-    ours = {__file__, runpy.__file__, runpy.run_path.__code__.co_filename}
-
-    def print_script_frames(
-        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-    ) -> None:
-        while traceback is not None and traceback.tb_frame.f_code.co_filename in ours:
-            traceback = traceback.tb_next
-        hook(kind, error.with_traceback(traceback), traceback)
-
-    sys.excepthook = print_script_frames
+    run_program(options.program, store=options.store, has_children=options.children)
 
 
 def _export(options: argparse.Namespace) -> int:

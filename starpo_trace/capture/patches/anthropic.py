@@ -22,7 +22,7 @@ from starpo_trace.capture.patches.own_spans import writes_where_we_write
 from starpo_trace.capture.patches.stainless import Endpoint, patch_base_client
 from starpo_trace.guard import Guard
 
-TESTED: Final = {"anthropic": ">=2,<3"}
+TESTED: Final = {"anthropic": ">=0.125,<3"}
 
 _MESSAGES: Final = Endpoint(
     read_request=read_messages_request,

@@ -15,7 +15,7 @@ from starpo_trace.capture.runtime import get_runtime
 from starpo_trace.capture.steps import Step, step
 from starpo_trace.guard import Guard
 
-TESTED: Final = {"anthropic": ">=2,<3"}
+TESTED: Final = {"anthropic": ">=2.12,<3"}
 
 
 def apply(patches: PatchSet, beta_runner: ModuleType) -> None:

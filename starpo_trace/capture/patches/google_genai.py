@@ -24,7 +24,7 @@ from starpo_trace.capture.patches.google_genai_wire import (
 from starpo_trace.capture.patches.plain import get_fields
 from starpo_trace.capture.patches.streams import RecordedAsyncIterator, RecordedIterator
 
-TESTED: Final = {"google-genai": ">=3.4,<4"}
+TESTED: Final = {"google-genai": ">=1.75,<4"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

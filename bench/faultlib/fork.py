@@ -1,10 +1,9 @@
 """Processes that fork: is every span there, and there once?
 
 Each program runs with the local store, with OTLP over HTTP, and the plain forks with OTLP over gRPC
-too: `os.fork` amid a thread that records without pause; `multiprocessing` workers by fork, spawn
-and forkserver; gunicorn with a preloaded, instrumented application, four workers that are replaced
-every 50 requests, ended by SIGTERM. Children do not flush: what they recorded last must arrive
-because they leave in order.
+too: `os.fork` amid a busy thread; `multiprocessing` workers by fork, spawn and forkserver; gunicorn
+with a preloaded, instrumented application, four workers that are replaced every 50 requests, ended
+by SIGTERM. Children do not flush: what they recorded last must arrive because they leave in order.
 """
 
 import http.client
@@ -26,7 +25,7 @@ from faultlib.backend import GrpcEndpoint
 from faultlib.parts import Endpoint, Part, child_environment, read_rows
 
 OS_FORK = """
-import os, sys, threading
+import os, sys, threading, time
 import starpo_trace
 starpo_trace.instrument()
 
@@ -37,6 +36,7 @@ def work(name):
 def keep_busy():
     while not stop.is_set():
         work("noise")
+        time.sleep(0.001)  # below what any destination takes
 
 stop = threading.Event()
 thread = threading.Thread(target=keep_busy)

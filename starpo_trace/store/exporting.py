@@ -25,10 +25,14 @@ from starpo_trace.store.background import (
     TryLater,
 )
 from starpo_trace.store.encoding import select_encodable
+from starpo_trace.store.forking import inherits_grpc
 from starpo_trace.store.spanqueue import MAX_QUEUE_BYTES, MAX_QUEUE_SPANS, SpanQueue
 from starpo_trace.store.transport import Answer, Transport
 
 _MAX_BATCH_BYTES: Final = 3 << 20
+_SHUTDOWN_S: Final = 3.0
+_HELPER_SHUTDOWN_S: Final = 10.0
+"""In a child that forked, until its gRPC helper has answered for the first time."""
 
 
 def build_otlp_processor(endpoint: str | None) -> "OtlpProcessor":
@@ -39,11 +43,10 @@ def build_otlp_processor(endpoint: str | None) -> "OtlpProcessor":
     import netrc  # noqa: F401 (`requests` would import both at its first request)
 
     if endpoint is None and _read_protocol() == "grpc":
-        # A child of a process that has used gRPC can use it only if gRPC was told in time.
-        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "1")
+        from starpo_trace.store.grpc_process import GrpcProcessTransport
         from starpo_trace.store.grpc_transport import GrpcTransport
 
-        return OtlpProcessor(GrpcTransport)
+        return OtlpProcessor(lambda: GrpcProcessTransport() if inherits_grpc() else GrpcTransport())
     from starpo_trace.store.transport import HttpTransport
 
     return OtlpProcessor(lambda: HttpTransport(endpoint))
@@ -63,7 +66,7 @@ class OtlpProcessor(BackgroundProcessor):
 
     thread_name = "starpo-otlp"
     max_batch_bytes = _MAX_BATCH_BYTES
-    shutdown_timeout_s = 3.0
+    shutdown_timeout_s = _SHUTDOWN_S
     is_flush_patient = True
 
     def __init__(
@@ -73,8 +76,13 @@ class OtlpProcessor(BackgroundProcessor):
         max_queue_spans: int = MAX_QUEUE_SPANS,
         max_queue_bytes: int = MAX_QUEUE_BYTES,
         flush_interval_s: float = 1.0,
+        first_shutdown_timeout_s: float = _SHUTDOWN_S,
     ) -> None:
-        """`build_transport` is called by the delivering thread, anew in a forked child."""
+        """`build_transport` is called by the delivering thread, anew in a forked child.
+
+        `first_shutdown_timeout_s` is what `shutdown` allows a forked child that had no answer yet.
+        """
+        self._first_shutdown_timeout_s = first_shutdown_timeout_s
         self._build_transport = build_transport
         self._transport: Transport | None = None
         self._parents_transports: list[Any] = []
@@ -100,9 +108,15 @@ class OtlpProcessor(BackgroundProcessor):
         try:
             if self._transport is None:
                 self._transport = self._build_transport()
-            return self._transport.send(batch, max_timeout_s=max_timeout_s)
+            answer = self._transport.send(batch, max_timeout_s=max_timeout_s)
         except Exception as error:  # noqa: BLE001 (a variable with a wrong value, mostly)
             return Answer(kind="later", reason=f"{type(error).__name__}: {error}")
+
+        if self.shutdown_timeout_s != _SHUTDOWN_S:
+            self.shutdown_timeout_s = _SHUTDOWN_S
+            if self._end_s is not None:
+                self._end_s = min(self._end_s, time.monotonic() + _SHUTDOWN_S)
+        return answer
 
     def _judge(self, answer: Answer, num_spans: int) -> Delivery:
         if answer.kind == "taken":
@@ -138,4 +152,5 @@ class OtlpProcessor(BackgroundProcessor):
     def _leave_parents_destination(self) -> None:
         # Not closed, not even collected: its connection and its threads are the parent's.
         self._parents_transports.append(self._transport)
+        self.shutdown_timeout_s = self._first_shutdown_timeout_s
         self._transport = None

@@ -70,7 +70,20 @@ def _leave() -> None:
             forkable.shutdown()
 
 
+def inherits_grpc() -> bool:
+    """Whether this process was forked from one that had loaded gRPC."""
+    return _inherited.has_grpc
+
+
+class _Inherited:
+    has_grpc = False
+
+
+_inherited = _Inherited()
+
+
 def _after_fork_in_child() -> None:
+    _inherited.has_grpc = "grpc._cython.cygrpc" in sys.modules
     for forkable in list(_watched):
         with Guard("beginning anew in a forked process"):
             forkable.after_fork_in_child()

@@ -14,6 +14,7 @@ from google.rpc.status_pb2 import Status
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
 
 from starpo_trace.guard import Guard
@@ -43,8 +44,8 @@ _FORK_PATIENCE_S: Final = 0.5
 class GrpcTransport:
     """OTLP/gRPC through the client of OpenTelemetry's exporter.
 
-    gRPC survives a fork only when no call is under way and no channel open, so both are ended
-    before one, and the next request opens a new channel.
+    Before a fork the call under way and the channel are ended, so that a child inherits neither. It
+    uses `grpc_process` nevertheless: what else gRPC had at work may hold locks there for ever.
     """
 
     def __init__(self) -> None:
@@ -63,6 +64,12 @@ class GrpcTransport:
             return Answer(kind="not_sent", reason=str(error))
         if num_bytes > MAX_REQUEST_BYTES:
             return Answer(kind="too_large", reason="more than 4 MiB")
+        return self.send_request(request, max_timeout_s=max_timeout_s)
+
+    def send_request(
+        self, request: ExportTraceServiceRequest, *, max_timeout_s: float | None
+    ) -> Answer:
+        """Send a request once."""
         with self._lock:  # a fork waits for it
             if self._exporter is None:
                 self._exporter = OTLPSpanExporter()

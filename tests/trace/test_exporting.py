@@ -388,7 +388,7 @@ def export_by_grpc(processors, monkeypatch):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{endpoint.port}")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20t")
-        monkeypatch.setenv("GRPC_ENABLE_FORK_SUPPORT", "0")
+
         processor = build_otlp_processor(None)
         processors.append(processor)
         return processor, tracer_of(processor)

@@ -53,6 +53,8 @@ class LLMRequest:
     """The server's id of the conversation that `messages` continue, when it keeps the history."""
     is_rebased: bool = False
     """Whether that history begins otherwise now (other instructions) than in earlier spans."""
+    is_routed: bool = False
+    """Whether `provider` is what a router chose, which an SDK below knows less well."""
     address: str | None = None
     """Host of the server."""
     port: int | None = None

@@ -138,14 +138,21 @@ class LLMCall:
 
     def adopt_request(self, request: LLMRequest) -> None:
         """Prefer what an SDK below sent over what its caller was asked."""
+        self._wire_response = None  # of an attempt before this one
         if self._is_recording:
             if not request.messages:  # an SDK below that we know little about
                 return
+            if self._request.is_routed and not request.is_routed:
+                request.provider, request.is_routed = self._request.provider, True
             self._describe_request(request)
 
     def adopt_response(self, response: LLMResponse) -> None:
-        """Remember what an SDK below received; it completes what its caller makes of it."""
-        self._wire_response = response
+        """Remember what an SDK below received; it completes what its caller makes of it.
+
+        Of several layers the lowest finishes first and has seen most.
+        """
+        if self._wire_response is None:
+            self._wire_response = response
 
     def note_first_chunk(self) -> None:
         """Record how long the first chunk of a stream took."""
@@ -276,6 +283,10 @@ class InnerCall:
         self._outer = outer
         outer.adopt_request(request)
 
+    def is_inside(self, call: Call) -> bool:
+        """Whether what this one sees is recorded by the same span."""
+        return call is self._outer or getattr(call, "_outer", None) is self._outer
+
     def note_first_chunk(self) -> None:
         """Leave the time to the outer call."""
 
@@ -335,6 +346,14 @@ _open_streams: "weakref.WeakSet[OpenStream]" = weakref.WeakSet()
 def watch_stream(stream: OpenStream) -> None:
     """Remember an open stream, to finish it with its trajectory at the latest."""
     _open_streams.add(stream)
+
+
+def finish_inner_streams(call: Call) -> None:
+    """Finish the streams of the SDKs below a call that ends before they do."""
+    for stream in list(_open_streams):
+        inner = stream.call
+        if isinstance(inner, InnerCall) and inner is not call and inner.is_inside(call):
+            stream.abandon()
 
 
 def finish_open_calls(trajectory: Trajectory | None = None) -> None:

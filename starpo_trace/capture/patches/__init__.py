@@ -23,6 +23,7 @@ _PATCHES: Final = {
     "google.genai._extra_utils": "starpo_trace.capture.patches.google_genai_tools",
     "openai._base_client": "starpo_trace.capture.patches.openai",
     "botocore.client": "starpo_trace.capture.patches.bedrock",
+    "litellm": "starpo_trace.capture.patches.litellm",
     "ollama._client": "starpo_trace.capture.patches.ollama",
     **dict.fromkeys(
         (

@@ -1,6 +1,6 @@
 """Wrapping attributes so that they can be put back exactly as they were."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -57,6 +57,18 @@ class PatchSet:
         replacement = wrapt.FunctionWrapper(original, wrapper)
         setattr(owner, name, replacement)
         self._patches.append(Patch(owner=owner, name=name, raw=raw, replacement=replacement))
+
+    def wrap_shared(self, owners: Sequence[Any], name: str, wrapper: Wrapper) -> None:
+        """Wrap an attribute that several modules share, so that they share the wrapped one.
+
+        Raises:
+            AttributeError: there is no such attribute (an SDK we do not know).
+        """
+        replacement = wrapt.FunctionWrapper(getattr(owners[0], name), wrapper)
+        for owner in owners:
+            raw = vars(owner)[name]
+            setattr(owner, name, replacement)
+            self._patches.append(Patch(owner=owner, name=name, raw=raw, replacement=replacement))
 
     def restore(self) -> None:
         """Put every attribute back, the last first."""

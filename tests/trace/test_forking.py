@@ -4,10 +4,19 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from concurrent import futures
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import grpc
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    TraceServiceServicer,
+    add_TraceServiceServicer_to_server,
+)
 
 from starpo_trace.convert.otlp import SpanRow, decode_protobuf
 from starpo_trace.store.segments import Record, list_segments, read_segment
@@ -158,6 +167,62 @@ def test_forked_children_and_an_endpoint(tmp_path):
     with Receiver() as receiver:
         run(OS_FORK, tmp_path, destination=f"endpoint={receiver.url!r}")
         check_os_fork(receiver.names)
+
+
+GRPC_FORK = """
+import os, sys
+import starpo_trace
+
+os.environ["OTEL_EXPORTER_OTLP_PROTOCOL"] = "grpc"
+os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:{port}"
+starpo_trace.instrument()
+for number in range(3):
+    with starpo_trace.trajectory(f"parent {{number}}"):
+        pass
+    assert starpo_trace.flush(60)  # so that a channel is open
+    child = os.fork()
+    if child == 0:
+        with starpo_trace.trajectory(f"child {{number}}"):
+            pass
+        assert starpo_trace.flush(60)
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+class GrpcReceiver(TraceServiceServicer):
+    """A local OTLP/gRPC endpoint that keeps the names of the spans it takes."""
+
+    def __init__(self):
+        self.names = []
+        self.server = grpc.server(futures.ThreadPoolExecutor(2))
+        add_TraceServiceServicer_to_server(self, self.server)
+        self.port = self.server.add_insecure_port("127.0.0.1:0")
+
+    def Export(self, request, _context):  # noqa: N802 (gRPC's name)
+        self.names += [
+            span.name
+            for group in request.resource_spans
+            for scope in group.scope_spans
+            for span in scope.spans
+        ]
+        return ExportTraceServiceResponse()
+
+    def __enter__(self):
+        self.server.start()
+        return self
+
+    def __exit__(self, *_):
+        self.server.stop(None).wait()
+
+
+@pytest.mark.slow
+def test_forked_children_and_grpc(tmp_path):
+    """gRPC dies in forks; the children's spans arrive all the same, through a helper."""
+    with GrpcReceiver() as receiver:
+        run(GRPC_FORK, tmp_path, port=receiver.port)
+    expected = [f"invoke_agent {who} {n}" for who in ("child", "parent") for n in range(3)]
+    assert sorted(receiver.names) == expected
 
 
 @pytest.mark.slow

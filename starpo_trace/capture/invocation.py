@@ -47,7 +47,7 @@ _LIMITED_KEYS: Final = (
     semconv.TOOL_DEFINITIONS,
     semconv.REQUEST_PARAMETERS,
 )
-_CALL_KEY: Final = otel_context.create_key("starpo-llm-call")
+CALL_KEY: Final = otel_context.create_key("starpo-llm-call")
 
 
 class Call(Protocol):
@@ -96,7 +96,7 @@ class LLMCall:
         self._history_mode = runtime.history_mode
         self.span: Span = _start_span(tracer, request)
         self.context: Context = otel_context.set_value(
-            _CALL_KEY, self, trace.set_span_in_context(self.span)
+            CALL_KEY, self, trace.set_span_in_context(self.span)
         )
         self._is_recording = self.span.is_recording()
         self._attributes: dict[str, AttributeValue] = {}
@@ -313,7 +313,7 @@ def begin_call(read_request: Callable[..., LLMRequest], *arguments: Any) -> Call
     runtime = get_runtime()
     if runtime is None or not is_instrumentation_enabled():
         return None
-    outer = otel_context.get_value(_CALL_KEY)
+    outer = otel_context.get_value(CALL_KEY)
     request = read_request(*arguments)
     # Threads and tasks begun inside a call may live on, in its Context.
     if isinstance(outer, LLMCall) and not outer.is_finished:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from inspect import Signature, iscoroutinefunction, signature
 from types import ModuleType
 from typing import Any, Final
@@ -24,7 +25,7 @@ from starpo_trace.capture.patches.litellm_chat import (
     read_embedding_response,
     read_responses_arguments,
 )
-from starpo_trace.capture.patches.litellm_streams import StreamWatch
+from starpo_trace.capture.patches.litellm_streams import StreamWatch, note_raw_chunk
 from starpo_trace.capture.patches.openai_completions import (
     CompletionChunks,
     read_completion_answer,
@@ -95,6 +96,8 @@ def apply(patches: PatchSet, litellm: ModuleType) -> None:
     for name in _ROUTER_METHODS:
         original = getattr(litellm.Router, name)
         patches.wrap(litellm.Router, name, _make_wrapper(_FUNCTIONS[name], original, watch))
+    reader = import_module("litellm.llms.openai.chat.gpt_transformation")
+    patches.wrap(reader.OpenAIChatCompletionStreamingHandler, "chunk_parser", note_raw_chunk)
 
 
 def _find_importers(original: Any, name: str, home: ModuleType) -> list[ModuleType]:

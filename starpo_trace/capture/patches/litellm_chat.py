@@ -15,6 +15,7 @@ from starpo_trace.capture.patches.openai_chat import (
     ChatChunks,
     read_chat_request,
     read_chat_response,
+    read_ids,
 )
 from starpo_trace.capture.patches.openai_completions import read_completion_request
 from starpo_trace.capture.patches.openai_embeddings import (
@@ -22,7 +23,7 @@ from starpo_trace.capture.patches.openai_embeddings import (
     read_embeddings_request,
 )
 from starpo_trace.capture.patches.openai_responses import read_responses_request
-from starpo_trace.capture.patches.plain import to_plain
+from starpo_trace.capture.patches.plain import get_fields, to_plain
 from starpo_trace.messages import Message
 
 _SENT: Final = frozenset(
@@ -103,6 +104,8 @@ def read_responses_arguments(arguments: Mapping[str, Any]) -> LLMRequest:
 def read_chat_model_response(answer: Any) -> LLMResponse:
     """`ModelResponse` -> response."""
     response = read_chat_response(answer)
+    if response.response_token_ids is None:
+        response.response_token_ids = _read_token_ids(answer)
     response.messages = [_name_thinking(message) for message in response.messages]
     response.usage = _drop_guesses(response.usage)
     return response
@@ -157,6 +160,13 @@ def _split_model(model: str, arguments: Mapping[str, Any]) -> tuple[str | None, 
         return provider, model
     known = litellm.model_cost.get(model)
     return (known or {}).get("litellm_provider"), model
+
+
+def _read_token_ids(answer: Any) -> list[int] | None:
+    """Ids of choice 0, from among the fields that OpenAI does not have."""
+    choices = get_fields(answer).get("choices")
+    fields = get_fields(choices[0]).get("provider_specific_fields") if choices else None
+    return read_ids((fields or {}).get("token_ids"))
 
 
 def _name_thinking(message: Message) -> Message:

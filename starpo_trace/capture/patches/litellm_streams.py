@@ -6,21 +6,44 @@ class is seen; which call a stream belongs to is kept beside it, not on it.
 
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import suppress
+from contextvars import ContextVar, Token
+from typing import Any, Final
 
 from starpo_trace.capture.invocation import Call, finish_inner_streams
 from starpo_trace.capture.patches.base import PatchSet
 from starpo_trace.capture.patches.streams import ChunkAccumulator, StreamRecording
 from starpo_trace.guard import Guard
 
+_read_recording: Final[ContextVar["OuterRecording | None"]] = ContextVar(
+    "starpo_litellm_recording", default=None
+)
+
+
+def note_raw_chunk(
+    wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """Wrapper of LiteLLM's reading of a chunk, which leaves out what OpenAI does not have."""
+    with Guard("reading a chunk of the wire"):
+        chunk = kwargs["chunk"] if "chunk" in kwargs else args[0]
+        recording = _read_recording.get()
+        if recording is not None and chunk.get("prompt_token_ids") is not None:
+            recording.prompt_token_ids = list(chunk["prompt_token_ids"])
+    return wrapped(*args, **kwargs)
+
 
 class OuterRecording(StreamRecording):
     """A stream over a stream of an SDK, which may be recorded too."""
+
+    prompt_token_ids: list[int] | None = None
+    """What the server sent of it, which LiteLLM's chunks lack."""
 
     def finish(self, outcome: Any, error: BaseException | None = None) -> None:
         """Finish the call, with what the SDK's stream has received so far."""
         if not self._is_finished:
             finish_inner_streams(self.call)
+            if self.prompt_token_ids is not None:
+                self._add({"prompt_token_ids": self.prompt_token_ids})
         super().finish(outcome, error)
 
 
@@ -70,6 +93,7 @@ class StreamWatch:
         if recording is None or recording.is_reading:
             return wrapped(*args, **kwargs)
         recording.is_reading = True
+        mark = _read_recording.set(recording)
         try:
             chunk = wrapped(*args, **kwargs)
         except StopIteration:
@@ -80,6 +104,7 @@ class StreamWatch:
             raise
         finally:
             recording.is_reading = False
+            _reset(mark)
         recording.note_chunk(chunk)
         return chunk
 
@@ -94,6 +119,7 @@ class StreamWatch:
         if recording is None or recording.is_reading:
             return await wrapped(*args, **kwargs)
         recording.is_reading = True
+        mark = _read_recording.set(recording)
         try:
             chunk = await wrapped(*args, **kwargs)
         except StopAsyncIteration:
@@ -107,6 +133,7 @@ class StreamWatch:
             raise
         finally:
             recording.is_reading = False
+            _reset(mark)
         recording.note_chunk(chunk)
         return chunk
 
@@ -135,3 +162,8 @@ class StreamWatch:
             recording = self._recordings.get(stream)
             if recording is not None:
                 recording.note_close()
+
+
+def _reset(mark: Token[Any]) -> None:
+    with suppress(ValueError):  # the reading coroutine was dropped, and closed elsewhere
+        _read_recording.reset(mark)

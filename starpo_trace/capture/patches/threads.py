@@ -16,6 +16,7 @@ from opentelemetry import trace
 
 from starpo_trace.capture.attachment import Attachment
 from starpo_trace.capture.episode import INHERITED_KEY, TRAJECTORY_KEY
+from starpo_trace.capture.invocation import CALL_KEY
 from starpo_trace.capture.patches.base import PatchSet
 from starpo_trace.guard import Guard
 
@@ -39,7 +40,9 @@ def apply(patches: PatchSet, module: ModuleType) -> None:
 def _submit_work(
     wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
-    if args and otel_context.get_value(TRAJECTORY_KEY) is not None:
+    is_ours = otel_context.get_value(TRAJECTORY_KEY) is not None
+    # Routers call the SDK below them from a pool, outside of a run too.
+    if args and (is_ours or otel_context.get_value(CALL_KEY) is not None):
         args = (_carry_context(args[0]), *args[1:])
     return wrapped(*args, **kwargs)
 

@@ -7,6 +7,7 @@ from opentelemetry.trace import Span, Status, StatusCode
 from starpo_trace import semconv
 from starpo_trace.capture.runtime import get_runtime
 from starpo_trace.config import HistoryMode
+from starpo_trace.messages import dump_json
 
 EndKind = Literal["terminated", "truncated", "abandoned", "error"]
 
@@ -44,10 +45,26 @@ def mark_error(span: Span, error: BaseException, *, has_content: bool) -> None:
     if kind.__module__ != "builtins":
         qualified = f"{kind.__module__}.{qualified}"
     span.set_attribute(semconv.ERROR_TYPE, qualified)
-    description = kind.__name__
-    if has_content:
-        description = f"{description}: {_read_message(error)}"
-    span.set_status(Status(StatusCode.ERROR, description))
+    if not has_content:
+        span.set_status(Status(StatusCode.ERROR, kind.__name__))
+        return
+    message = _read_message(error)
+    span.set_status(Status(StatusCode.ERROR, f"{kind.__name__}: {message}"))
+    _record_body(span, error, message)
+
+
+def _record_body(span: Span, error: BaseException, message: str) -> None:
+    """Record what an SDK's exception says of the server's answer and its message does not.
+
+    Among it may be what the model said: a call that its server refused.
+    """
+    body = getattr(error, "body", None)
+    if not isinstance(body, dict) or all(str(value) in message for value in body.values()):
+        return
+    text = dump_json(body)
+    runtime = get_runtime()
+    redactor = None if runtime is None else runtime.redactor
+    span.set_attribute(semconv.ERROR_BODY, text if redactor is None else redactor.redact_json(text))
 
 
 def redact_text(text: str) -> str:

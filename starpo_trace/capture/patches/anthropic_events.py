@@ -32,6 +32,9 @@ class MessageEvents:
             self._usage = dict(self._top.get("usage") or {})
         elif kind == "message_delta":
             self._add_end(to_plain(chunk))
+        elif kind == "message_stop" and len(fields) > 1:  # Bedrock's counts and times
+            known = {"type", "message"}
+            self._top.update((name, value) for name, value in fields.items() if name not in known)
 
     def _add_end(self, event: Mapping[str, Any]) -> None:
         """Take in what is known only at the end: the reason it ended for, and the usage."""

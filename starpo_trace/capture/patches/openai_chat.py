@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from starpo_trace import semconv
 from starpo_trace.capture.exchange import LLMRequest, LLMResponse
+from starpo_trace.capture.patches.openai_extra import ANSWER_FIELDS, add_extra, read_usage
 from starpo_trace.capture.patches.plain import get_fields, to_plain
 from starpo_trace.messages import REASONING_FIELDS, Message, dump_json, from_openai_chat
 
@@ -30,6 +31,21 @@ INTEGER_KEYS: Final = {
     "top_k": semconv.REQUEST_TOP_K,
 }
 _RECORDED_ELSEWHERE: Final = frozenset({"model", "messages", "tools", "functions", "stream"})
+_TAKEN_FIELDS: Final = ANSWER_FIELDS - {"usage"}
+_CHOICE_FIELDS: Final = frozenset(
+    {
+        "index",
+        "message",
+        "delta",
+        "finish_reason",
+        "logprobs",
+        "token_ids",
+        "prompt_token_ids",
+        "meta_info",
+    }
+)
+"""The same of a choice."""
+_PIECEWISE_FIELDS: Final = _CHOICE_FIELDS - {"finish_reason"}
 _SAID_ONCE: Final = frozenset({"role", "id", "type", "name"})
 """Fields of a delta that are said once, not piece by piece."""
 _TEXT_FIELDS: Final = frozenset(
@@ -89,10 +105,13 @@ def read_chat_response(completion: Any) -> LLMResponse:
     if token_ids is None and "meta_info" in first:
         token_ids, logprobs = _read_meta_info(first["meta_info"], logprobs)
     prompt_ids = top.get("prompt_token_ids")
+    messages = [_read_message(choice) for choice in choices]
+    if messages:
+        add_extra(messages[0], top, ANSWER_FIELDS)
     return LLMResponse(
         id=top.get("id"),
         model=top.get("model"),
-        messages=[_read_message(choice) for choice in choices],
+        messages=messages,
         finish_reasons=[
             choice["finish_reason"] for choice in choices if choice.get("finish_reason")
         ],
@@ -147,8 +166,10 @@ class ChatChunks:
             top.update((name, fields.get(name)) for name in ("id", "model", "prompt_token_ids"))
         elif "prompt_token_ids" in fields and top["prompt_token_ids"] is None:
             top["prompt_token_ids"] = fields["prompt_token_ids"]
-        if fields.get("usage") is not None:
-            top["usage"] = fields["usage"]
+        for name, value in fields.items():
+            if value is not None and name not in _TAKEN_FIELDS:
+                is_growing = isinstance(value, dict) and isinstance(top.get(name), dict)
+                top[name] = {**top[name], **value} if is_growing else value
         for position, choice in enumerate(fields.get("choices") or ()):
             choice_fields = get_fields(choice)
             index = choice_fields.get("index", position)
@@ -170,7 +191,7 @@ class _ChoiceParts:
 
     def __init__(self) -> None:
         self._delta = _Pieces()
-        self._finish_reason: str | None = None
+        self._fields: dict[str, Any] = {}
         self._lists: dict[str, list[Any]] = {}
 
     @property
@@ -181,9 +202,9 @@ class _ChoiceParts:
         delta = choice.get("delta")
         if delta is not None:
             self._delta.add(get_fields(delta))
-        reason = choice.get("finish_reason")
-        if reason is not None:
-            self._finish_reason = reason
+        for name, value in choice.items():
+            if value is not None and name not in _PIECEWISE_FIELDS:
+                self._fields[name] = value
         logprobs = choice.get("logprobs")
         if logprobs is not None:
             fields = get_fields(logprobs)
@@ -198,8 +219,8 @@ class _ChoiceParts:
     def build(self) -> dict[str, Any]:
         logprobs = self._lists.get("logprobs")
         return {
+            **self._fields,
             "message": {"role": "assistant", **self._delta.build()},
-            "finish_reason": self._finish_reason,
             "token_ids": self._lists.get("token_ids"),
             "logprobs": None if logprobs is None else {"content": logprobs},
         }
@@ -262,48 +283,13 @@ class _Pieces:
         return built
 
 
-def read_usage(usage: Any) -> dict[str, int]:
-    """Usage object of chat, responses or embeddings -> counts under their keys."""
-    counts: dict[str, int] = {}
-    if usage is not None:
-        for name, value in get_fields(usage).items():
-            if type(value) is int:
-                if name in _USAGE_KEYS:
-                    counts[_USAGE_KEYS[name]] = value
-            elif value is not None and name in _USAGE_DETAIL_NAMES:
-                for detail, count in get_fields(value).items():
-                    if type(count) is int and detail in _USAGE_DETAIL_KEYS:
-                        counts[_USAGE_DETAIL_KEYS[detail]] = count
-    return counts
-
-
-_USAGE_KEYS: Final = {
-    "prompt_tokens": semconv.USAGE_INPUT_TOKENS,
-    "input_tokens": semconv.USAGE_INPUT_TOKENS,
-    "completion_tokens": semconv.USAGE_OUTPUT_TOKENS,
-    "output_tokens": semconv.USAGE_OUTPUT_TOKENS,
-}
-_USAGE_DETAIL_NAMES: Final = frozenset(
-    {
-        "prompt_tokens_details",
-        "input_tokens_details",
-        "completion_tokens_details",
-        "output_tokens_details",
-    }
-)
-_USAGE_DETAIL_KEYS: Final = {
-    "cached_tokens": semconv.USAGE_CACHE_READ_TOKENS,
-    "cache_write_tokens": semconv.USAGE_CACHE_WRITE_TOKENS,
-    "reasoning_tokens": semconv.USAGE_REASONING_TOKENS,
-}
-
-
 def _read_message(choice: Mapping[str, Any]) -> Message:
     wire = choice.get("message")
     message = from_openai_chat({} if wire is None else to_plain(wire))
     finish_reason = choice.get("finish_reason")
     if finish_reason is not None:
         message["finish_reason"] = finish_reason
+    add_extra(message, choice, _CHOICE_FIELDS)
     return message
 
 

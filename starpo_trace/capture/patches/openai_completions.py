@@ -8,8 +8,8 @@ from starpo_trace.capture.patches.openai_chat import (
     read_ids,
     read_ids_from_tokens,
     read_parameters,
-    read_usage,
 )
+from starpo_trace.capture.patches.openai_extra import ANSWER_FIELDS, add_extra, read_usage
 from starpo_trace.capture.patches.plain import get_fields
 from starpo_trace.messages import Message
 
@@ -50,10 +50,13 @@ def read_completion_answer(completion: Any) -> LLMResponse:
     if token_ids is None and tokens:
         token_ids = read_ids_from_tokens(tokens)
     prompt_ids = first.get("prompt_token_ids")
+    messages = [_read_choice(choice) for choice in choices]
+    if messages:
+        add_extra(messages[0], top, ANSWER_FIELDS)
     return LLMResponse(
         id=top.get("id"),
         model=top.get("model"),
-        messages=[_read_choice(choice) for choice in choices],
+        messages=messages,
         finish_reasons=[
             choice["finish_reason"] for choice in choices if choice.get("finish_reason")
         ],
@@ -87,9 +90,11 @@ class CompletionChunks:
     def add(self, chunk: Any) -> None:
         """Take one chunk in."""
         fields = get_fields(chunk)
-        for name in ("id", "model", "usage", "prompt_token_ids"):
-            if fields.get(name) is not None:
-                self._top[name] = fields[name]
+        self._top.update(
+            (name, value)
+            for name, value in fields.items()
+            if value is not None and name != "choices"
+        )
         for position, choice in enumerate(fields.get("choices") or ()):
             choice_fields = get_fields(choice)
             index = choice_fields.get("index", position)

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from starpo_trace import semconv
 from starpo_trace.capture.exchange import LLMRequest, LLMResponse
-from starpo_trace.capture.patches.openai_chat import read_parameters, read_usage
+from starpo_trace.capture.patches.openai_chat import read_parameters
+from starpo_trace.capture.patches.openai_extra import add_extra, read_usage
 from starpo_trace.capture.patches.openai_items import join_parts, read_items
 from starpo_trace.capture.patches.plain import get_fields, to_plain
 from starpo_trace.messages import Message, dump_json
@@ -15,6 +16,17 @@ from starpo_trace.messages import Message, dump_json
 _RECORDED_ELSEWHERE: Final = frozenset(
     {"model", "input", "instructions", "tools", "stream", "previous_response_id", "conversation"}
 )
+_ANSWER_FIELDS: Final = frozenset(
+    {
+        *("id", "object", "created_at", "completed_at", "model", "output", "status", "error"),
+        *("incomplete_details", "usage", "conversation", "previous_response_id", "output_text"),
+        *("instructions", "tools", "tool_choice", "parallel_tool_calls", "text", "prompt"),
+        *("metadata", "store", "background", "truncation", "top_logprobs", "user"),
+        *("max_output_tokens", "max_tool_calls", "include", "safety_identifier"),
+        *("prompt_cache_key", "prompt_cache_retention"),
+    }
+)
+"""What is recorded elsewhere, or repeats the request; the sampling that was used does neither."""
 _UNFINISHED: Final = frozenset({None, "queued", "in_progress"})
 _MAX_REMEMBERED: Final = 4096
 
@@ -66,6 +78,7 @@ def read_responses_answer(response: Any) -> LLMResponse:
     message: Message = {"role": "assistant", "parts": join_parts(read_items(output))}
     if reason is not None:
         message["finish_reason"] = reason
+    add_extra(message, top, _ANSWER_FIELDS)
     tokens, logprobs = _read_logprobs(output)
     error_type, error_message = _read_error(top)
     _remember_instructions(top)

@@ -8,6 +8,9 @@ VENV   ?= .venv
 MODEL  ?= tiny
 SEED   ?= 0
 BIN    := $(VENV)/bin
+# LiteLLM needs an older openai than the one that the other tests use (and mcp, when given tools).
+LITELLM := .venvs/litellm
+LITELLM_TESTS := tests/trace/providers/test_litellm.py
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo demo-seeds test check format clean
@@ -15,8 +18,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 demo: $(VENV)/.demo-ready $(if $(filter smollm2,$(MODEL)),$(VENV)/.smollm2-ready)
 	$(BIN)/python examples/frozen_lake/demo.py --model $(MODEL) --seed $(SEED)
 
-test: check
+test: check $(LITELLM)/.ready
 	$(BIN)/python -m pytest
+	$(LITELLM)/bin/python -m pytest -q -W default $(LITELLM_TESTS)  # its warnings are its own
 
 check: $(VENV)/.test-ready
 	$(BIN)/ruff check .
@@ -29,7 +33,7 @@ format: $(VENV)/.test-ready
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) demo-output .starpo
+	rm -rf $(VENV) .venvs demo-output .starpo
 
 # torch comes first and pinned, so that nothing else chooses its build.
 $(VENV)/.torch-ready: constraints.txt
@@ -48,4 +52,10 @@ $(VENV)/.smollm2-ready: $(VENV)/.demo-ready
 
 $(VENV)/.test-ready: $(VENV)/.torch-ready pyproject.toml
 	$(INSTALL) -e ".[dev]"
+	@touch $@
+
+$(LITELLM)/.ready: constraints-litellm.txt pyproject.toml
+	$(PYTHON) -m venv $(LITELLM)
+	$(LITELLM)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints-litellm.txt -e . litellm mcp pytest
 	@touch $@

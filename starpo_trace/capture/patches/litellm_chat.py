@@ -15,7 +15,6 @@ from starpo_trace.capture.patches.openai_chat import (
     ChatChunks,
     read_chat_request,
     read_chat_response,
-    read_ids,
 )
 from starpo_trace.capture.patches.openai_completions import read_completion_request
 from starpo_trace.capture.patches.openai_embeddings import (
@@ -51,6 +50,11 @@ _SENT: Final = frozenset(
     }
 )
 """Arguments that say what is asked; among the others are keys and credentials."""
+_ANSWER_FIELDS: Final = (
+    *("id", "model", "usage", "prompt_token_ids"),
+    *("service_tier", "system_fingerprint"),
+)
+_CHOICE_FIELDS: Final = ("index", "finish_reason", "logprobs", "token_ids")
 _PROVIDERS: Final = {
     "azure": "azure.ai.openai",
     "azure_text": "azure.ai.openai",
@@ -103,12 +107,7 @@ def read_responses_arguments(arguments: Mapping[str, Any]) -> LLMRequest:
 
 def read_chat_model_response(answer: Any) -> LLMResponse:
     """`ModelResponse` -> response."""
-    response = read_chat_response(answer)
-    if response.response_token_ids is None:
-        response.response_token_ids = _read_token_ids(answer)
-    response.messages = [_name_thinking(message) for message in response.messages]
-    response.usage = _drop_guesses(response.usage)
-    return response
+    return _name_all(read_chat_response(_read_wire_fields(answer, "message")))
 
 
 def read_embedding_response(answer: Any) -> LLMResponse:
@@ -121,12 +120,39 @@ def read_embedding_response(answer: Any) -> LLMResponse:
 class ChatModelChunks(ChatChunks):
     """Chunks of a streamed answer, put together."""
 
+    def add(self, chunk: Any) -> None:
+        """Take one chunk in."""
+        super().add(_read_wire_fields(chunk, "delta"))
+
     def build_response(self) -> LLMResponse:
         """What was received so far."""
-        response = super().build_response()
-        response.messages = [_name_thinking(message) for message in response.messages]
-        response.usage = _drop_guesses(response.usage)
-        return response
+        return _name_all(super().build_response())
+
+
+def _read_wire_fields(answer: Any, content: str) -> dict[str, Any]:
+    """LiteLLM's object -> the fields of it that a server sent; `content` holds a choice's."""
+    top = get_fields(answer)
+    wire = {name: top[name] for name in _ANSWER_FIELDS if top.get(name) is not None}
+    wire["choices"] = choices = []
+    for choice in top.get("choices") or ():
+        fields = get_fields(choice)
+        message = to_plain(fields.get(content)) or {}
+        specific = message.pop("provider_specific_fields", None) or {}
+        others = {k: v for k, v in specific.items() if v is not None and k not in message}
+        choices.append(
+            {
+                **{name: fields[name] for name in _CHOICE_FIELDS if fields.get(name) is not None},
+                **(fields.get("provider_specific_fields") or {}),
+                content: {**message, **others},
+            }
+        )
+    return wire
+
+
+def _name_all(response: LLMResponse) -> LLMResponse:
+    response.messages = [_name_thinking(message) for message in response.messages]
+    response.usage = _drop_guesses(response.usage)
+    return response
 
 
 def _split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -162,13 +188,6 @@ def _split_model(model: str, arguments: Mapping[str, Any]) -> tuple[str | None, 
     return (known or {}).get("litellm_provider"), model
 
 
-def _read_token_ids(answer: Any) -> list[int] | None:
-    """Ids of choice 0, from among the fields that OpenAI does not have."""
-    choices = get_fields(answer).get("choices")
-    fields = get_fields(choices[0]).get("provider_specific_fields") if choices else None
-    return read_ids((fields or {}).get("token_ids"))
-
-
 def _name_thinking(message: Message) -> Message:
     """Thinking blocks of Anthropic's -> reasoning parts with their signatures."""
     blocks = message.get("extra", {}).get("thinking_blocks")
@@ -176,11 +195,26 @@ def _name_thinking(message: Message) -> Message:
         return message
     extra = {name: value for name, value in message["extra"].items() if name != "thinking_blocks"}
     parts = [part for part in message["parts"] if part["type"] != "reasoning"]
-    named: Message = {**message, "parts": [*map(_read_thinking, blocks), *parts]}
+    thoughts = map(_read_thinking, _join_blocks(blocks))
+    named: Message = {**message, "parts": [*thoughts, *parts]}
     del named["extra"]
     if extra:
         named["extra"] = extra
     return named
+
+
+def _join_blocks(blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Blocks, streamed in pieces perhaps, of which the last has the signature -> whole blocks."""
+    whole: list[dict[str, Any]] = []
+    for block in blocks:
+        last = whole[-1] if whole else {"signature": ""}
+        is_piece = block.get("type") == last.get("type") == "thinking" and "signature" not in last
+        if is_piece:
+            text = (last.get("thinking") or "") + (block.get("thinking") or "")
+            whole[-1] = {**last, **block, "thinking": text}
+        else:
+            whole.append(dict(block))
+    return whole
 
 
 def _read_thinking(block: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import wrapt
+from opentelemetry import context as otel_context
 
 from starpo_trace.capture.attachment import Attachment
 from starpo_trace.capture.exchange import LLMResponse
@@ -103,14 +104,14 @@ def make_recorder(begin: Begin[_T], end: End[_T]) -> Wrapper:
         if begun is None:
             return wrapped(*args, **kwargs)
         call, note = begun
-        attachment = Attachment(call.context)
+        token = otel_context.attach(call.context)  # and detached in the same Context
         try:
             result = wrapped(*args, **kwargs)
         except BaseException as error:
             call.fail(error)
             raise
         finally:
-            attachment.detach()
+            otel_context.detach(token)
         return _end_call(end, call, note, result)
 
     return record

@@ -5,12 +5,13 @@ Answers come as the SDK's typed objects or as plain mappings; fields that the SD
 """
 
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from starpo_trace import semconv
 from starpo_trace.capture.exchange import LLMRequest, LLMResponse
 from starpo_trace.capture.patches.openai_extra import ANSWER_FIELDS, add_extra, read_usage
-from starpo_trace.capture.patches.plain import get_fields, to_plain
+from starpo_trace.capture.patches.plain import get_fields, get_sent_fields, to_plain
 from starpo_trace.messages import REASONING_FIELDS, Message, dump_json, from_openai_chat
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ _TEXT_FIELDS: Final = frozenset(
 )
 """Fields of a delta that are pieces of a text; others may be said again with each delta."""
 _TEXT_ONLY: Final = {"content"}
+_GET_TOKEN: Final = attrgetter("token")
+_GET_LOGPROB: Final = attrgetter("logprob")
 _TOKEN_ID_PREFIX: Final = "token_id:"  # noqa: S105 (vLLM's return_tokens_as_token_ids)
 
 
@@ -136,8 +139,8 @@ class ChatChunks:
 
     def add_all(self, chunks: Iterable[Any]) -> None:
         """Take chunks in, by a short way those that hold a piece of one text and nothing else."""
+        texts = self._texts
         for chunk in chunks:
-            texts = self._texts
             try:
                 fields = chunk.__dict__
                 [choice] = fields["choices"]
@@ -157,6 +160,7 @@ class ChatChunks:
             except (AttributeError, KeyError, ValueError):  # parsed JSON, or of another shape
                 pass
             self.add(chunk)
+            texts = self._texts
 
     def add(self, chunk: Any) -> None:
         """Take one chunk in."""
@@ -201,7 +205,7 @@ class _ChoiceParts:
     def add(self, choice: Mapping[str, Any]) -> None:
         delta = choice.get("delta")
         if delta is not None:
-            self._delta.add(get_fields(delta))
+            self._delta.add(get_sent_fields(delta))
         for name, value in choice.items():
             if value is not None and name not in _PIECEWISE_FIELDS:
                 self._fields[name] = value
@@ -306,8 +310,10 @@ def _read_logprobs(logprobs: Any) -> tuple[list[str] | None, list[float | None] 
     content = fields.get("content") or fields.get("refusal")
     if content is None:
         return None, None
-    entries = [get_fields(entry) for entry in content]
-    return [entry["token"] for entry in entries], [entry["logprob"] for entry in entries]
+    try:
+        return list(map(_GET_TOKEN, content)), list(map(_GET_LOGPROB, content))
+    except AttributeError:  # parsed JSON
+        return [entry["token"] for entry in content], [entry["logprob"] for entry in content]
 
 
 def _read_meta_info(

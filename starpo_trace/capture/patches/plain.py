@@ -23,6 +23,18 @@ def get_fields(value: Any) -> Mapping[str, Any]:
     return {**fields, **extra} if extra else fields
 
 
+def get_sent_fields(value: Any) -> Mapping[str, Any]:
+    """`get_fields`, without what was not on the wire where that is cheap to tell."""
+    if type(value) is not dict:
+        try:
+            sent, fields = value.__pydantic_fields_set__, value.__dict__
+            if len(sent) < len(fields) and not value.__pydantic_extra__:
+                return {name: fields[name] for name in sent}
+        except (AttributeError, KeyError):
+            pass
+    return get_fields(value)
+
+
 def to_plain(value: Any) -> Any:
     """Object -> JSON-like value: unset defaults and values parsed by the SDK are left out."""
     kind = type(value)

@@ -84,18 +84,36 @@ def _read_request(
     body = options.json_data or {}
     if options.extra_json:
         body = {**body, **options.extra_json}
-    base_url = getattr(client, "base_url", None)
-    host = getattr(base_url, "host", None)
+    # The property does more than to return it.
+    base_url = getattr(client, "_base_url", None) or getattr(client, "base_url", None)
+    host, port = _read_address(base_url)
     server = {
         "provider": _name_provider(type(client).__name__, host, provider),
         "address": host,
-        "port": getattr(base_url, "port", None),
+        "port": port,
         "is_stream": bool(kwargs.get("stream")),
     }
     request = endpoint.read_request(server, body)
     if endpoint.read_path is not None:
         request.parameters = {**request.parameters, **endpoint.read_path(options.url)}
     return request
+
+
+def _read_address(base_url: Any) -> tuple[str | None, int | None]:
+    """Host and port of a client's base URL; httpx decodes them anew each time it is asked."""
+    known = _addresses.get(id(base_url))
+    if known is not None and known[0] is base_url:
+        return known[1]
+    address = (getattr(base_url, "host", None), getattr(base_url, "port", None))
+    if len(_addresses) >= _MAX_ADDRESSES:
+        _addresses.clear()
+    _addresses[id(base_url)] = (base_url, address)
+    return address
+
+
+_MAX_ADDRESSES: Final = 64
+_addresses: dict[int, tuple[Any, tuple[str | None, int | None]]] = {}
+"""By the identity of the URL object, which is kept so that no other gets the same."""
 
 
 @lru_cache(maxsize=256)

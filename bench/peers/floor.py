@@ -76,12 +76,11 @@ def _end_span(span: Any, completion: Any) -> None:
     span.end()
 
 
-def _record_chunks(chunks: Any, span: Any) -> Any:
-    texts, finish_reasons, usage = [], [], None
-    for chunk in chunks:
+def _record_chunks(stream: Any, span: Any) -> Any:
+    chunks, finish_reasons, usage = [], [], None
+    for chunk in stream:
+        chunks.append(chunk)
         for choice in chunk.choices:
-            if choice.delta.content:
-                texts.append(choice.delta.content)
             if choice.finish_reason:
                 finish_reasons.append(choice.finish_reason)
         usage = chunk.usage
@@ -93,7 +92,7 @@ def _record_chunks(chunks: Any, span: Any) -> Any:
             "gen_ai.response.finish_reasons": finish_reasons,
             "gen_ai.usage.input_tokens": usage.prompt_tokens,
             "gen_ai.usage.output_tokens": usage.completion_tokens,
-            "gen_ai.output.messages": orjson.dumps("".join(texts)).decode(),
+            "gen_ai.output.messages": orjson.dumps(chunks, default=list_fields).decode(),
         }
     )
     span.end()

@@ -229,7 +229,7 @@ def test_telemetry_that_fails_never_reaches_the_agent(monkeypatch, caplog):
 
     monkeypatch.setenv("STARPO_DEBUG", "0")
     monkeypatch.setattr("starpo_trace.guard._reported", set())
-    monkeypatch.setattr("starpo_trace.capture.patches.openai_chat.read_usage", explode)
+    monkeypatch.setattr("starpo_trace.capture.patches.openai_chat.read_all_usage", explode)
     with ScriptedServer([Reply(content="fine")]) as server, record_spans() as store:
         answers = [ask(server).choices[0].message.content for _ in range(3)]
     assert answers == ["fine"] * 3

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from starpo_trace import semconv
 from starpo_trace.capture.exchange import LLMRequest, LLMResponse
-from starpo_trace.capture.patches.openai_chat import read_usage as read_openai_usage
+from starpo_trace.capture.patches.openai_extra import read_usage as read_openai_usage
 from starpo_trace.capture.patches.parameters import put_others, take_parameters
 from starpo_trace.capture.patches.plain import get_fields, to_plain
 from starpo_trace.messages import Message, dump_json

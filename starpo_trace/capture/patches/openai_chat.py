@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from starpo_trace import semconv
 from starpo_trace.capture.exchange import LLMRequest, LLMResponse
-from starpo_trace.capture.patches.openai_extra import ANSWER_FIELDS, add_extra, read_usage
+from starpo_trace.capture.patches.openai_extra import ANSWER_FIELDS, add_extra, read_all_usage
 from starpo_trace.capture.patches.plain import get_fields, get_sent_fields, to_plain
 from starpo_trace.messages import REASONING_FIELDS, Message, dump_json, from_openai_chat
 
@@ -109,8 +109,9 @@ def read_chat_response(completion: Any) -> LLMResponse:
         token_ids, logprobs = _read_meta_info(first["meta_info"], logprobs)
     prompt_ids = top.get("prompt_token_ids")
     messages = [_read_message(choice) for choice in choices]
+    usage, has_more_usage = read_all_usage(top.get("usage"))
     if messages:
-        add_extra(messages[0], top, ANSWER_FIELDS)
+        add_extra(messages[0], top, ANSWER_FIELDS, has_more_usage=has_more_usage)
     return LLMResponse(
         id=top.get("id"),
         model=top.get("model"),
@@ -118,7 +119,7 @@ def read_chat_response(completion: Any) -> LLMResponse:
         finish_reasons=[
             choice["finish_reason"] for choice in choices if choice.get("finish_reason")
         ],
-        usage=read_usage(top.get("usage")),
+        usage=usage,
         prompt_token_ids=read_ids(
             first.get("prompt_token_ids") if prompt_ids is None else prompt_ids
         ),
@@ -293,7 +294,7 @@ def _read_message(choice: Mapping[str, Any]) -> Message:
     finish_reason = choice.get("finish_reason")
     if finish_reason is not None:
         message["finish_reason"] = finish_reason
-    add_extra(message, choice, _CHOICE_FIELDS)
+    add_extra(message, choice, _CHOICE_FIELDS, has_more_usage=False)
     return message
 
 

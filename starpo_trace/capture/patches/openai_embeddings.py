@@ -7,7 +7,8 @@ from opentelemetry.util.types import AttributeValue
 
 from starpo_trace import semconv
 from starpo_trace.capture.exchange import LLMRequest, LLMResponse
-from starpo_trace.capture.patches.openai_chat import read_parameters, read_usage
+from starpo_trace.capture.patches.openai_chat import read_parameters
+from starpo_trace.capture.patches.openai_extra import read_usage
 from starpo_trace.capture.patches.plain import get_fields, to_plain
 
 _RECORDED_ELSEWHERE: Final = frozenset({"model", "input", "query"})

@@ -13,49 +13,54 @@ ANSWER_FIELDS: Final = frozenset(
 """What is recorded elsewhere, or spells the prompt token by token, where no secret is found."""
 
 
-def add_extra(message: Message, fields: Mapping[str, Any], known: frozenset[str]) -> None:
+def add_extra(
+    message: Message,
+    fields: Mapping[str, Any],
+    known: frozenset[str],
+    *,
+    has_more_usage: bool | None = None,
+) -> None:
     """Keep what an answer says beside what has a place of its own: tier, fingerprint, cost."""
     extra: dict[str, Any] = {}
-    for name, value in fields.items():
-        if value is not None and name not in known:
+    for name in fields.keys() - known:
+        value = fields[name]
+        if value is not None:
             plain = to_plain(value)
             if type(plain) is dict:
                 plain = {key: item for key, item in plain.items() if item is not None}
             if plain not in ({}, []):
                 extra[name] = plain
-    usage = fields.get("usage")
-    if usage is not None and _says_more(get_fields(usage)):
-        extra["usage"] = to_plain(usage)
+    if has_more_usage is None:
+        has_more_usage = read_all_usage(fields.get("usage"))[1]
+    if has_more_usage:
+        extra["usage"] = to_plain(fields["usage"])
     if extra:
         message["extra"] = {**message.get("extra", {}), **extra}
 
 
 def read_usage(usage: Any) -> dict[str, int]:
     """Usage object of chat, responses or embeddings -> counts under their keys."""
+    return read_all_usage(usage)[0]
+
+
+def read_all_usage(usage: Any) -> tuple[dict[str, int], bool]:
+    """`read_usage`, and whether the object says anything that is under no key of its own."""
     counts: dict[str, int] = {}
-    if usage is not None:
-        for name, value in get_fields(usage).items():
-            if type(value) is int:
-                if name in _USAGE_KEYS:
-                    counts[_USAGE_KEYS[name]] = value
-            elif value is not None and name in _USAGE_DETAIL_NAMES:
-                for detail, count in get_fields(value).items():
-                    if type(count) is int and detail in _USAGE_DETAIL_KEYS:
-                        counts[_USAGE_DETAIL_KEYS[detail]] = count
-    return counts
-
-
-def _says_more(usage: Mapping[str, Any]) -> bool:
-    """Whether a usage object holds anything that is under no key of its own."""
-    for name, value in usage.items():
-        if not value or name in _USAGE_KEYS or name == "total_tokens":
+    has_more = False
+    for name, value in () if usage is None else get_fields(usage).items():
+        if value is None:
             continue
-        if name not in _USAGE_DETAIL_NAMES:
-            return True
-        details = get_fields(value).items()
-        if any(count and detail not in _USAGE_DETAIL_KEYS for detail, count in details):
-            return True
-    return False
+        if name in _USAGE_DETAIL_NAMES:
+            for detail, count in get_fields(value).items():
+                if detail in _USAGE_DETAIL_KEYS and type(count) is int:
+                    counts[_USAGE_DETAIL_KEYS[detail]] = count
+                elif count:
+                    has_more = True
+        elif name in _USAGE_KEYS and type(value) is int:
+            counts[_USAGE_KEYS[name]] = value
+        elif value and name != "total_tokens":
+            has_more = True
+    return counts, has_more
 
 
 _USAGE_KEYS: Final = {

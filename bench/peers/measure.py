@@ -167,7 +167,7 @@ def measure_cpu(names: list[str], rows: list[str], options: Options) -> dict[str
     for child in children.values():
         for row in times[child.name]:
             warm_up(child, row)
-    for _ in range(5 if options.is_quick else 15):
+    for _ in range(12 if options.is_quick else 40):
         for row in rows:
             num_calls = CPU_CALLS[row]
             for name, child in children.items():

@@ -21,6 +21,8 @@ StreamOutcome = Literal["exhausted", "closed", "dropped", "cancelled", "error"]
 
 MASKED_TOKEN_ID: Final = -1
 """Stands for the id of a token whose text was redacted, so that the others keep their places."""
+_TOKEN_LISTS: Final = frozenset({"logprobsResult"})
+"""Fields of `extra` in which a secret cannot be found, being in pieces."""
 
 
 @dataclass(slots=True, kw_only=True)  # not frozen: made on every call, and thrice as dear frozen
@@ -234,8 +236,13 @@ def redact_request(request: LLMRequest, redactor: "Redactor") -> LLMRequest:
     tools, query = request.tool_definitions, request.query
     if all(new is old for new, old in zip(messages, request.messages, strict=True)):
         messages = request.messages
+    redact = redactor.redact_text
     recorded = {
-        "model": redactor.redact_text(request.model),
+        "model": redact(request.model),
+        "previous_response_id": request.previous_response_id
+        and redact(request.previous_response_id),
+        "conversation_id": request.conversation_id and redact(request.conversation_id),
+        "address": request.address and redact(request.address),
         "messages": messages,
         "tool_definitions": tools and redactor.redact_value(tools),
         "parameters": request.parameters and redactor.redact_value(request.parameters),
@@ -255,10 +262,27 @@ def redact_response(
         recorded["prompt_token_ids"] = [MASKED_TOKEN_ID] * len(response.prompt_token_ids)
     if response.documents is not None:
         recorded["documents"] = redactor.redact_value(response.documents)
+    for name in ("id", "model"):
+        told = getattr(response, name)
+        if told is not None and (masked := redactor.redact_text(told)) is not told:
+            recorded[name] = masked
+    reasons = [redactor.redact_text(reason) for reason in response.finish_reasons]
+    if any(new is not old for new, old in zip(reasons, response.finish_reasons, strict=True)):
+        recorded["finish_reasons"] = reasons
     messages = [redactor.redact_message(message) for message in response.messages]
     if any(new is not old for new, old in zip(messages, response.messages, strict=True)):
+        messages = [_drop_token_lists(message) for message in messages]
         recorded |= {"messages": messages, "is_redacted": True, **_mask_tokens(response, redactor)}
     return replace(response, **recorded) if recorded else response
+
+
+def _drop_token_lists(message: Message) -> Message:
+    """Message without what spells an answer once more, token by token."""
+    extra = message.get("extra", {})
+    if _TOKEN_LISTS.isdisjoint(extra):
+        return message
+    kept = {key: value for key, value in extra.items() if key not in _TOKEN_LISTS}
+    return {**message, "extra": kept}
 
 
 def _mask_tokens(response: LLMResponse, redactor: "Redactor") -> dict[str, Any]:

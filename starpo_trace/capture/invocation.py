@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.util.types import AttributeValue
 
+    from starpo_trace.privacy.redaction import Redactor
+
 _LIMITED_KEYS: Final = (
     semconv.INPUT_MESSAGES,
     semconv.OUTPUT_MESSAGES,
@@ -94,7 +96,7 @@ class LLMCall:
         self._step = None if trajectory is None else trajectory.take_step()
         tracer = runtime.get_tracer()  # the first span decides where to, and so the history mode
         self._history_mode = runtime.history_mode
-        self.span: Span = _start_span(tracer, request)
+        self.span: Span = _start_span(tracer, request, runtime.redactor)
         self.context: Context = otel_context.set_value(
             CALL_KEY, self, trace.set_span_in_context(self.span)
         )
@@ -116,7 +118,7 @@ class LLMCall:
         """Take the request down now: the program may change its messages while it waits."""
         mode = self._history_mode
         redactor = self._runtime.redactor
-        if redactor is not None and mode != "off":
+        if redactor is not None:
             request = redact_request(request, redactor)
         self._request = request
         attributes = describe_request(request, has_content=mode != "off")
@@ -217,9 +219,10 @@ class LLMCall:
 
     def _mark_failure(self, kind: str, message: str | None) -> None:
         """Record a failure that the server reported in its answer."""
+        redactor = self._runtime.redactor
+        kind = redactor.redact_text(kind) if redactor else kind
         description = kind
         if message and self._history_mode != "off":
-            redactor = self._runtime.redactor
             description = f"{kind}: {redactor.redact_text(message) if redactor else message}"
         self.span.set_attribute(semconv.ERROR_TYPE, kind)
         self.span.set_status(Status(StatusCode.ERROR, description))
@@ -235,7 +238,7 @@ class LLMCall:
         trajectory = self.trajectory
         if self._wire_response is not None:
             response = complete_response(response, self._wire_response)
-        if self._runtime.redactor is not None and mode != "off":
+        if self._runtime.redactor is not None:
             response = redact_response(
                 response,
                 self._runtime.redactor,
@@ -311,9 +314,13 @@ def begin_call(read_request: Callable[..., LLMRequest], *arguments: Any) -> Call
     `read_request(*arguments)` is called only when it is.
     """
     runtime = get_runtime()
-    if runtime is None or not is_instrumentation_enabled():
+    if runtime is None:
         return None
-    outer = otel_context.get_value(CALL_KEY)
+    if not otel_context.get_current():  # nothing can be suppressed, and no run is in progress
+        return LLMCall(runtime, read_request(*arguments), None)
+    if not is_instrumentation_enabled():
+        return None
+    outer = otel_context.get_value(_CALL_KEY)
     request = read_request(*arguments)
     # Threads and tasks begun inside a call may live on, in its Context.
     if isinstance(outer, LLMCall) and not outer.is_finished:
@@ -321,12 +328,16 @@ def begin_call(read_request: Callable[..., LLMRequest], *arguments: Any) -> Call
     return LLMCall(runtime, request, current_trajectory())
 
 
-def _start_span(tracer: trace.Tracer, request: LLMRequest) -> Span:
+def _start_span(tracer: trace.Tracer, request: LLMRequest, redactor: "Redactor | None") -> Span:
     attributes: dict[str, AttributeValue] | None = None
+    model = request.model
+    if redactor is not None:
+        model = redactor.redact_text(model)
     if not has_plain_sampler(tracer):
-        attributes = describe_request(request, has_content=False)
+        shown = request if redactor is None else redact_request(request, redactor)
+        attributes = describe_request(shown, has_content=False)
     return tracer.start_span(
-        f"{request.operation} {request.model}".rstrip(), kind=SpanKind.CLIENT, attributes=attributes
+        f"{request.operation} {model}".rstrip(), kind=SpanKind.CLIENT, attributes=attributes
     )
 
 

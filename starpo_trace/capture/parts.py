@@ -20,6 +20,7 @@ from opentelemetry.context import Context
 from opentelemetry.util.types import AttributeValue
 
 from starpo_trace import semconv
+from starpo_trace.capture.outcome import redact_text
 
 PartKind = Literal["resume", "remote", "fork"]
 Identity = Mapping[str, str | int]
@@ -168,13 +169,16 @@ def receive_identity(context: Context | None = None) -> Arrival | None:
     text = str(trajectory_id)
     if not text or len(text) > _MAX_BAGGAGE_CHARACTERS:
         return None
+    # The sender may mask less than this process.
     carried = {key: baggage.get_baggage(key, context) for key in _CARRIED}
     part = baggage.get_baggage(semconv.PART, context)
     return Arrival(
-        trajectory_id=text,
+        trajectory_id=redact_text(text),
         num_steps=_read_count(baggage.get_baggage(semconv.TRAJECTORY_NUM_STEPS, context)),
         part=None if part is None else str(part),
-        identity={key: str(value) for key, value in carried.items() if value is not None},
+        identity={
+            key: redact_text(str(value)) for key, value in carried.items() if value is not None
+        },
         is_sampled=baggage.get_baggage(semconv.SAMPLED, context) != "0",
     )
 
@@ -221,7 +225,7 @@ def read_token(token: str) -> Checkpoint:
         )
     except (ValueError, TypeError, AttributeError, binascii.Error) as error:
         raise ValueError(
-            f"resume token {str(token)[:40]!r} cannot be read ({error}); pass what "
+            f"resume token of {len(str(token))} characters cannot be read ({error}); pass what "
             "Trajectory.checkpoint() gave, unchanged"
         ) from None
 

@@ -4,7 +4,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, SupportsFloat, get_args
 
 from opentelemetry.context import Context
@@ -13,7 +13,8 @@ from opentelemetry.trace import Link, SpanContext, TraceFlags
 
 from starpo_trace import semconv
 from starpo_trace.capture.episode import Trajectory, current_trajectory
-from starpo_trace.capture.runtime import Runtime, get_runtime_or_warn
+from starpo_trace.capture.outcome import redact_text
+from starpo_trace.capture.runtime import get_runtime_or_warn
 from starpo_trace.errors import ConfigError
 from starpo_trace.guard import Guard, warn_once
 from starpo_trace.signing import Keyring, SignedReward, find_keyring, parse_key, sign_reward
@@ -147,6 +148,9 @@ def _record_reward(
     runtime = get_runtime_or_warn("reward()", lost=lost)
     if runtime is None:
         return
+    name, judgement = redact_text(name), _redact_judgement(judgement)
+    reward_id = reward_id and redact_text(reward_id)
+    trajectory_id = trajectory_id and redact_text(trajectory_id)
     trajectory = current_trajectory()
     if trajectory is not None and trajectory_id not in {None, trajectory.id}:
         trajectory = None  # it is about another run than the one in progress
@@ -177,7 +181,7 @@ def _record_reward(
         verifier_digest=judgement.verifier_digest,
     )
     tracer = runtime.get_tracer()
-    attributes = _describe_reward(signed, judgement, runtime)
+    attributes = _describe_reward(signed, judgement, has_content=runtime.history_mode != "off")
     if keyring is not None:
         attributes[semconv.REWARD_SIGNATURE] = sign_reward(signed, keyring)
         attributes[semconv.REWARD_SIGNED_NS] = signed.signed_ns
@@ -195,15 +199,19 @@ def _record_reward(
     ).end()
 
 
+def _redact_judgement(judgement: Judgement) -> Judgement:
+    """Judgement -> what may be recorded of it, and signed."""
+    names = ("label", "explanation", "judge_id", "judge_prompt_hash", "task_id", "verifier_digest")
+    texts = {name: getattr(judgement, name) for name in names}
+    return replace(
+        judgement, **{name: redact_text(text) for name, text in texts.items() if text is not None}
+    )
+
+
 def _describe_reward(
-    reward: SignedReward, judgement: Judgement, runtime: Runtime
+    reward: SignedReward, judgement: Judgement, *, has_content: bool
 ) -> "dict[str, AttributeValue | None]":
     """What is judged, how and by whom -> attributes."""
-    explanation = judgement.explanation if runtime.history_mode != "off" else None
-    label = judgement.label
-    if runtime.redactor is not None:
-        explanation = explanation and runtime.redactor.redact_text(explanation)
-        label = label and runtime.redactor.redact_text(label)
     return {
         semconv.SCHEMA: semconv.SCHEMA_VERSION,
         semconv.RECORD: "reward",
@@ -211,8 +219,8 @@ def _describe_reward(
         semconv.TASK_ID: reward.task_id,
         semconv.EVALUATION_NAME: reward.name,
         semconv.EVALUATION_VALUE: reward.value,
-        semconv.EVALUATION_LABEL: label,
-        semconv.EVALUATION_EXPLANATION: explanation,
+        semconv.EVALUATION_LABEL: judgement.label,
+        semconv.EVALUATION_EXPLANATION: judgement.explanation if has_content else None,
         semconv.REWARD_ID: reward.reward_id,
         semconv.REWARD_SCOPE: reward.scope,
         semconv.REWARD_KIND: reward.kind,

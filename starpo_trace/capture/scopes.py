@@ -20,6 +20,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanK
 from starpo_trace import semconv
 from starpo_trace.capture.attachment import Attachment
 from starpo_trace.capture.episode import TRAJECTORY_KEY, Trajectory
+from starpo_trace.capture.outcome import redact_text
 from starpo_trace.capture.parts import Checkpoint, Part, make_part, read_token, send_identity
 from starpo_trace.capture.runtime import Runtime, get_runtime_or_warn
 from starpo_trace.guard import Guard
@@ -169,7 +170,7 @@ def _begin_trajectory(
         part = make_part("resume", base=checkpoint.num_steps, parent=checkpoint.part)
     trajectory_id = checkpoint.trajectory_id if checkpoint else given[semconv.TRAJECTORY_ID]
     span = _start_root_span(runtime, identity, part, checkpoint)
-    trajectory_id = trajectory_id or _make_trajectory_id(span)
+    trajectory_id = redact_text(str(trajectory_id)) if trajectory_id else _make_trajectory_id(span)
     span.set_attribute(semconv.TRAJECTORY_ID, trajectory_id)
     begun = Trajectory(
         trajectory_id=str(trajectory_id),
@@ -213,7 +214,10 @@ def _complete_identity(
     identity.update({key: value for key, value in given.items() if value is not None})
     identity.pop(semconv.TRAJECTORY_ID, None)
     identity[semconv.AGENT_NAME] = name
-    return identity
+    return {
+        key: redact_text(value) if isinstance(value, str) else value
+        for key, value in identity.items()
+    }
 
 
 def _start_root_span(

@@ -16,6 +16,7 @@ from starpo_trace import semconv
 from starpo_trace.capture.attachment import Attachment
 from starpo_trace.capture.episode import Trajectory, current_trajectory, mark_error
 from starpo_trace.capture.history import History
+from starpo_trace.capture.outcome import redact_text
 from starpo_trace.capture.parts import STEP_SAMPLED_KEY
 from starpo_trace.capture.runtime import Runtime, get_runtime_or_warn
 from starpo_trace.guard import Guard
@@ -126,17 +127,17 @@ class StepScope:
         attributes = _common_attributes("step", trajectory)
         attributes[semconv.OPERATION_NAME] = operation
         attributes[semconv.STEP_KIND] = kind
-        attributes[semconv.TOOL_NAME] = self._name
+        attributes[semconv.TOOL_NAME] = name = redact_text(str(self._name))
         if number is not None:
             attributes[semconv.STEP] = number
         tracer = runtime.get_tracer()
         self._recorder = recorder = _make_recorder(runtime, trajectory)
         if self._call_id is not None:
-            attributes[semconv.TOOL_CALL_ID] = self._call_id
+            attributes[semconv.TOOL_CALL_ID] = redact_text(str(self._call_id))
         if self._arguments is not None and recorder is not None:
             attributes[semconv.TOOL_CALL_ARGUMENTS] = recorder.write_content(self._arguments)
         span = tracer.start_span(
-            f"{operation} {self._name}", kind=SpanKind.INTERNAL, attributes=attributes
+            f"{operation} {name}", kind=SpanKind.INTERNAL, attributes=attributes
         )
         if trajectory is not None and number is not None:
             trajectory.set_step_span(number, span)
@@ -180,12 +181,12 @@ def state(obj: Any, name: str = "state") -> None:
         trajectory = current_trajectory()
         tracer = runtime.get_tracer()
         attributes = _common_attributes("state", trajectory)
-        attributes[semconv.STATE_NAME] = name
+        attributes[semconv.STATE_NAME] = shown_name = redact_text(name)
         recorder = _make_recorder(runtime, trajectory)
         if recorder is not None:
             states = {} if trajectory is None else trajectory.states
             attributes.update(_describe_state(obj, name, states, recorder))
-        tracer.start_span(f"state {name}", attributes=attributes).end()
+        tracer.start_span(f"state {shown_name}", attributes=attributes).end()
 
 
 def observe(messages: Sequence[Mapping[str, Any]]) -> None:

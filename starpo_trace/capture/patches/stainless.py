@@ -17,7 +17,6 @@ from starpo_trace.capture.exchange import LLMRequest, LLMResponse
 from starpo_trace.capture.invocation import Call, begin_call
 from starpo_trace.capture.patches.base import PatchSet, make_async_recorder, make_recorder
 from starpo_trace.capture.patches.bodies import record_body
-from starpo_trace.capture.patches.plain import get_fields
 from starpo_trace.capture.patches.streams import ChunkAccumulator, record_stream
 
 
@@ -67,7 +66,7 @@ def patch_base_client(
         if call.is_stream and endpoint.make_accumulator is not None:
             if record_stream(result, call, endpoint.make_accumulator()):
                 return result
-        elif endpoint.answer_field in get_fields(result) or type(result) is dict:
+        elif type(result) is dict or endpoint.answer_field in getattr(result, "__dict__", ()):
             call.finish(endpoint.read_response(result))
             return result
         if not record_body(result, call, endpoint.read_response, endpoint.make_accumulator):

@@ -320,7 +320,7 @@ def begin_call(read_request: Callable[..., LLMRequest], *arguments: Any) -> Call
         return LLMCall(runtime, read_request(*arguments), None)
     if not is_instrumentation_enabled():
         return None
-    outer = otel_context.get_value(_CALL_KEY)
+    outer = otel_context.get_value(CALL_KEY)
     request = read_request(*arguments)
     # Threads and tasks begun inside a call may live on, in its Context.
     if isinstance(outer, LLMCall) and not outer.is_finished:

@@ -7,6 +7,7 @@ it; `STARPO_DEBUG=0` switches that off.
 
 import logging
 import os
+import traceback
 from types import TracebackType
 from typing import Final
 
@@ -51,12 +52,16 @@ def report_failure(doing: str, error: BaseException) -> None:
     if key in _reported or is_debugging():
         return
     _reported.add(key)
-    _LOGGER.warning(
-        "starpo_trace failed while %s; the agent is not affected, but this part of its recording "
-        "is missing (further failures of this kind are not logged)",
-        doing,
-        exc_info=error,
+    text = (
+        f"starpo_trace failed while {doing}; the agent is not affected, but this part of its "
+        "recording is missing (further failures of this kind are not logged)"
     )
+    shown = "".join(traceback.format_exception(error))
+    masked = _redact(shown)
+    if masked == shown:
+        _LOGGER.warning("%s", text, exc_info=error)
+    else:
+        _LOGGER.warning("%s\n%s", text, masked)
 
 
 def warn_once(key: str, message: str, *args: object) -> None:
@@ -68,7 +73,25 @@ def warn_once(key: str, message: str, *args: object) -> None:
 
 def warn(message: str, *args: object) -> None:
     """Log a condition that the agent's owner should know."""
-    _LOGGER.warning(message, *args)
+    text = message % args if args else message
+    masked = _redact(text)
+    if masked == text:
+        _LOGGER.warning(message, *args)
+    else:
+        _LOGGER.warning("%s", masked)
+
+
+def _redact(text: str) -> str:
+    """Text -> the text that may be logged: exceptions quote what the agent works with."""
+    try:
+        from starpo_trace.capture.runtime import get_runtime
+        from starpo_trace.privacy.redaction import build_redactor
+
+        runtime = get_runtime()
+        redactor = build_redactor(redaction=True) if runtime is None else runtime.redactor
+        return text if redactor is None else redactor.redact_text(text)
+    except Exception:  # noqa: BLE001 (of two failures, the one that is being reported counts)
+        return "(what happened cannot be shown: it could not be searched for secrets)"
 
 
 def is_debugging() -> bool:

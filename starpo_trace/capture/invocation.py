@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.util.types import AttributeValue
 
+    from starpo_trace.config import HistoryMode
     from starpo_trace.privacy.redaction import Redactor
 
 _LIMITED_KEYS: Final = (
@@ -95,7 +96,7 @@ class LLMCall:
         self._once = threading.Lock()
         self._step = None if trajectory is None else trajectory.take_step()
         tracer = runtime.get_tracer()  # the first span decides where to, and so the history mode
-        self._history_mode = runtime.history_mode
+        self._history_mode: HistoryMode = runtime.history_mode
         self.span: Span = _start_span(tracer, request, runtime.redactor)
         self.context: Context = otel_context.set_value(
             CALL_KEY, self, trace.set_span_in_context(self.span)

@@ -4,43 +4,22 @@ import atexit
 import os
 import threading
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING
 
 from starpo_trace import semconv
-from starpo_trace.config import (
-    CaptureConfig,
-    HistoryMode,
-    has_otlp_environment,
-    read_config,
-    read_default_store,
-)
+from starpo_trace.capture.destination import Destination, build_own_provider, is_set_by_user
+from starpo_trace.config import CaptureConfig, HistoryMode, read_config
 from starpo_trace.guard import Guard, warn, warn_once
 from starpo_trace.privacy import KEY_FILE_VARIABLE, KEY_VARIABLE, REDACTION_VARIABLE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
     from opentelemetry.trace import Tracer, TracerProvider
 
     from starpo_trace.privacy.redaction import Redaction
     from starpo_trace.privacy.redactor import Redactor
-
-_MAX_SPAN_ATTRIBUTES: Final = 1024
-
-
-class Destination(Protocol):
-    """Where spans go, and what is known about how they fared."""
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Wait until everything accepted has arrived; False when it has not."""
-        ...
-
-    def read_stats(self) -> dict[str, int]:
-        """Counts of spans: sent, accepted, acknowledged, rejected, waiting, dropped."""
-        ...
-
-    def is_interrupted_here(self) -> bool:
-        """Whether this thread was interrupted while it handed a span over."""
-        ...
 
 
 class Runtime:
@@ -53,7 +32,7 @@ class Runtime:
         self._tracer: Tracer | None = None
         self._own_provider: SdkTracerProvider | None = None
         self._provider: TracerProvider | None = None
-        self._destinations: list[Destination] = []
+        self._destinations: Sequence[Destination] = ()
         self._num_reported_lost = 0
 
     @cached_property
@@ -160,53 +139,17 @@ class Runtime:
         has_explicit_destination = config.store is not None or config.endpoint is not None
         if config.tracer_provider is not None:
             self._provider = config.tracer_provider
-        elif not has_explicit_destination and _is_set_by_user(trace.get_tracer_provider()):
+        elif not has_explicit_destination and is_set_by_user(trace.get_tracer_provider()):
             self._provider = trace.get_tracer_provider()
         else:
             atexit.register(_report_losses_at_exit)  # before the provider's own, so it runs last
-            self._provider = self._own_provider = self._build_provider()
+            own = build_own_provider(config)
+            self._provider = self._own_provider = own.provider
+            self._destinations = own.destinations
+            self.history_mode = own.history_mode
         # After the provider has registered its own, so that ours runs first.
         atexit.register(_finish_at_exit)
         return self._provider
-
-    def _build_provider(self) -> "SdkTracerProvider":
-        from opentelemetry.sdk.trace import SpanLimits, TracerProvider
-
-        config = self.config
-        store, has_otlp = config.store, config.endpoint is not None
-        if store is None and not has_otlp:
-            has_otlp = has_otlp_environment()
-            store = None if has_otlp else read_default_store()
-        if config.history is None and not has_otlp:
-            self.history_mode = "delta"
-        unset = SpanLimits.UNSET
-        limits = SpanLimits(
-            max_span_attributes=_MAX_SPAN_ATTRIBUTES,
-            max_attribute_length=unset,  # cut JSON is no JSON
-            max_span_attribute_length=unset,
-        )
-        sampler = None  # what OTEL_TRACES_SAMPLER says
-        if config.sample is not None:
-            from starpo_trace.capture.sampling import TrajectorySampler
-
-            sampler = TrajectorySampler(config.sample)
-        provider = TracerProvider(span_limits=limits, sampler=sampler)
-        if store is not None:
-            from starpo_trace.store.sink import MAX_STORE_BYTES, SpanSink
-
-            max_bytes = config.max_store_bytes
-            sink = SpanSink(
-                store, max_store_bytes=MAX_STORE_BYTES if max_bytes is None else max_bytes
-            )
-            provider.add_span_processor(sink)
-            self._destinations.append(sink)
-        if has_otlp:
-            from starpo_trace.store.exporting import build_otlp_processor
-
-            processor = build_otlp_processor(config.endpoint)
-            provider.add_span_processor(processor)
-            self._destinations.append(processor)
-        return provider
 
 
 _runtime: Runtime | None = None
@@ -428,12 +371,6 @@ def _report_losses_at_exit() -> None:
     if runtime is not None:
         with Guard("counting lost spans"):
             runtime.report_losses(is_final=True)
-
-
-def _is_set_by_user(provider: Any) -> bool:
-    from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider
-
-    return not isinstance(provider, (NoOpTracerProvider, ProxyTracerProvider))
 
 
 def _read_version() -> str:

@@ -10,7 +10,8 @@ import sys
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator
 from itertools import islice
-from typing import Any, Final, Protocol
+from types import GeneratorType
+from typing import Any, Final, Protocol, cast
 
 from starpo_trace.capture.exchange import LLMResponse, StreamOutcome
 from starpo_trace.capture.invocation import Call, watch_stream
@@ -107,11 +108,11 @@ class StreamRecording:
 class GeneratorRecording(StreamRecording):
     """A synchronous stream whose chunks pass through `record_chunks`."""
 
-    _chunks: "weakref.ref[Generator[Any, None, None]] | None" = None
+    _chunks: "weakref.ref[GeneratorType[Any, None, None]] | None" = None
 
     def record(self, iterator: Iterator[Any]) -> Iterator[Any]:
         """Stand-in for the iterator; whoever drops it has dropped the stream."""
-        chunks = _record_chunks(iterator, self)
+        chunks = cast("GeneratorType[Any, None, None]", _record_chunks(iterator, self))
         self._chunks = weakref.ref(chunks)
         return chunks
 

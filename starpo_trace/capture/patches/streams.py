@@ -10,12 +10,14 @@ import sys
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator
 from itertools import islice
-from types import GeneratorType
-from typing import Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from starpo_trace.capture.exchange import LLMResponse, StreamOutcome
 from starpo_trace.capture.invocation import Call, watch_stream
 from starpo_trace.guard import Guard
+
+if TYPE_CHECKING:
+    from types import GeneratorType
 
 _BLOCK_CHUNKS: Final = 256
 """How many chunks of a stream wait to be put together."""

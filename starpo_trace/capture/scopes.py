@@ -23,7 +23,7 @@ from starpo_trace.capture.episode import TRAJECTORY_KEY, Trajectory
 from starpo_trace.capture.outcome import redact_text
 from starpo_trace.capture.parts import Checkpoint, Part, make_part, read_token, send_identity
 from starpo_trace.capture.runtime import Runtime, get_runtime_or_warn
-from starpo_trace.guard import Guard
+from starpo_trace.guard import Guard, warn_once
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
@@ -170,7 +170,7 @@ def _begin_trajectory(
         part = make_part("resume", base=checkpoint.num_steps, parent=checkpoint.part)
     trajectory_id = checkpoint.trajectory_id if checkpoint else given[semconv.TRAJECTORY_ID]
     span = _start_root_span(runtime, identity, part, checkpoint)
-    trajectory_id = redact_text(str(trajectory_id)) if trajectory_id else _make_trajectory_id(span)
+    trajectory_id = _mask_id(str(trajectory_id)) if trajectory_id else _make_trajectory_id(span)
     span.set_attribute(semconv.TRAJECTORY_ID, trajectory_id)
     begun = Trajectory(
         trajectory_id=str(trajectory_id),
@@ -256,6 +256,18 @@ def _start_root_span(
         attributes=attributes,
         links=() if first is None else (Link(first),),
     )
+
+
+def _mask_id(trajectory_id: str) -> str:
+    masked = redact_text(trajectory_id)
+    if masked != trajectory_id:
+        warn_once(
+            "masked trajectory id",
+            "a trajectory_id holds what is masked and is recorded as %r; runs whose ids differ only "
+            "there become one. Give ids without secrets, or leave them out",
+            masked,
+        )
+    return masked
 
 
 def _make_trajectory_id(span: Span) -> str:

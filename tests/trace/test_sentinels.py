@@ -12,8 +12,20 @@ from sentinel_agent import work
 from sentinels import Sentinels
 from servers_scripted import Answer, AnswerServer
 
-from starpo_trace import Redaction, Rule, flush, guard, instrument, step, uninstrument
+from starpo_trace import (
+    Redaction,
+    Rule,
+    flush,
+    guard,
+    instrument,
+    reward,
+    semconv,
+    step,
+    trajectory,
+    uninstrument,
+)
 from starpo_trace.convert.sources import find_source_files, read_span_batches
+from starpo_trace.testing import record_spans
 
 NEVER_RECORDED = {
     *("userinfo", "api key", "header", "query", "anthropic key", "gemini key"),  # of clients
@@ -143,3 +155,22 @@ def test_the_search_finds_them_without_redaction(sentinels, tmp_path, caplog, ca
         assert expected - sentinels.find(places[place]) - logged == set()
         assert sentinels.find(places[place]) & NEVER_RECORDED == set()
     assert sentinels.find(places["joined"]) >= {"chat: answer", "gemini: answer"}
+
+
+def test_masked_ids_still_join(monkeypatch, caplog):
+    """A run, its steps and a late reward have the same id and task, and the log warns once."""
+    monkeypatch.setattr(guard, "_reported", set())
+    secret = Sentinels().token("run")
+    with record_spans() as store:
+        with (
+            trajectory(trajectory_id=f"run {secret}", task_id=f"task {secret}") as run,
+            step("tool", "t"),
+        ):
+            pass
+        reward(1.0, trajectory_id=f"run {secret}", task_id=f"task {secret}")
+    masked = "run [REDACTED:github_token]"
+    ids = [span.attributes[semconv.TRAJECTORY_ID] for span in store.spans]
+    assert ([masked] * 3, masked) == (ids, run.id)
+    tasks = [span.attributes.get(semconv.TASK_ID) for span in store.spans]
+    assert tasks == [None, *["task [REDACTED:github_token]"] * 2]
+    assert [masked in record.getMessage() for record in caplog.records] == [True]

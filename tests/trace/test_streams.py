@@ -293,7 +293,7 @@ def test_a_stream_without_its_end_is_not_for_rl():
             if chunk["choices"][0]["finish_reason"] is None:
                 yield chunk
 
-    from starpo_trace import testing
+    from starpo_trace.testing import scripted as testing
 
     chunks = testing.build_chunks
     with pytest.MonkeyPatch.context() as patching:

@@ -1,4 +1,4 @@
-"""Scripted replies -> a real OpenAI-compatible HTTP server; recorded spans -> a list.
+"""Scripted replies -> a real OpenAI-compatible HTTP server.
 
 For tests of agents that use Starpo, and for Starpo's own: no model, no network beyond this
 machine, and the server's request log as ground truth.
@@ -8,15 +8,9 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-
-from starpo_trace import semconv
-from starpo_trace.capture.runtime import instrument, uninstrument
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,39 +113,6 @@ class ScriptedServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-
-
-class MemoryStore(SpanProcessor):
-    """Keeps ended spans in a list."""
-
-    def __init__(self) -> None:
-        self.spans: list[ReadableSpan] = []
-        """Ended spans, in the order they ended."""
-        self.provider = TracerProvider(shutdown_on_exit=False)
-        """A tracer provider that writes here."""
-        self.provider.add_span_processor(self)
-
-    def on_end(self, span: ReadableSpan) -> None:
-        """Keep a span."""
-        self.spans.append(span)
-
-    def select(self, record: str) -> list[dict[str, Any]]:
-        """Attributes of the spans whose `starpo.record` is this."""
-        attributes = [dict(span.attributes or {}) for span in self.spans]
-        return [each for each in attributes if each.get(semconv.RECORD) == record]
-
-
-@contextmanager
-def record_spans(
-    *, history: str | None = None, policy_id: str | None = None
-) -> Iterator[MemoryStore]:
-    """Instrument for the length of a block, with spans kept in memory."""
-    store = MemoryStore()
-    instrument(tracer_provider=store.provider, history=history, policy_id=policy_id)
-    try:
-        yield store
-    finally:
-        uninstrument()
 
 
 class _Server(ThreadingHTTPServer):

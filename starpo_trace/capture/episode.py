@@ -14,6 +14,7 @@ from opentelemetry.util.types import AttributeValue
 
 from starpo_trace import semconv
 from starpo_trace.capture.history import History
+from starpo_trace.capture.keys import INHERITED_KEY, TRAJECTORY_KEY
 from starpo_trace.capture.outcome import (
     EndKind,
     end_kind_of,
@@ -45,8 +46,6 @@ __all__ = [
     "mark_error",
 ]
 
-TRAJECTORY_KEY: Final = otel_context.create_key("starpo-trajectory")
-INHERITED_KEY: Final = otel_context.create_key("starpo-inherited")
 """Span that was current where a thread was started; the thread is of the run until that ends."""
 _GENERATED_ID: Final = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})")
 _MAX_REMOTE_TRAJECTORIES: Final = 256

@@ -32,6 +32,7 @@ from starpo_trace.capture.exchange import (
     redact_response,
 )
 from starpo_trace.capture.history import History, Prompt, describe_lone_prompt
+from starpo_trace.capture.keys import CALL_KEY
 from starpo_trace.capture.runtime import Runtime, get_runtime
 from starpo_trace.capture.spans import has_plain_sampler, put_attributes
 from starpo_trace.guard import handle_failure
@@ -50,7 +51,6 @@ _LIMITED_KEYS: Final = (
     semconv.TOOL_DEFINITIONS,
     semconv.REQUEST_PARAMETERS,
 )
-CALL_KEY: Final = otel_context.create_key("starpo-llm-call")
 
 
 class Call(Protocol):

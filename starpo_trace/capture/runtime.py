@@ -4,22 +4,25 @@ import atexit
 import os
 import threading
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from starpo_trace import semconv
-from starpo_trace.capture.destination import Destination, build_own_provider, is_set_by_user
 from starpo_trace.config import CaptureConfig, HistoryMode, read_config
 from starpo_trace.guard import Guard, warn, warn_once
 from starpo_trace.privacy import KEY_FILE_VARIABLE, KEY_VARIABLE, REDACTION_VARIABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
     from opentelemetry.trace import Tracer, TracerProvider
 
+    from starpo_trace.capture.destination import Destination
     from starpo_trace.privacy.redaction import Redaction
     from starpo_trace.privacy.redactor import Redactor
+
+
+_T = TypeVar("_T")
 
 
 class Runtime:
@@ -119,12 +122,17 @@ class Runtime:
         """Whether this thread was interrupted, by a signal say, where delivering waits for it."""
         return any(each.is_interrupted_here() for each in self._destinations)
 
+    def load(self, load: "Callable[[], _T]") -> "_T":
+        """Import what is needed from now on, while no other thread forks: a child must not see half."""
+        with self._lock:
+            return load()
+
     def before_fork(self) -> None:
-        """Wait for a thread that chooses the destination: a child must not see half an import."""
+        """Wait for a thread that imports, or chooses the destination."""
         self._lock.acquire()
 
     def after_fork(self) -> None:
-        """Let others choose again."""
+        """Let others go on."""
         self._lock.release()
 
     def after_fork_in_child(self) -> None:
@@ -134,6 +142,8 @@ class Runtime:
 
     def _choose_provider(self) -> "TracerProvider":
         from opentelemetry import trace
+
+        from starpo_trace.capture.destination import build_own_provider, is_set_by_user
 
         config = self.config
         has_explicit_destination = config.store is not None or config.endpoint is not None

@@ -21,7 +21,8 @@ from opentelemetry.sdk.trace.sampling import (
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Tracer
 
 from starpo_trace import semconv
-from starpo_trace.capture.episode import TRAJECTORY_KEY, current_trajectory
+from starpo_trace.capture.episode import current_trajectory
+from starpo_trace.capture.keys import TRAJECTORY_KEY
 from starpo_trace.capture.parts import STEP_SAMPLED_KEY, receive_identity
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanK
 
 from starpo_trace import semconv
 from starpo_trace.capture.attachment import Attachment
-from starpo_trace.capture.episode import TRAJECTORY_KEY, Trajectory
+from starpo_trace.capture.episode import Trajectory
+from starpo_trace.capture.keys import TRAJECTORY_KEY
 from starpo_trace.capture.outcome import redact_text
 from starpo_trace.capture.parts import Checkpoint, Part, make_part, read_token, send_identity
 from starpo_trace.capture.runtime import Runtime, get_runtime_or_warn

@@ -17,9 +17,9 @@ from starpo_trace.capture.patches.anthropic_messages import (
     read_messages_request,
     read_messages_response,
 )
-from starpo_trace.capture.patches.base import PatchSet
+from starpo_trace.capture.patches.base import PatchSet, make_async_recorder, make_recorder
 from starpo_trace.capture.patches.own_spans import writes_where_we_write
-from starpo_trace.capture.patches.stainless import Endpoint, patch_base_client
+from starpo_trace.capture.patches.stainless import Endpoint, make_steps
 from starpo_trace.guard import Guard
 
 TESTED: Final = {"anthropic": ">=0.125,<3"}
@@ -37,7 +37,9 @@ def apply(patches: PatchSet, base_client: ModuleType) -> None:
     # `_request` gets the body as it is sent; `request` gets what the program gave, which may hold
     # iterators that can be read only once.
     method = "_request" if hasattr(base_client.SyncAPIClient, "_request") else "request"
-    patch_base_client(patches, base_client, _find_endpoint, "anthropic", method=method)
+    begin, end = make_steps(_find_endpoint, "anthropic")
+    patches.wrap(base_client.SyncAPIClient, method, make_recorder(begin, end))
+    patches.wrap(base_client.AsyncAPIClient, method, make_async_recorder(begin, end))
     if hasattr(base_client, "start_api_call_span"):
         patches.wrap(base_client, "start_api_call_span", _start_api_call_span)
 

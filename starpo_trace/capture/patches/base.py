@@ -2,23 +2,25 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import wrapt
 from opentelemetry import context as otel_context
 
 from starpo_trace.capture.attachment import Attachment
-from starpo_trace.capture.exchange import LLMResponse
-from starpo_trace.capture.invocation import Call
+from starpo_trace.capture.runtime import get_runtime
 from starpo_trace.guard import handle_failure, warn_once
+
+if TYPE_CHECKING:
+    from starpo_trace.capture.invocation import Call
 
 MISSING: Final = object()
 
 _T = TypeVar("_T")
 
-Begin = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], tuple[Call, _T] | None]
+Begin: TypeAlias = "Callable[[Any, tuple[Any, ...], Mapping[str, Any]], tuple[Call, _T] | None]"
 """Instance and arguments -> the call that begins, and what its end needs to know; None: not ours."""
-End = Callable[[Call, _T, Any], Any]
+End: TypeAlias = "Callable[[Call, _T, Any], Any]"
 """Call, what `Begin` noted, and the result -> the result to hand to the program.
 
 It finishes the call, or hands it to the stream that will.
@@ -90,7 +92,7 @@ class PatchSet:
                 setattr(patch.owner, patch.name, patch.raw)
 
 
-def make_recorder(begin: Begin[_T], end: End[_T]) -> Wrapper:
+def make_recorder(begin: "Begin[_T]", end: "End[_T]") -> Wrapper:
     """Wrapper of a function that calls a model; its result and its exceptions pass unchanged."""
 
     def record(
@@ -117,7 +119,7 @@ def make_recorder(begin: Begin[_T], end: End[_T]) -> Wrapper:
     return record
 
 
-def make_async_recorder(begin: Begin[_T], end: End[_T]) -> Wrapper:
+def make_async_recorder(begin: "Begin[_T]", end: "End[_T]") -> Wrapper:
     """Wrapper of a coroutine function that calls a model."""
 
     async def record(
@@ -144,10 +146,35 @@ def make_async_recorder(begin: Begin[_T], end: End[_T]) -> Wrapper:
     return record
 
 
-def _end_call(end: End[_T], call: Call, note: _T, result: Any) -> Any:
+def load_at_first_call(
+    load: "Callable[[], tuple[Begin[_T], End[_T]]]",
+) -> "tuple[Begin[_T], End[_T]]":
+    """Steps of a recorder whose modules the first call imports, so that `instrument()` is quick."""
+    steps: tuple[Begin[_T], End[_T]] | None = None
+
+    def begin(
+        instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> "tuple[Call, _T] | None":
+        nonlocal steps
+        if steps is None:
+            runtime = get_runtime()
+            if runtime is None:
+                return None
+            steps = runtime.load(load)
+        return steps[0](instance, args, kwargs)
+
+    def end(call: "Call", note: _T, result: Any) -> Any:
+        return result if steps is None else steps[1](call, note, result)
+
+    return begin, end
+
+
+def _end_call(end: "End[_T]", call: "Call", note: _T, result: Any) -> Any:
     try:
         return end(call, note, result)
     except Exception as error:  # noqa: BLE001 (as in `Guard`)
+        from starpo_trace.capture.exchange import LLMResponse
+
         call.finish(LLMResponse(is_unread=True))
         handle_failure("reading a model's answer", error)
     return result

@@ -1,107 +1,35 @@
-"""OpenAI SDK -> recorded chat completions, responses and embeddings."""
+"""OpenAI SDK -> its requests recorded: chat completions, responses, embeddings and more.
+
+The seam that every way in passes (`create`, `parse`, `stream`, raw and streaming responses,
+`client.post`) is the client's `request` method.
+"""
 
 from types import ModuleType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from starpo_trace.capture.patches.base import PatchSet
-from starpo_trace.capture.patches.openai_background import begin_fetch_call, begin_response_call
-from starpo_trace.capture.patches.openai_chat import (
-    ChatChunks,
-    read_chat_request,
-    read_chat_response,
+from starpo_trace.capture.patches.base import (
+    PatchSet,
+    load_at_first_call,
+    make_async_recorder,
+    make_recorder,
 )
-from starpo_trace.capture.patches.openai_completions import (
-    CompletionChunks,
-    read_completion_answer,
-    read_completion_request,
-)
-from starpo_trace.capture.patches.openai_embeddings import (
-    read_embeddings_answer,
-    read_embeddings_request,
-    read_search_answer,
-    read_search_path,
-    read_search_request,
-)
-from starpo_trace.capture.patches.openai_responses import (
-    ResponseEvents,
-    read_compact_answer,
-    read_compact_request,
-    read_responses_answer,
-    read_responses_request,
-)
-from starpo_trace.capture.patches.stainless import Endpoint, patch_base_client
+
+if TYPE_CHECKING:
+    from starpo_trace.capture.patches.base import Begin, End
+    from starpo_trace.capture.patches.stainless import Endpoint
 
 TESTED: Final = {"openai": ">=1.66,<4"}
-
-_CHAT: Final = Endpoint(
-    read_request=read_chat_request,
-    read_response=read_chat_response,
-    make_accumulator=ChatChunks,
-    answer_field="choices",
-)
-_RESPONSE: Final = Endpoint(
-    read_request=read_responses_request,
-    read_response=read_responses_answer,
-    make_accumulator=ResponseEvents,
-    answer_field="output",
-    begin=begin_response_call,
-)
-_FETCH: Final = Endpoint(
-    read_request=read_responses_request,
-    read_response=read_responses_answer,
-    make_accumulator=ResponseEvents,
-    answer_field="output",
-    begin=begin_fetch_call,
-)
-_COMPACT: Final = Endpoint(
-    read_request=read_compact_request,
-    read_response=read_compact_answer,
-    answer_field="output",
-)
-_COMPLETION: Final = Endpoint(
-    read_request=read_completion_request,
-    read_response=read_completion_answer,
-    make_accumulator=CompletionChunks,
-    answer_field="choices",
-)
-_EMBEDDINGS: Final = Endpoint(
-    read_request=read_embeddings_request,
-    read_response=read_embeddings_answer,
-    answer_field="data",
-)
-_SEARCH: Final = Endpoint(
-    read_request=read_search_request,
-    read_response=read_search_answer,
-    answer_field="data",
-    read_path=read_search_path,
-)
-_BY_LAST_WORD: Final = {
-    "responses": _RESPONSE,
-    "completions": _COMPLETION,
-    "embeddings": _EMBEDDINGS,
-}
-_BY_WORDS: Final = {
-    ("responses", "compact"): _COMPACT,
-    ("responses", "cancel"): _FETCH,
-    ("vector_stores", "search"): _SEARCH,
-}
 
 
 def apply(patches: PatchSet, base_client: ModuleType) -> None:
     """Patch the module `openai._base_client`."""
-    patch_base_client(patches, base_client, _find_endpoint, "openai")
+    begin, end = load_at_first_call(_load_steps)
+    patches.wrap(base_client.SyncAPIClient, "request", make_recorder(begin, end))
+    patches.wrap(base_client.AsyncAPIClient, "request", make_async_recorder(begin, end))
 
 
-def _find_endpoint(method: str, path: str) -> Endpoint | None:
-    if method == "post" and path.endswith("/chat/completions"):
-        return _CHAT
-    words = path.partition("?")[0].rstrip("/").split("/")
-    if method == "get":
-        return _FETCH if words[-2:-1] == ["responses"] else None
-    if method != "post":
-        return None
-    for first in words[-3:-1]:  # the word before an id, or before the last word
-        endpoint = _BY_WORDS.get((first, words[-1]))
-        if endpoint is not None:
-            return endpoint
-    return _BY_LAST_WORD.get(words[-1])
+def _load_steps() -> "tuple[Begin[Endpoint], End[Endpoint]]":
+    from starpo_trace.capture.patches.openai_endpoints import find_endpoint
+    from starpo_trace.capture.patches.stainless import make_steps
+
+    return make_steps(find_endpoint, "openai")

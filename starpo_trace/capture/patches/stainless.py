@@ -8,16 +8,17 @@ call.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.util.types import AttributeValue
 
 from starpo_trace.capture.exchange import LLMRequest, LLMResponse
 from starpo_trace.capture.invocation import Call, begin_call
-from starpo_trace.capture.patches.base import PatchSet, make_async_recorder, make_recorder
 from starpo_trace.capture.patches.bodies import record_body
 from starpo_trace.capture.patches.streams import ChunkAccumulator, record_stream
+
+if TYPE_CHECKING:
+    from starpo_trace.capture.patches.base import Begin, End
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,15 +43,10 @@ FindEndpoint = Callable[[str, str], Endpoint | None]
 """Method in lower case and path -> how to read it, or None to leave it alone."""
 
 
-def patch_base_client(
-    patches: PatchSet,
-    base_client: ModuleType,
-    find_endpoint: FindEndpoint,
-    provider: str,
-    *,
-    method: str = "request",
-) -> None:
-    """Patch the method of the clients in the module `_base_client` of an SDK."""
+def make_steps(
+    find_endpoint: FindEndpoint, provider: str
+) -> "tuple[Begin[Endpoint], End[Endpoint]]":
+    """How calls to an SDK's endpoints are recorded -> the steps of a recorder."""
 
     def begin(
         client: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -73,8 +69,7 @@ def patch_base_client(
             call.finish(LLMResponse(is_unread=True))
         return result
 
-    patches.wrap(base_client.SyncAPIClient, method, make_recorder(begin, end))
-    patches.wrap(base_client.AsyncAPIClient, method, make_async_recorder(begin, end))
+    return begin, end
 
 
 def _read_request(

@@ -15,8 +15,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from starpo_trace.capture.attachment import Attachment
-from starpo_trace.capture.episode import INHERITED_KEY, TRAJECTORY_KEY
-from starpo_trace.capture.invocation import CALL_KEY
+from starpo_trace.capture.keys import CALL_KEY, INHERITED_KEY, TRAJECTORY_KEY
 from starpo_trace.capture.patches.base import PatchSet
 from starpo_trace.guard import Guard
 

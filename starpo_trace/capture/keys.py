@@ -1,0 +1,12 @@
+"""Keys of what Starpo keeps in an OpenTelemetry Context."""
+
+from typing import Final
+
+from opentelemetry.context import create_key
+
+TRAJECTORY_KEY: Final = create_key("starpo-trajectory")
+"""The run in progress."""
+INHERITED_KEY: Final = create_key("starpo-inherited")
+"""In a thread that a run started: the span it was started in."""
+CALL_KEY: Final = create_key("starpo-llm-call")
+"""The model call in progress."""

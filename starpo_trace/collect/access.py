@@ -1,10 +1,12 @@
 """Who may send: bearer tokens, TLS, and which addresses may be opened without them."""
 
+import errno
 import hashlib
 import hmac
 import ipaddress
 import os
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,6 +16,19 @@ from starpo_trace.errors import ConfigError
 
 TOKEN_VARIABLE: Final = "STARPO_COLLECT_TOKEN"  # noqa: S105  (the name, not a token)
 _MIN_TOKEN_LENGTH: Final = 16
+_PASSING_ERRORS: Final = frozenset(
+    {
+        errno.EAGAIN,
+        errno.EINTR,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
+"""Read errors that say nothing about what the token file's owner wants."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,18 +68,32 @@ class TlsFiles:
 
 
 class Tokens:
-    """The bearer tokens that are good now; a changed file is read again."""
+    """The bearer tokens that are good now; a changed file is read again.
 
-    def __init__(self, *, file: Path | None = None, variable: str | None = None) -> None:
+    A file that was removed, or no longer holds usable tokens, lets nobody in: whoever empties it
+    may be taking back a token that leaked.
+    """
+
+    def __init__(
+        self,
+        *,
+        file: Path | None = None,
+        variable: str | None = None,
+        on_change: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """Tokens one a line in `file`, and separated by space or comma in `variable`.
+
+        `on_change` is told in words what became of a changed file.
 
         Raises:
             ConfigError: the file cannot be read or holds none, or a token is too short.
         """
         self._file = file
+        self._on_change = on_change
+        self._trouble = ""
         self._fixed = _digest_tokens((variable or "").replace(",", " ").split(), TOKEN_VARIABLE)
         self._from_file: list[bytes] = []
-        self._stamp: tuple[int, int, int] | None = None
+        self._stamp: tuple[int, ...] | None = None
         if file is not None:
             try:
                 self._read_file(file)
@@ -101,17 +130,37 @@ class Tokens:
         if self._file is None:
             return
         try:
-            self._read_file(self._file)
-        except (OSError, ConfigError):
-            return  # half-way through a rotation; the last good tokens stay
+            if not self._read_file(self._file):
+                return
+            trouble = ""
+            news = f"--token-file {self._file}: read again; tokens that are good: {len(self._from_file)}"
+        except OSError as error:
+            self._stamp = None
+            trouble = f"--token-file {self._file}: cannot be read: {error.strerror or error}"
+            if error.errno in _PASSING_ERRORS:
+                news = f"{trouble}; the tokens read last stay good"
+            else:
+                self._from_file = []
+                news = f"{trouble}; its tokens are refused until it can be"
+        except ConfigError as error:
+            self._from_file = []
+            trouble = str(error)
+            news = f"{trouble}; until then the tokens it held are refused"
+        if trouble != self._trouble or not trouble:
+            self._on_change(news)
+        self._trouble = trouble
 
-    def _read_file(self, file: Path) -> None:
+    def _read_file(self, file: Path) -> bool:
+        """Take the file's tokens; whether it has changed since the last time."""
         status = file.stat()
-        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+        # With the time of the last change of its mode, by which it may be taken away from us.
+        stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
         if stamp == self._stamp:
-            return
+            return False
+        content = file.read_bytes()
+        self._stamp = stamp
         try:
-            text = file.read_text("ascii")
+            text = content.decode("ascii")
         except UnicodeDecodeError as error:
             problem = "holds characters that no header can carry; write tokens in ASCII"
             raise ConfigError(f"--token-file {file}: {problem}") from error
@@ -120,7 +169,7 @@ class Tokens:
         if not tokens:
             raise ConfigError(f"--token-file {file}: holds no token; write one a line")
         self._from_file = _digest_tokens(tokens, f"--token-file {file}")
-        self._stamp = stamp
+        return True
 
 
 def check_exposure(

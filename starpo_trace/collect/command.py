@@ -70,14 +70,16 @@ def _collect(options: argparse.Namespace) -> int:
             f"collect needs the package {error.name}: pip install 'starpo[collect]'"
         ) from error
     from starpo_trace.collect.access import Tokens, read_environment_token
-    from starpo_trace.collect.serve import CollectConfig, run_collect
+    from starpo_trace.collect.serve import CollectConfig, report, run_collect
 
     run_collect(
         CollectConfig(
             store=options.store,
             http=parse_address(options.http, "--http"),
             grpc=parse_address(options.grpc, "--grpc"),
-            tokens=Tokens(file=options.token_file, variable=read_environment_token()),
+            tokens=Tokens(
+                file=options.token_file, variable=read_environment_token(), on_change=report
+            ),
             tls=_read_tls(options),
             insecure=options.insecure,
             max_store_bytes=options.max_store_bytes,

@@ -57,7 +57,7 @@ def run_collect(config: CollectConfig) -> None:
         addresses, tokens=config.tokens, tls=config.tls, insecure=config.insecure
     )
     for warning in warnings:
-        _say(f"warning: {warning}")
+        report(f"warning: {warning}")
     _check_store(config.store)
     asyncio.run(_serve(config))
 
@@ -76,13 +76,13 @@ async def _serve(config: CollectConfig) -> None:
         servers += await _start_servers(config, receiver)
         reporter = asyncio.create_task(_report_progress(receiver, config.report_every_s))
         await stop.wait()
-        _say("stopping: finishing what is in flight")
+        report("stopping: finishing what is in flight")
         reporter.cancel()
     finally:
         await asyncio.gather(*(server.stop() for server in servers))
         receiver.close()
         await asyncio.to_thread(log.close)
-    _say(describe_stats(receiver.read_stats()))
+    report(describe_stats(receiver.read_stats()))
 
 
 async def _start_servers(config: CollectConfig, receiver: Receiver) -> list[Any]:
@@ -108,7 +108,7 @@ async def _start_servers(config: CollectConfig, receiver: Receiver) -> list[Any]
         which = config.grpc if servers else config.http or config.grpc
         raise _explain_bind(error, "--grpc" if which is config.grpc else "--http", which) from error
     access = "token" if config.tokens.is_required else "no token"
-    _say(f"{', '.join(places)} -> {config.store} ({access}); Ctrl-C stops")
+    report(f"{', '.join(places)} -> {config.store} ({access}); Ctrl-C stops")
     return servers
 
 
@@ -151,7 +151,7 @@ async def _report_progress(receiver: Receiver, every_s: float) -> None:
         await asyncio.sleep(every_s)
         line = describe_stats(receiver.read_stats())
         if line != last:
-            _say(line)
+            report(line)
         last = line
 
 
@@ -167,12 +167,13 @@ def describe_stats(stats: dict[str, Any]) -> str:
 
 def _report_trouble(trouble: str) -> None:
     if trouble:
-        _say(f"{trouble}; requests are sent away with 503 until it can be written again")
+        report(f"{trouble}; requests are sent away with 503 until it can be written again")
     else:
-        _say("the store can be written again")
+        report("the store can be written again")
 
 
-def _say(text: str) -> None:
+def report(text: str) -> None:
+    """Write a line to stderr, with the time."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
     with contextlib.suppress(OSError):  # a closed terminal is no reason to stop receiving
         sys.stderr.write(f"{stamp} starpo-trace collect: {text}\n")

@@ -132,7 +132,7 @@ def test_healthz_needs_no_token_and_stats_does(start, helpers):
 
 
 def test_only_the_right_tokens_may_send(start, helpers, tmp_path):
-    """Two tokens for rotation; the file is read again when it changes, and keeps its last good."""
+    """Two tokens for rotation; the file is read again when it changes."""
     file = tmp_path / "tokens"
     file.write_text(f"# first\n{TOKEN}\n\n{OTHER_TOKEN}\n")
     receiver = start(tokens=Tokens(file=file))
@@ -147,10 +147,69 @@ def test_only_the_right_tokens_may_send(start, helpers, tmp_path):
     assert [status(f"Bearer {TOKEN}"), status(f"bearer {OTHER_TOKEN}")] == [200, 200]
     file.write_text(OTHER_TOKEN + "\n")
     assert [status(f"Bearer {TOKEN}"), status(f"Bearer {OTHER_TOKEN}")] == [401, 200]
-    file.write_text("short\n")
-    assert status(f"Bearer {OTHER_TOKEN}") == 200
     refused = helpers.post(receiver.http, body)
     assert refused.headers["www-authenticate"].startswith("Bearer")
+
+
+def test_a_token_file_that_lost_its_tokens_lets_nobody_in(start, helpers, tmp_path):
+    """Emptied, made unusable or removed, it takes its tokens back; each change is one line."""
+    file = tmp_path / "tokens"
+    file.write_text(f"{TOKEN}\n")
+    lines = []
+    receiver = start(tokens=Tokens(file=file, variable=OTHER_TOKEN, on_change=lines.append))
+    body = helpers.make_request(1).SerializeToString()
+
+    def statuses():
+        tokens = (TOKEN, TOKEN, OTHER_TOKEN)
+        return [
+            helpers.post(receiver.http, body, authorization=f"Bearer {each}").status
+            for each in tokens
+        ]
+
+    assert statuses() == [200, 200, 200]
+    for content in (b"", b"short\n", b"\xff" * 20):
+        file.write_bytes(content)
+        assert statuses() == [401, 401, 200]
+        file.write_text(f"{TOKEN}\n")
+        assert statuses() == [200, 200, 200]
+    file.unlink()
+    assert statuses() == [401, 401, 200]
+    file.mkdir()
+    assert statuses() == [401, 401, 200]
+    file.rmdir()
+    file.write_text(f"{TOKEN}\n")
+    assert statuses() == [200, 200, 200]
+    good = f"--token-file {file}: read again; tokens that are good: 1"
+    assert [line.removeprefix(f"--token-file {file}: ")[:30] for line in lines if line != good] == [
+        "holds no token; write one a li",
+        "a token of 5 characters can be",
+        "holds characters that no heade",
+        "cannot be read: No such file o",
+        "cannot be read: Is a directory",
+    ]
+    assert lines.count(good) == 4
+    assert not [line for line in lines if TOKEN in line or ("refused" not in line and line != good)]
+
+
+def test_a_passing_read_error_takes_no_tokens_back(tmp_path, monkeypatch):
+    """A disk that stumbles, or a process without file descriptors, is no rotation."""
+    file = tmp_path / "tokens"
+    file.write_text(f"{TOKEN}\n")
+    lines = []
+    tokens = Tokens(file=file, on_change=lines.append)
+
+    def fail(*_args, **_options):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.stat", fail)
+        tokens.check(f"Bearer {TOKEN}")
+        tokens.check(f"Bearer {TOKEN}")
+    tokens.check(f"Bearer {TOKEN}")
+    assert lines == [
+        f"--token-file {file}: cannot be read: Too many open files; the tokens read last stay good",
+        f"--token-file {file}: read again; tokens that are good: 1",
+    ]
 
 
 def test_large_bodies_are_refused_before_they_are_read(start, helpers):

@@ -11,6 +11,7 @@ from tempfile import TemporaryFile
 
 from starpo_trace.collect.command import add_collect_command
 from starpo_trace.errors import ConfigError, SourceError, StarpoTraceError, StoreError
+from starpo_trace.guard import mask_logs_with
 from starpo_trace.launch import run_program, split_arguments
 from starpo_trace.schema import REWARD_SOURCES
 
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = ["run", *own]
     options = _build_parser().parse_args(given)
     options.program = program
+    mask_logs_with(_mask_log)
     try:
         return options.command(options)
     except StarpoTraceError as error:
@@ -32,6 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = "interrupted; nothing written" if options.command is _export else "interrupted"
         print(f"starpo-trace: {what}", file=sys.stderr)
         return 130
+
+
+def _mask_log(text: str) -> str:
+    from starpo_trace.privacy.redaction import mask_by_default
+
+    return mask_by_default(text)
 
 
 def _build_parser() -> argparse.ArgumentParser:

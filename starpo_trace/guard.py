@@ -8,11 +8,13 @@ it; `STARPO_DEBUG=0` switches that off.
 import logging
 import os
 import traceback
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final
 
 _LOGGER: Final = logging.getLogger("starpo_trace")
 _reported: set[tuple[str, type[BaseException]]] = set()
+_mask: Callable[[str], str] | None = None
 
 
 class Guard:
@@ -81,15 +83,15 @@ def warn(message: str, *args: object) -> None:
         _LOGGER.warning("%s", masked)
 
 
-def _redact(text: str) -> str:
-    """Text -> the text that may be logged: exceptions quote what the agent works with."""
-    try:
-        from starpo_trace.capture.runtime import get_runtime
-        from starpo_trace.privacy.redaction import build_redactor
+def mask_logs_with(mask: Callable[[str], str]) -> None:
+    """Pass every text through `mask` before it is logged: exceptions quote what agents work with."""
+    global _mask  # noqa: PLW0603 (one log per process)
+    _mask = mask
 
-        runtime = get_runtime()
-        redactor = build_redactor(redaction=True) if runtime is None else runtime.redactor
-        return text if redactor is None else redactor.redact_text(text)
+
+def _redact(text: str) -> str:
+    try:
+        return text if _mask is None else _mask(text)
     except Exception:  # noqa: BLE001 (of two failures, the one that is being reported counts)
         return "(what happened cannot be shown: it could not be searched for secrets)"
 

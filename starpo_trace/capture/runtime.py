@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from starpo_trace import semconv
 from starpo_trace.config import CaptureConfig, HistoryMode, read_config
-from starpo_trace.guard import Guard, warn, warn_once
+from starpo_trace.guard import Guard, mask_logs_with, warn, warn_once
 from starpo_trace.privacy import KEY_FILE_VARIABLE, KEY_VARIABLE, REDACTION_VARIABLE
 
 if TYPE_CHECKING:
@@ -233,6 +233,7 @@ def instrument(
             _ = begun.redactor  # a setting that cannot be used is said here, not at the first call
         _runtime = begun
         _was_instrumented = True
+        mask_logs_with(_mask_log)
         with Guard("patching the installed SDKs"):
             from starpo_trace.capture.patches import apply_patches
 
@@ -277,6 +278,15 @@ def uninstrument() -> None:
             runtime.shut_down()
         atexit.unregister(_finish_at_exit)
         atexit.unregister(_report_losses_at_exit)
+
+
+def _mask_log(text: str) -> str:
+    from starpo_trace.privacy.redaction import mask_by_default
+
+    if _runtime is None:
+        return mask_by_default(text)
+    redactor = _runtime.redactor
+    return text if redactor is None else redactor.redact_text(text)
 
 
 def get_runtime() -> Runtime | None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from starpo_trace.errors import ConfigError
@@ -57,6 +58,18 @@ def build_redactor(
         )
     key = redaction.pseudonym_key or _read_key(environment)
     return Redactor(replace(redaction, pseudonym_key=key))
+
+
+@cache
+def build_default_redactor() -> Redactor | None:
+    """Redactor of a process that asked for nothing in particular; None when switched off."""
+    return build_redactor(redaction=True)
+
+
+def mask_by_default(text: str) -> str:
+    """Text -> the text that such a process may log."""
+    redactor = build_default_redactor()
+    return text if redactor is None else redactor.redact_text(text)
 
 
 def _read_key(environment: Mapping[str, str]) -> bytes | None:

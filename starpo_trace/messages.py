@@ -29,11 +29,27 @@ _CALL_FIELDS = frozenset({"id", "function", "custom", "index"})
 def dump_json(value: Any) -> str:
     """Value -> compact JSON text; what JSON cannot hold becomes its `repr`."""
     try:
-        return orjson.dumps(value, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
+        return orjson.dumps(value, default=_describe, option=orjson.OPT_NON_STR_KEYS).decode()
     except (TypeError, ValueError):  # lone surrogates, integers beyond 64 bits, depth
         import json
 
-        return json.dumps(value, default=repr, separators=(",", ":"))
+        return json.dumps(value, default=_describe, separators=(",", ":"))
+
+
+def _describe(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001 (the user's own code)
+        return object.__repr__(value)
+
+
+def make_encodable(text: str) -> str:
+    """Text -> the same as UTF-8 can hold it: lone surrogates become their escapes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+    return text
 
 
 def from_openai_chat(message: Mapping[str, Any]) -> Message:

@@ -7,7 +7,7 @@ from opentelemetry.trace import Span, Status, StatusCode
 from starpo_trace import semconv
 from starpo_trace.capture.runtime import get_runtime
 from starpo_trace.config import HistoryMode
-from starpo_trace.messages import dump_json
+from starpo_trace.messages import dump_json, make_encodable
 
 EndKind = Literal["terminated", "truncated", "abandoned", "error"]
 
@@ -69,6 +69,7 @@ def _record_body(span: Span, error: BaseException, message: str) -> None:
 
 def redact_text(text: str) -> str:
     """Text -> the text that may be recorded."""
+    text = make_encodable(text)
     runtime = get_runtime()
     redactor = None if runtime is None else runtime.redactor
     return text if redactor is None else redactor.redact_text(text)

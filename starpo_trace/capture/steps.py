@@ -22,7 +22,7 @@ from starpo_trace.capture.runtime import Runtime, get_runtime_or_warn
 from starpo_trace.guard import Guard
 from starpo_trace.limits import limit_json
 from starpo_trace.mergepatch import apply_merge_patch, dump_canonical, load_json, make_merge_patch
-from starpo_trace.messages import dump_json, from_openai_chat
+from starpo_trace.messages import dump_json, from_openai_chat, make_encodable
 
 if TYPE_CHECKING:
     from starpo_trace.privacy.redaction import Redactor
@@ -238,7 +238,7 @@ class _ContentRecorder:
 
     def write_content(self, value: Any) -> str:
         """Text as it is, anything else as JSON."""
-        text = value if isinstance(value, str) else dump_json(value)
+        text = make_encodable(value) if isinstance(value, str) else dump_json(value)
         return self.limit(text if self.redactor is None else self.redactor.redact_json(text))
 
     def limit(self, text: str) -> str:

@@ -8,13 +8,16 @@ Keys are named, so that they can be replaced: a key file has a line `id hex` for
 them signs, all of them verify. Key bytes never leave a `Keyring`: not in its text, not in errors.
 """
 
+import errno
 import hmac
 import json
 import os
 import re
 import secrets
+import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -136,22 +139,29 @@ def read_keyring(path: str | os.PathLike[str]) -> Keyring:
             which).
     """
     file = Path(path)
+    keys = _parse_keys(_read_text(file), file)
+    if not keys:
+        raise ConfigError(f"key file {file}: holds no key; make one with `starpo-trace keys new`")
+    return Keyring(keys=keys, is_exposed=bool(stat.S_IMODE(file.stat().st_mode) & 0o077))
+
+
+def _read_text(file: Path) -> str:
     try:
-        lines = file.read_text("utf-8").splitlines()
-        mode = file.stat().st_mode
+        return file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"key file {file}: cannot be read ({type(error).__name__})") from None
+
+
+def _parse_keys(text: str, file: Path) -> dict[str, bytes]:
     keys: dict[str, bytes] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         key_id, key = parse_key(line, f"key file {file}, line {number}")
         if key_id in keys:
             raise ConfigError(f"key file {file}, line {number}: its key id is there twice")
         keys[key_id] = key
-    if not keys:
-        raise ConfigError(f"key file {file}: holds no key; make one with `starpo-trace keys new`")
-    return Keyring(keys=keys, is_exposed=bool(stat.S_IMODE(mode) & 0o077))
+    return keys
 
 
 def find_keyring(environment: Mapping[str, str] = os.environ) -> Keyring | None:
@@ -170,25 +180,71 @@ def find_keyring(environment: Mapping[str, str] = os.environ) -> Keyring | None:
 def write_new_key(path: str | os.PathLike[str], key_id: str) -> None:
     """Put a new random key at the head of a key file, which is made (mode 0600) if need be.
 
+    A file that is there keeps its owner, group and mode, and a symbolic link stays one. Several
+    processes may do it at once.
+
     Raises:
         ConfigError: the key id cannot be used or is there already, or the file cannot be written.
     """
     file = Path(path)
     if not _KEY_ID.fullmatch(key_id):
         raise ConfigError(f"key id {key_id!r}: use 1 to 64 letters, digits, `.`, `_`, `-`")
-    if file.exists() and key_id in read_keyring(file).keys:
-        raise ConfigError(f"key file {file}: key id {key_id} is there already; choose another")
-    line = f"{key_id} {secrets.token_hex(_NEW_KEY_BYTES)}\n"
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        older = file.read_text("utf-8") if file.exists() else ""
+        target = file.resolve()
+        with _lock_folder(target.parent):
+            older = _read_text(file) if target.exists() else ""
+            if key_id in _parse_keys(older, file):
+                raise ConfigError(
+                    f"key file {file}: key id {key_id} is there already; choose another"
+                )
+            line = f"{key_id} {secrets.token_hex(_NEW_KEY_BYTES)}\n"
+            _replace_text(target, line + older)
+    except PermissionError as error:
+        raise ConfigError(
+            f"key file {file}: cannot be written ({error.strerror}); be its owner, or root"
+        ) from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        problem = getattr(error, "strerror", None) or error
+        raise ConfigError(f"key file {file}: cannot be written ({problem})") from None
+
+
+@contextmanager
+def _lock_folder(folder: Path) -> Iterator[None]:
+    """Hold the folder, not the file, which is replaced; the lock ends with the process."""
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:  # some network file systems lock no folders
+            if error.errno not in {errno.EBADF, errno.ENOLCK, errno.ENOTSUP}:
+                raise
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _replace_text(file: Path, text: str) -> None:
+    """Text -> file in one step, on disk, with the owner and mode that the file had."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)  # of a process that was killed
+    try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(line + older)
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if file.exists():
+            status, own = file.stat(), temporary.stat()
+            if (status.st_uid, status.st_gid) != (own.st_uid, own.st_gid):
+                os.chown(temporary, status.st_uid, status.st_gid)
+            shutil.copystat(file, temporary)  # mode and access lists
+            os.utime(temporary)
         temporary.replace(file)
-    except OSError as error:
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        raise ConfigError(f"key file {file}: cannot be written ({error.strerror})") from None
+        raise
 
 
 def _digest(reward: SignedReward, key: bytes) -> str:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import hmac
+import os
+import subprocess
+import sys
 from hashlib import sha256
 
 import pytest
@@ -119,6 +122,58 @@ def test_a_key_file_is_made_and_grows_at_its_head(tmp_path):
         write_new_key(path, "k1")
     path.chmod(0o640)
     assert read_keyring(path).is_exposed
+
+
+def test_a_new_key_changes_nothing_else_about_the_file(tmp_path):
+    """Mode, owner, group and symbolic link stay; a file made empty beforehand is filled."""
+    path, link = tmp_path / "keys", tmp_path / "link"
+    path.write_text("# verifiers\n")
+    path.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(path, 12345, 23456)
+    owner = (path.stat().st_uid, path.stat().st_gid)
+    link.symlink_to("keys")
+    write_new_key(link, "k1")
+    write_new_key(path, "k2")
+    status = path.stat()
+    assert link.is_symlink()
+    assert (status.st_mode & 0o777, (status.st_uid, status.st_gid)) == (0o640, owner)
+    assert read_keyring(link).key_ids == ["k2", "k1"]
+    assert path.read_text().endswith("# verifiers\n")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["keys", "link"]
+
+
+def test_keys_made_at_once_are_all_there(tmp_path):
+    """Four processes put theirs into one file."""
+    code = (
+        "import sys; from starpo_trace.signing import write_new_key\n"
+        "sys.stdin.readline()\n"
+        "for number in range(10): write_new_key(sys.argv[1], f'k{sys.argv[2]}-{number}')"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path / "keys", str(number)], stdin=subprocess.PIPE
+        )
+        for number in range(4)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in processes] == [0] * 4
+    expected = {f"k{process}-{number}" for process in range(4) for number in range(10)}
+    assert set(read_keyring(tmp_path / "keys").key_ids) == expected
+
+
+def test_a_key_file_that_cannot_be_written_is_named(tmp_path):
+    """A missing folder and a loop of links."""
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for path in (tmp_path / "none" / "keys", tmp_path / "a"):
+        with pytest.raises(ConfigError, match=f"^key file {path}: cannot be written"):
+            write_new_key(path, "k1")
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ TURNS: Final[dict[str, str]] = {
     "top_p": "f64",
     "top_k": "f64",
     "finish_reason": "str",
-    "outcome": "str",  # ok | error | closed | dropped | cancelled
+    "outcome": "str",  # ok | error | cut | closed | dropped | cancelled
     "error": "str",
     "input_node": "str",  # message graph node the prompt ends at
     "output_node": "str",  # node of the sampled message

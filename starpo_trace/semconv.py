@@ -111,7 +111,7 @@ RESPONSE_TOKENS: Final = "starpo.response.tokens"
 PREVIOUS_RESPONSE_ID: Final = "starpo.previous_response.id"
 """The server's id of the answer that the input messages continue; the server keeps what was before."""
 STREAM_OUTCOME: Final = "starpo.stream.outcome"
-"""exhausted | closed | dropped | cancelled | error."""
+"""exhausted | cut | closed | dropped | cancelled | error."""
 ERROR_BODY: Final = "starpo.error.body"
 """JSON of what a server said of a failure, where the exception's message does not say it all."""
 

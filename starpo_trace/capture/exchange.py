@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from starpo_trace.capture.history import Prompt
     from starpo_trace.privacy.redaction import Redactor
 
-StreamOutcome = Literal["exhausted", "closed", "dropped", "cancelled", "error"]
+StreamOutcome = Literal["exhausted", "cut", "closed", "dropped", "cancelled", "error"]
 
 MASKED_TOKEN_ID: Final = -1
 """Stands for the id of a token whose text was redacted, so that the others keep their places."""
@@ -57,6 +57,8 @@ class LLMRequest:
     """Whether that history begins otherwise now (other instructions) than in earlier spans."""
     is_routed: bool = False
     """Whether `provider` is what a router chose, which an SDK below knows less well."""
+    is_passed_on: bool = False
+    """Whether an SDK below makes the same call, whose record joins this one."""
     address: str | None = None
     """Host of the server."""
     port: int | None = None
@@ -214,8 +216,7 @@ def list_reasons(
         reasons.add("call_error")
         if outcome in {None, "error"} and not response.messages:
             return reasons  # nothing was sampled, so nothing is missing
-    is_cut = outcome == "exhausted" and not response.finish_reasons
-    if is_cut or outcome not in {None, "exhausted"}:
+    if outcome not in {None, "exhausted"}:
         reasons.add("stream_incomplete")
     if response.is_unread:
         reasons.add("unread_response")

@@ -90,6 +90,8 @@ class LLMCall:
     ) -> None:
         self.trajectory = trajectory
         self.is_stream = request.is_stream
+        self.is_passed_on = request.is_passed_on
+        """Whether an SDK below makes the same call."""
         self._runtime = runtime
         self._request = request
         self._wire_response: LLMResponse | None = None
@@ -252,6 +254,8 @@ class LLMCall:
                     attributes[semconv.PROMPT_TOKEN_IDS] = dump_json(response.prompt_token_ids)
             else:
                 self._learn(trajectory.history, self._prompt, response)
+        if outcome == "exhausted" and not response.finish_reasons:
+            outcome = "cut"  # the server stopped before the answer said that it ends
         if outcome is not None:
             attributes[semconv.STREAM_OUTCOME] = outcome
         if trajectory is not None and not self._request.is_retrieval:
@@ -323,8 +327,9 @@ def begin_call(read_request: Callable[..., LLMRequest], *arguments: Any) -> Call
         return None
     outer = otel_context.get_value(CALL_KEY)
     request = read_request(*arguments)
-    # Threads and tasks begun inside a call may live on, in its Context.
-    if isinstance(outer, LLMCall) and not outer.is_finished:
+    # Threads and tasks begun inside a call may live on, in its Context; and what an SDK's hooks
+    # ask another model is a call of its own.
+    if isinstance(outer, LLMCall) and outer.is_passed_on and not outer.is_finished:
         return InnerCall(outer, request)
     return LLMCall(runtime, request, current_trajectory())
 

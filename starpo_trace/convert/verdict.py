@@ -9,7 +9,13 @@ from typing import Final
 
 import polars as pl
 
-NOT_EVEN_SFT: Final = ("no_llm_call", "no_content", "missing_history", "content_truncated")
+NOT_EVEN_SFT: Final = (
+    "no_llm_call",
+    "no_content",
+    "missing_history",
+    "content_truncated",
+    "conflicting_copies",
+)
 """Reasons that leave nothing to learn from."""
 INFORMATION: Final = ("call_error", "skewed_clock", "open_part", "reward_signature_invalid")
 """Reasons that take nothing away. Every other reason means: not for RL."""
@@ -137,7 +143,7 @@ def _reasons_of_turns(turns: pl.DataFrame) -> pl.DataFrame:
             | (~answered & pl.col("outcome").eq("ok"))
             | ~answered.any().over(_BY_TRAJECTORY),
             "call_error": failed,
-            "stream_incomplete": pl.col("outcome").is_in(["closed", "dropped", "cancelled"])
+            "stream_incomplete": pl.col("outcome").is_in(["cut", "closed", "dropped", "cancelled"])
             | (failed & answered),
             "token_ids_missing": acted & (pl.col("token_provenance") != "exact"),
             "logprob_missing": acted & (pl.col("logprob_provenance") == "missing"),

@@ -2,7 +2,9 @@
 
 import asyncio
 import gc
+import json
 
+import httpx2
 import openai
 import pytest
 from openai import AsyncStream, Stream
@@ -307,3 +309,92 @@ def test_a_stream_without_its_end_is_not_for_rl():
             list(client.chat.completions.create(**OPTIONS))
     [root] = store.select("trajectory")
     assert root[semconv.USABLE_FOR_REASONS] == ("stream_incomplete",)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_program_may_build_its_answer_inside_the_chunks(is_async):
+    """What is recorded is what came, also when the program adds later pieces to earlier chunks."""
+    call = ToolCall(id="c1", name="weather", arguments='{"city": "Paris", "unit": "c"}')
+
+    def build(calls, chunk):
+        for piece in chunk.choices[0].delta.tool_calls or [] if chunk.choices else []:
+            if piece.index not in calls:
+                calls[piece.index] = piece
+            else:
+                calls[piece.index].function.arguments += piece.function.arguments
+        if chunk.choices:
+            chunk.choices[0].delta.content = "changed"
+
+    async def ask(server):
+        calls = {}
+        async with openai.AsyncOpenAI(base_url=server.base_url, api_key="none") as client:
+            stream = await client.chat.completions.create(model="m", messages=[], stream=True)
+            async for chunk in stream:
+                build(calls, chunk)
+        return calls
+
+    with ScriptedServer([Reply(tool_calls=[call])]) as server, record_spans() as store:
+        if is_async:
+            calls = asyncio.run(ask(server))
+        else:
+            calls = {}
+            with openai.OpenAI(base_url=server.base_url, api_key="none") as client:
+                for chunk in client.chat.completions.create(model="m", messages=[], stream=True):
+                    build(calls, chunk)
+    assert calls[0].function.arguments == call.arguments
+    [span] = store.select("llm")
+    [message] = json.loads(span[semconv.OUTPUT_MESSAGES])
+    assert [(part["name"], part["arguments"]) for part in message["parts"]] == [
+        ("weather", call.arguments)
+    ]
+
+
+def test_what_a_hook_of_the_client_asks_is_a_call_of_its_own():
+    """A guardrail that asks another model while a request is sent leaves the request's record."""
+    with (
+        ScriptedServer([Reply(content="safe")]) as guard_server,
+        ScriptedServer([Reply(content="42")]) as server,
+        openai.OpenAI(base_url=guard_server.base_url, api_key="none") as guard,
+    ):
+
+        def check(_request):
+            guard.chat.completions.create(
+                model="guard", messages=[{"role": "user", "content": "is it safe?"}]
+            )
+
+        http_client = openai.DefaultHttpxClient(event_hooks={"request": [check]})
+        with (
+            openai.OpenAI(
+                base_url=server.base_url, api_key="none", http_client=http_client
+            ) as client,
+            record_spans() as store,
+        ):
+            client.chat.completions.create(
+                model="m", messages=[{"role": "user", "content": "what is it?"}]
+            )
+    asked = {
+        span[semconv.REQUEST_MODEL]: json.loads(span[semconv.OUTPUT_MESSAGES])[0]["parts"][0]
+        for span in store.select("llm")
+    }
+    assert asked == {
+        "guard": {"type": "text", "content": "safe"},
+        "m": {"type": "text", "content": "42"},
+    }
+
+
+def test_a_stream_that_ends_before_its_answer_does_is_cut():
+    """A body that ends cleanly without a finish reason is no whole answer."""
+    body = b'data: {"id":"1","model":"m","choices":[{"index":0,"delta":{"content":"ha"}}]}\n\n'
+    transport = httpx2.MockTransport(
+        lambda _: httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=body)
+    )
+    with (
+        openai.OpenAI(api_key="none", http_client=httpx2.Client(transport=transport)) as client,
+        record_spans() as store,
+    ):
+        texts = [
+            chunk.choices[0].delta.content
+            for chunk in client.chat.completions.create(model="m", messages=[], stream=True)
+        ]
+    [span] = store.select("llm")
+    assert (texts, span[semconv.STREAM_OUTCOME]) == (["ha"], "cut")

@@ -168,6 +168,7 @@ def _split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict
     server = {
         "provider": "litellm" if provider is None else _PROVIDERS.get(provider, provider),
         "is_routed": provider is not None,
+        "is_passed_on": True,
         "address": None if parts is None else parts.hostname,
         "port": None if parts is None else parts.port,
         "is_stream": arguments.get("stream") is True,

@@ -142,7 +142,9 @@ def _read_outline(method: _Method, sdk: Any, kwargs: Mapping[str, Any]) -> LLMRe
     if method.is_embedding:
         return read_embeddings_request(server, kwargs)
     model = str(kwargs.get("model") or kwargs.get("agent_id") or "")
-    return LLMRequest(operation=method.operation, model=model, messages=(), **server)
+    return LLMRequest(
+        operation=method.operation, model=model, messages=(), is_passed_on=True, **server
+    )
 
 
 def _do_request(

@@ -4,7 +4,7 @@ Answers come as the SDK's typed objects or as plain mappings; fields that the SD
 (reasoning, token ids) are kept by both.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -138,18 +138,17 @@ class ChatChunks:
         self._texts: list[str] | None = None
         """Pieces of choice 0's text, once there is one."""
 
-    def add_all(self, chunks: Iterable[Any]) -> None:
-        """Take chunks in, by a short way those that hold a piece of one text and nothing else."""
+    def add(self, chunk: Any) -> None:
+        """Take one chunk in, by a short way if it holds a piece of one text and nothing else."""
         texts = self._texts
-        for chunk in chunks:
+        if texts is not None:
             try:
                 fields = chunk.__dict__
                 [choice] = fields["choices"]
                 choice_fields = choice.__dict__
                 delta = choice_fields["delta"]
                 if (
-                    texts is not None
-                    and delta.__pydantic_fields_set__ == _TEXT_ONLY
+                    delta.__pydantic_fields_set__ == _TEXT_ONLY
                     and fields["usage"] is None
                     and choice_fields["finish_reason"] is None
                     and choice_fields["logprobs"] is None
@@ -157,14 +156,12 @@ class ChatChunks:
                     and not choice.__pydantic_extra__
                 ):
                     texts.append(delta.__dict__["content"])
-                    continue
+                    return
             except (AttributeError, KeyError, ValueError):  # parsed JSON, or of another shape
                 pass
-            self.add(chunk)
-            texts = self._texts
+        self._add_any(chunk)
 
-    def add(self, chunk: Any) -> None:
-        """Take one chunk in."""
+    def _add_any(self, chunk: Any) -> None:
         fields = get_fields(chunk)
         top = self._top
         if not top:

@@ -9,18 +9,14 @@ notes each chunk. Reading ends in one of five ways, and the first that happens c
 import sys
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from starpo_trace.capture.exchange import LLMResponse, StreamOutcome
 from starpo_trace.capture.invocation import Call, watch_stream
-from starpo_trace.guard import Guard
+from starpo_trace.guard import Guard, handle_failure
 
 if TYPE_CHECKING:
     from types import GeneratorType
-
-_BLOCK_CHUNKS: Final = 256
-"""How many chunks of a stream wait to be put together."""
 
 
 class ChunkAccumulator(Protocol):
@@ -38,14 +34,16 @@ class ChunkAccumulator(Protocol):
 class StreamRecording:
     """What the readers of both kinds of streams have in common."""
 
+    ends_when_said = False
+    """Whether what follows the answer's own end is left unread as a rule."""
+
     def __init__(self, call: Call, accumulator: ChunkAccumulator) -> None:
         self.call = call
         self.is_reading = False
         """Whether the SDK's own code runs, which also closes the response when it is done."""
-        self.waiting: list[Any] = []
-        """Chunks that the program has read and that are not put together yet."""
         self._accumulator = accumulator
-        self._add = accumulator.add
+        self.add = accumulator.add
+        """Takes one chunk in; the program may change the chunk afterwards."""
         self._has_chunk = False
         self._is_finished = False
         watch_stream(self)
@@ -57,19 +55,7 @@ class StreamRecording:
                 self._has_chunk = True
                 if self.call.is_stream:  # a body read piece by piece is no stream of chunks
                     self.call.note_first_chunk()
-            self._add(chunk)
-
-    def take_waiting(self) -> None:
-        """Take in the chunks that wait."""
-        waiting, self.waiting = self.waiting, []
-        if waiting:
-            with Guard("recording chunks"):
-                add_all = getattr(self._accumulator, "add_all", None)
-                if add_all is not None:
-                    add_all(waiting)
-                else:
-                    for chunk in waiting:
-                        self._add(chunk)
+            self.add(chunk)
 
     def finish(self, outcome: StreamOutcome, error: BaseException | None = None) -> None:
         """Finish the call; only the first time counts."""
@@ -77,9 +63,10 @@ class StreamRecording:
             return
         self._is_finished = True
         response = LLMResponse()
-        self.take_waiting()
         with Guard("assembling a streamed answer"):
             response = self._accumulator.build_response()
+        if outcome == "closed" and self.ends_when_said and response.finish_reasons:
+            outcome = "exhausted"
         self.call.finish(response, error=error, outcome=outcome)
 
     def note_failure(self, error: BaseException) -> None:
@@ -128,7 +115,7 @@ class GeneratorRecording(StreamRecording):
 def _record_chunks(
     iterator: Iterator[Any], recording: GeneratorRecording
 ) -> Generator[Any, None, None]:
-    """Pass the chunks on; they are put together a block at a time, after the program has them.
+    """Pass the chunks on, each once it is taken in.
 
     A generator, because to resume one costs a fraction of a call of a `__next__` in Python.
     """
@@ -137,14 +124,13 @@ def _record_chunks(
             recording.note_chunk(chunk)
             yield chunk
             break
-        is_last = False
-        while not is_last:
-            wait = recording.waiting.append
-            for chunk in islice(iterator, _BLOCK_CHUNKS):
-                wait(chunk)
-                yield chunk
-            is_last = len(recording.waiting) < _BLOCK_CHUNKS
-            recording.take_waiting()
+        add = recording.add
+        for chunk in iterator:
+            try:
+                add(chunk)
+            except Exception as error:  # noqa: BLE001 (as in `Guard`)
+                handle_failure("recording a chunk", error)
+            yield chunk
     except GeneratorExit:
         recording.abandon()
         raise

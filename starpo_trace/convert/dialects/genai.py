@@ -39,7 +39,7 @@ _RECORD_OF_OPERATION: Final = {
     "delete_memory": "step",
 }
 _STEP_KIND_OF_OPERATION: Final = {"execute_tool": "tool", "retrieval": "retriever"}
-_STREAM_FAILURES: Final = frozenset({"closed", "dropped", "cancelled", "error"})
+_STREAM_FAILURES: Final = frozenset({"cut", "closed", "dropped", "cancelled", "error"})
 _DETAILS_EVENT: Final = "gen_ai.client.inference.operation.details"
 _EVALUATION_EVENT: Final = "gen_ai.evaluation.result"
 _INPUT_USAGE: Final = (keys.USAGE_INPUT_TOKENS, "gen_ai.usage.prompt_tokens")

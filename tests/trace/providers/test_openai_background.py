@@ -157,7 +157,9 @@ def test_a_failed_look_leaves_the_run_open():
 def test_a_call_inside_another_is_one_span(answer):
     """What the SDK saw completes the span of the router that called it, and ends with it."""
     with AnswerServer(answer) as server, client_of(server) as client, record_spans() as store:
-        outer = begin_call(lambda: LLMRequest(provider="router", model="r", messages=()))
+        outer = begin_call(
+            lambda: LLMRequest(provider="router", model="r", messages=(), is_passed_on=True)
+        )
         assert outer is not None
         attachment = Attachment(outer.context)
         client.responses.create(**OPTIONS)

@@ -12,6 +12,7 @@ from typing import Any, Final
 import polars as pl
 
 from starpo_trace.convert.columns import build_frame
+from starpo_trace.convert.copies import CONFLICT, DistinctSpans, deduplicate_spans
 from starpo_trace.convert.dialects import convert_span
 from starpo_trace.convert.dialects.canonical import Rejection
 from starpo_trace.convert.fetched import join_fetched_answers
@@ -37,10 +38,11 @@ from starpo_trace.convert.sources import (
     read_span_batches,
 )
 from starpo_trace.convert.trajectories import build_tables
-from starpo_trace.convert.tree import assign_trajectories, build_span_forest, deduplicate_spans
+from starpo_trace.convert.tree import Assignment, assign_trajectories, build_span_forest
 from starpo_trace.errors import ConfigError, SourceError
 from starpo_trace.guard import warn
 from starpo_trace.schema import REJECTED, REWARD_SOURCES
+from starpo_trace.semconv import TRAJECTORY_ID
 from starpo_trace.signing import Keyring, read_keyring
 
 __all__ = [
@@ -174,10 +176,11 @@ def convert_sources(
             + (f", {spans.num_damaged} damaged record(s)" if spans.num_damaged else "")
             + "; has the agent run with tracing on, and was it flushed?"
         )
-    rows, num_duplicates = deduplicate_spans(spans.rows)
-    tables = convert_rows(rows, trust=trust)
-    _report(progress, "converted", len(rows))
-    num_used = len(rows) - tables["rejected"].height
+    distinct = deduplicate_spans(spans.rows)
+    tables = convert_distinct_spans(distinct, trust=trust)
+    num_converted = len(distinct.rows) + len(distinct.contradicting)
+    _report(progress, "converted", num_converted)
+    num_used = num_converted - tables["rejected"].height
     rejected = pl.concat([tables["rejected"], _malformed_frame(spans.malformed)])
     tables["rejected"] = rejected
     tables["trajectories"] = _split_by_task(tables["trajectories"], test_fraction)
@@ -186,7 +189,7 @@ def convert_sources(
         spans_read=num_read,
         spans_used=num_used,
         spans_rejected_by_reason=dict(sorted(Counter(rejected["reason"].to_list()).items())),
-        duplicates=num_duplicates,
+        duplicates=distinct.num_duplicates,
         damaged_records=spans.num_damaged,
     )
     return Conversion(tables=tables, accounting=accounting, sources=tuple(spans.sources))
@@ -196,7 +199,14 @@ def convert_rows(
     rows: Sequence[SpanRow], *, trust: Trust = DEFAULT_TRUST
 ) -> dict[str, pl.DataFrame]:
     """Different span rows -> tables; `rejected` has one row per span that is not used."""
-    rows = join_fetched_answers(rows)
+    return convert_distinct_spans(DistinctSpans(rows=list(rows)), trust=trust)
+
+
+def convert_distinct_spans(
+    distinct: DistinctSpans, *, trust: Trust = DEFAULT_TRUST
+) -> dict[str, pl.DataFrame]:
+    """Spans and their contradicting copies -> tables; see `convert_rows`."""
+    rows = join_fetched_answers(distinct.rows)
     forest = build_span_forest(
         [row.trace_id for row in rows],
         [row.span_id for row in rows],
@@ -204,23 +214,33 @@ def convert_rows(
     )
     assignment = assign_trajectories(forest, rows, [convert_span(row) for row in rows])
     frames = build_frames(rows, forest, assignment)
-    losses = [
-        {"trajectory_id": trajectory, "reason": span.reason}
-        for span, trajectory in zip(assignment.spans, assignment.trajectory_ids, strict=True)
-        if isinstance(span, Rejection) and span.reason in _LOSSES and trajectory is not None
-    ]
-    tables = build_tables(
-        frames,
-        build_frame(losses, {"trajectory_id": "str", "reason": "str"}),
-        trust=trust,
-    )
+    tables = build_tables(frames, _build_losses(distinct, assignment), trust=trust)
     rejected = [
         _rejected_row(row, span)
         for row, span in zip(rows, assignment.spans, strict=True)
         if isinstance(span, Rejection)
     ]
+    conflict = Rejection(reason=CONFLICT, detail="another copy of this span differs from it")
+    rejected += [_rejected_row(row, conflict) for row in distinct.contradicting]
     tables["rejected"] = pl.concat([tables["rejected"], build_frame(rejected, REJECTED)])
     return tables
+
+
+def _build_losses(distinct: DistinctSpans, assignment: Assignment) -> pl.DataFrame:
+    """What the trajectories lack because of spans that are not used -> `trajectory_id`, `reason`."""
+    losses = [(row.attributes.get(TRAJECTORY_ID), CONFLICT) for row in distinct.contradicting]
+    parts = zip(distinct.rows, assignment.spans, assignment.trajectory_ids, strict=True)
+    for row, span, trajectory in parts:
+        if (row.trace_id, row.span_id) in distinct.contested:
+            losses.append((trajectory, CONFLICT))
+        if isinstance(span, Rejection) and span.reason in _LOSSES:
+            losses.append((trajectory, span.reason))
+    rows = [
+        {"trajectory_id": trajectory, "reason": reason}
+        for trajectory, reason in losses
+        if isinstance(trajectory, str)
+    ]
+    return build_frame(rows, {"trajectory_id": "str", "reason": "str"})
 
 
 def _decide_trust(

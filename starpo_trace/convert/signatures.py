@@ -14,7 +14,8 @@ def check_signatures(rewards: pl.DataFrame, keyring: Keyring | None) -> pl.DataF
     """Rewards -> with `signature` (valid | invalid | missing | unchecked), its key and its fault.
 
     Args:
-        rewards: with `trajectory_id` and `task_id` of the trajectory that each joined.
+        rewards: with `trajectory_id` and `task_id` of the trajectory that each joined, and whether
+            its link points to another step than it names (`is_moved`).
         keyring: keys to check with; without any, signatures are `unchecked`.
     """
     checked = [_check_reward(row, keyring) for row in rewards.iter_rows(named=True)]
@@ -60,4 +61,7 @@ def _find_fault(row: Mapping[str, Any], signature: str, keyring: Keyring) -> str
             for task in (row["recorded_task_id"], row["task_id"])
         )
         fault = f"signed for {signed}, but the trajectory is of {own}"
+    if fault is None and row["is_moved"]:
+        step = "no step" if row["named_step"] is None else f"step {row['named_step']}"
+        fault = f"signed for {step}, but linked to step {row['target_step']}"
     return fault

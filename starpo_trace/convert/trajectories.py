@@ -117,9 +117,17 @@ def _place_rewards(
 ) -> pl.DataFrame:
     """Rewards -> with their trajectory, its task, and the step and turn that they judge."""
     own = spans.select("row", _BY_TRAJECTORY, "trace_id", "span_id")
-    targets = spans.select(target_row="row", target_step=pl.coalesce("step", "step_order"))
+    targets = spans.select(
+        target_row="row",
+        target_step=pl.coalesce("step", "step_order"),
+        target_is_step=pl.col("record").is_in(["llm", "step"]),
+    )
     target_turns = turns.select(target_row="row", target_turn="turn")
     of_trajectory = pl.col("scope") == "trajectory"
+    # A signature covers the step and not the link, so the link moves no signed reward.
+    is_signed = pl.col("signature").is_not_null()
+    is_elsewhere = pl.col("target_step").ne_missing(pl.col("named_step"))
+    is_moved = is_signed & ~of_trajectory & pl.col("target_is_step") & is_elsewhere
     placed = (
         rewards.rename({"step": "named_step"})
         .join(own, on="row", how="inner")
@@ -127,7 +135,13 @@ def _place_rewards(
         .join(target_turns, on="target_row", how="left")
         .join(summary.select(_BY_TRAJECTORY, "task_id"), on=_BY_TRAJECTORY, how="left")
         .with_columns(
-            step=pl.when(~of_trajectory).then(pl.coalesce("named_step", "target_step")),
+            step=pl.when(~of_trajectory).then(
+                pl.coalesce("named_step", pl.when(~is_signed).then("target_step"))
+            ),
+            target_turn=pl.when(~is_signed | (pl.col("target_is_step") & ~is_moved)).then(
+                "target_turn"
+            ),
+            is_moved=is_moved.fill_null(value=False),
             reward_id=pl.coalesce(
                 "reward_id", pl.format("{}:{}:{}", "trace_id", "span_id", "name")
             ),
@@ -244,7 +258,11 @@ def _summarise_spans(spans: pl.DataFrame) -> pl.DataFrame:
 
 
 def _pick_outcome(rewards: pl.DataFrame) -> pl.DataFrame:
-    """The trajectory's reward: the one named `reward` if there is one, the latest otherwise."""
+    """The trajectory's reward: the one named `reward` if there is one, the latest otherwise.
+
+    One with a valid signature comes before all others, and its time is the one under signature:
+    that of its span can be written by anybody who sends it again.
+    """
     return (
         rewards.filter(
             pl.col("trusted"),
@@ -252,7 +270,13 @@ def _pick_outcome(rewards: pl.DataFrame) -> pl.DataFrame:
             pl.col("scope") == "trajectory",
             pl.col("kind") == "outcome",
         )
-        .sort(pl.col("name") == "reward", "time_ns", "reward_id", descending=True)
+        .sort(
+            pl.col("signature") == "valid",
+            pl.col("name") == "reward",
+            "made_ns",
+            "reward_id",
+            descending=True,
+        )
         .group_by(_BY_TRAJECTORY, maintain_order=True)
         .agg(reward=pl.col("value").first())
     )

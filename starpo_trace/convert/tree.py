@@ -44,24 +44,10 @@ class Assignment:
     """Reward span -> span that it is linked to."""
 
 
-def deduplicate_spans(rows: Sequence[SpanRow]) -> tuple[list[SpanRow], int]:
-    """Spans -> one per (trace id, span id) in a fixed order, and how many were dropped.
-
-    Of copies that differ, the one that ended last and holds most attributes stays, whatever the
-    order they were read in.
-    """
-    kept: dict[tuple[str, str], SpanRow] = {}
-    for row in rows:
-        other = kept.setdefault((row.trace_id, row.span_id), row)
-        if other is not row and _completeness(row) > _completeness(other):
-            kept[row.trace_id, row.span_id] = row
-    return [kept[key] for key in sorted(kept)], len(rows) - len(kept)
-
-
 def build_span_forest(
     trace_ids: Sequence[str], span_ids: Sequence[str], parent_ids: Sequence[str | None]
 ) -> SpanForest:
-    """Ids of N different spans -> their forest."""
+    """Ids of N spans -> their forest; of spans with the same ids the last one is the parent."""
     index = {key: i for i, key in enumerate(zip(trace_ids, span_ids, strict=True))}
     parents = [
         NO_PARENT if parent is None else index.get((trace_id, parent), NO_PARENT)
@@ -103,11 +89,6 @@ def assign_trajectories(
     _reject_without_calls(spans, ids, explicit)
     targets = _place_rewards(rows, spans, ids)
     return Assignment(spans=spans, trajectory_ids=ids, reward_targets=targets)
-
-
-def _completeness(row: SpanRow) -> tuple[int, int, str]:
-    content = (row.name, row.parent_id, row.start_ns, sorted(row.attributes.items()), row.source)
-    return row.end_ns or 0, len(row.attributes), repr(content)
 
 
 def _find_cycles(parents: Sequence[int]) -> list[bool]:
@@ -229,7 +210,7 @@ def _place_rewards(
     targets: dict[int, int] = {}
     for i in rewards:
         named = _column(spans[i], "trajectory_id")
-        placed = _find_target(rows[i], spans, ids, index, known, named)
+        placed = _find_target(rows[i], ids[i], spans, ids, index, known, named)
         if isinstance(placed, Rejection):
             spans[i] = placed
             continue
@@ -241,6 +222,7 @@ def _place_rewards(
 
 def _find_target(
     row: SpanRow,
+    own: str | None,
     spans: Sequence[Converted],
     ids: Sequence[str | None],
     index: dict[tuple[str, str], int],
@@ -261,7 +243,7 @@ def _find_target(
         )
     trajectory = linked or named
     if trajectory is None and not row.links:  # a reward inside the trajectory's own tree
-        trajectory = ids[index[row.trace_id, row.span_id]]
+        trajectory = own
     if trajectory is None or trajectory not in known:
         return Rejection(reason="reward_target_missing", detail=f"trajectory {trajectory}")
     return trajectory, target

@@ -12,7 +12,13 @@ import pytest
 import starpo_trace
 from starpo_trace import semconv
 from starpo_trace.cli import main
-from starpo_trace.convert.dataset import build_dataset, convert_rows, scan_table
+from starpo_trace.convert.copies import deduplicate_spans
+from starpo_trace.convert.dataset import (
+    build_dataset,
+    convert_distinct_spans,
+    convert_rows,
+    scan_table,
+)
 from starpo_trace.convert.otlp import decode_protobuf
 from starpo_trace.convert.rewards import Trust
 from starpo_trace.errors import ConfigError
@@ -146,6 +152,102 @@ def test_an_earlier_signed_reward_sent_again_does_not_win(spans):
         [(0.0, "valid", None, False), (1.0, "valid", None, True)],
         [0.0],
     )
+
+
+def test_of_signed_rewards_the_one_signed_last_is_the_outcome(spans):
+    """With ids of their own, whatever time the spans have that carry them, and sent twice."""
+    root, call = make_run(spans)
+    early = signed(root, 1.0, signed_ns=5, reward_id="r1")
+    late = signed(root, 0.0, signed_ns=9, reward_id="r2")
+    rows = [root, call, spans.reward(root, 0.0, **late)]
+    rows += [spans.reward(root, 1.0, **early), spans.reward(root, 1.0, **early)]
+    assert judge(rows) == (
+        [(0.0, "valid", None, False), (1.0, "valid", None, True), (1.0, "valid", None, False)],
+        [0.0],
+    )
+
+
+def test_an_unsigned_reward_of_another_id_is_not_the_outcome_beside_a_signed_one(spans):
+    """Where unsigned rewards count too, neither a later time nor a name puts them first."""
+    root, call = make_run(spans)
+    score = signed(root, 0.25, reward_id="r1")
+    own = {semconv.REWARD_ID: "own", semconv.EVALUATION_NAME: "reward"}
+    rows = [root, call, spans.reward(root, 0.25, **score), spans.reward(root, 1.0, **own)]
+    assert judge(rows, Trust(keyring=KEYS, require_signed=False))[1] == [0.25]
+    assert judge(rows, Trust())[1] == [1.0]
+
+
+def test_a_span_with_a_signed_reward_s_ids_does_not_delete_it(spans):
+    """Whatever it says and however late it ends; the trajectory is fit for no training."""
+    root, call = make_run(spans)
+    true = spans.reward(root, 0.25, **signed(root, 0.25))
+    late = {"span_id": true.span_id, "end_ns": 2**62}
+    forgeries = [
+        spans.reward(root, 1.0),
+        spans.reward(root, 1.0, **{**signed(root, 0.25), "starpo.more": "x"}),
+        spans.reward(root, 1.0, **{semconv.REWARD_ID: "r7", semconv.TRAJECTORY_ID: "t9"}),
+        spans.row({semconv.RECORD: "state", semconv.STATE_VALUE: "{}"}, parent=root),
+        spans.row({semconv.RECORD: "reward"}),
+        spans.row({}),
+    ]
+    for forged in (dataclasses.replace(each, **late) for each in forgeries):
+        for cyclic in (forged, dataclasses.replace(forged, parent_id=true.span_id)):
+            distinct = deduplicate_spans([root, cyclic, call, true])
+            tables = convert_distinct_spans(distinct, trust=TRUST)
+            [trajectory] = tables["trajectories"].to_dicts()
+            assert trajectory["reward"] == 0.25
+            assert "conflicting_copies" in trajectory["reasons"]
+            assert trajectory["usable_for"] == "none"
+
+
+def sign_step(spans, target, *, step, linked_to, keys=KEYS):
+    """A signed step reward of `target`'s trajectory, linked to a span."""
+    reward = SignedReward(
+        trajectory_id=target.attributes[semconv.TRAJECTORY_ID],
+        task_id=None,
+        reward_id="s",
+        name="reward",
+        value=1.0,
+        scope="turn",
+        step=step,
+        kind="process",
+        source="environment",
+        signed_ns=1,
+        verifier_digest=None,
+    )
+    return spans.reward(
+        target,
+        1.0,
+        links=((linked_to.trace_id, linked_to.span_id),),
+        **{
+            semconv.REWARD_ID: "s",
+            semconv.REWARD_SCOPE: "turn",
+            semconv.REWARD_KIND: "process",
+            semconv.REWARD_STEP: step,
+            semconv.REWARD_SIGNATURE: sign_reward(reward, keys),
+            semconv.REWARD_SIGNED_NS: 1,
+        },
+    )
+
+
+def test_the_link_moves_no_signed_reward_to_another_step(spans):
+    """The step under signature decides; a link that says something else makes it invalid."""
+    root = spans.root(num_steps=2)
+    user, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "x"}
+    first = spans.call(root, 0, [user], answer)
+    second = spans.call(root, 1, [user, answer, user], answer)
+    for step, linked_to, expected in (
+        (0, first, ("valid", None, [1.0, None])),
+        (0, root, ("valid", None, [1.0, None])),
+        (0, second, ("invalid", "signed for step 0, but linked to step 1", [None, None])),
+        (None, second, ("invalid", "signed for no step, but linked to step 1", [None, None])),
+    ):
+        reward = sign_step(spans, root, step=step, linked_to=linked_to)
+        tables = convert_rows([root, first, second, reward], trust=TRUST)
+        [found] = tables["rewards"].select("signature", "untrusted_because").rows()
+        assert (*found, tables["turns"].sort("turn")["reward"].to_list()) == expected
+        tables = convert_rows([root, first, second, reward])  # without keys
+        assert tables["rewards"]["step"].to_list() == [step]
 
 
 def test_an_unsigned_reward_never_replaces_a_signed_one(spans):

@@ -1,14 +1,17 @@
 """Span rows -> forest -> trajectories: cycles, orphans, duplicates, foreign traces."""
 
 from dataclasses import replace
+from itertools import permutations
 
+import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from starpo_trace import semconv
-from starpo_trace.convert.dataset import convert_rows
+from starpo_trace.convert.copies import deduplicate_spans
+from starpo_trace.convert.dataset import convert_distinct_spans, convert_rows
 from starpo_trace.convert.otlp import SpanRow
-from starpo_trace.convert.tree import NO_PARENT, build_span_forest, deduplicate_spans
+from starpo_trace.convert.tree import NO_PARENT, build_span_forest
 
 TRACE = f"{1:032x}"
 
@@ -53,12 +56,47 @@ def test_any_parents_give_a_forest(parents):
         assert forest.on_cycle[i] == (i in walk)
 
 
-def test_duplicates_do_not_depend_on_order(spans):
-    """Of two versions of a span the one that ended last stays."""
-    early = spans.row({"a": 1})
-    late = replace(early, end_ns=(early.end_ns or 0) + 5)
-    assert deduplicate_spans([early, late, early]) == ([late], 2)
-    assert deduplicate_spans([late, early]) == ([late], 1)
+def test_equal_copies_and_unfinished_ones_are_silent(spans):
+    """Delivered again, read from two files, passed by a Collector, or seen before its end."""
+    row = spans.row({semconv.OPERATION_NAME: "chat"})
+    copies = [
+        row,
+        replace(row, source="collector", attributes={**row.attributes, "cluster": "a"}),
+        replace(row, end_ns=None, attributes={}),
+    ]
+    for order in permutations(copies):
+        found = deduplicate_spans(order)
+        assert [each.end_ns for each in found.rows] == [row.end_ns]
+        assert (found.num_duplicates, found.contradicting, found.contested) == (2, [], frozenset())
+    alien = spans.row({"http.method": "GET"})
+    later = replace(alien, end_ns=alien.start_ns + 9)  # ended in a process and in its fork
+    found = deduplicate_spans([alien, later])
+    assert (found.num_duplicates, found.contested) == (1, frozenset())
+
+
+def test_copies_that_differ_are_reported_and_make_a_run_unusable(spans):
+    """Whatever the order they are read in; the trajectory of either copy has the reason."""
+    rows = []
+    for name in ("t1", "t2", "t3"):
+        root = spans.root(name, num_steps=1)
+        prompt, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "x"}
+        rows += [root, spans.call(root, 0, [prompt], answer, delta=False)]
+    call = rows[1]
+    other = {**call.attributes, semconv.TRAJECTORY_ID: "t2", semconv.OUTPUT_MESSAGES: "[]"}
+    forged = replace(call, end_ns=call.end_ns + 5, attributes=other)
+    expected = deduplicate_spans([*rows, forged])
+    assert expected.rows == rows
+    assert expected.contradicting == [forged]
+    for order in permutations([call, forged, forged]):
+        assert deduplicate_spans([*rows, *order]).rows == rows
+    tables = convert_distinct_spans(expected)
+    found = tables["trajectories"].sort("trajectory_id").select("usable_for", "reasons").rows()
+    assert [verdict for verdict, _ in found] == ["none", "none", "sft"]
+    assert ["conflicting_copies" in reasons for _, reasons in found] == [True, True, False]
+    rejected = tables["rejected"].select("span_id", "reason", "detail").rows()
+    assert rejected == [
+        (call.span_id, "conflicting_copies", "another copy of this span differs from it")
+    ]
 
 
 def chat(spans, *, parent=None, **fields) -> SpanRow:
@@ -75,7 +113,7 @@ def chat(spans, *, parent=None, **fields) -> SpanRow:
 
 
 def trajectories_of(rows) -> dict[str, int]:
-    tables = convert_rows(deduplicate_spans(rows)[0])
+    tables = convert_distinct_spans(deduplicate_spans(rows))
     return dict(tables["trajectories"].select("trajectory_id", "num_turns").iter_rows())
 
 
@@ -205,6 +243,7 @@ def make_row(trace, span, parent, record, trajectory, step) -> SpanRow:
         trace_id=f"{trace:032x}",
         span_id=f"{span:016x}",
         parent_id=f"{parent:016x}" if parent else None,
+        name="reward" if record == "reward" else "",
         scope=semconv.SCOPE_NAME,
         attributes={key: value for key, value in attributes.items() if value is not None},
         links=((f"{trace:032x}", f"{parent:016x}"),) if record == "reward" and parent else (),
@@ -216,18 +255,26 @@ def make_row(trace, span, parent, record, trajectory, step) -> SpanRow:
 def test_accounting_closes_in_any_order(drawn, random):
     """Every span is used, rejected once or a duplicate, and order changes nothing."""
     rows = [make_row(*fields) for fields in drawn]
-    kept, num_duplicates = deduplicate_spans(rows)
-    tables = convert_rows(kept)
-    rejected = tables["rejected"].select("trace_id", "span_id")
-    assert rejected.is_unique().all()
-    ids = set(rejected.iter_rows())
-    used = [row for row in kept if (row.trace_id, row.span_id) not in ids]
-    assert len(rows) == len(used) + rejected.height + num_duplicates
+    distinct = deduplicate_spans(rows)
+    tables = convert_distinct_spans(distinct)
+    is_conflict = pl.col("reason") == "conflicting_copies"
+    rejected = tables["rejected"].filter(~is_conflict)
+    assert tables["rejected"].height - rejected.height == len(distinct.contradicting)
+    num_kept = len(distinct.rows) + len(distinct.contradicting)
+    assert len(rows) == num_kept + distinct.num_duplicates
+    rewards = [row for row in distinct.rows if row.attributes.get(semconv.RECORD) == "reward"]
+    others = [row for row in distinct.rows if row not in rewards]
+    assert len(others) == len({(row.trace_id, row.span_id) for row in others})
+    names = rejected.filter(pl.col("name") != "reward").select("trace_id", "span_id")
+    assert names.is_unique().all()
+    ids = set(names.iter_rows())
+    used = [row for row in others if (row.trace_id, row.span_id) not in ids]
+    assert tables["rewards"].height == len(rewards) - (rejected.height - len(ids))
     turns = {row.span_id for row in used if row.attributes.get(semconv.RECORD) == "llm"}
     assert set(tables["turns"]["span_id"]) == turns
     assert tables["trajectories"]["trajectory_id"].is_unique().all()
     random.shuffle(rows)
-    again = convert_rows(deduplicate_spans(rows)[0])
+    again = convert_distinct_spans(deduplicate_spans(rows))
     for name, table in tables.items():
         order = [c for c in table.columns if not table.schema[c].is_nested()]
         assert again[name].sort(order).equals(table.sort(order)), name

@@ -4,11 +4,15 @@ Read are our own store (`*.otlp` and unsealed `*.otlp.open` segments) and what t
 Collector's file exporter writes: JSON lines, and protobuf messages each behind a 4-byte big-endian
 length; also a single OTLP JSON document and a single protobuf message. What a file is, is decided
 from its first bytes, not from its name. A damaged record is counted and its neighbours are read.
+
+Agents may write meanwhile: a segment that is sealed is read on under its new name.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from io import BufferedReader
 from pathlib import Path
 
 from starpo_trace.convert.otlp import (
@@ -25,6 +29,7 @@ SPAN_FILE_SUFFIXES = frozenset(
     {".otlp", ".open", ".json", ".jsonl", ".ndjson", ".pb", ".binpb", ".proto", ".bin"}
 )
 
+_UNSEALED = ".otlp.open"
 _COMPRESSED = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b": "gzip"}
 _PROTOBUF_FIRST_BYTE = b"\x0a"  # field 1, length-delimited: `resource_spans`
 
@@ -101,14 +106,54 @@ def read_span_batches(file: SourceFile) -> Iterator[SpanBatch]:
 
 
 def fingerprint_file(path: Path) -> SourceFingerprint:
-    """File -> size and hash of what it holds now."""
+    """File -> size and hash of what it holds now.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
     digest = blake2b(digest_size=16)
     num_bytes = 0
-    with path.open("rb") as stream:
+    with _open_source(path) as stream:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
             num_bytes += len(chunk)
-    return SourceFingerprint(path=str(path), num_bytes=num_bytes, blake2b=digest.hexdigest())
+    return SourceFingerprint(path=stream.name, num_bytes=num_bytes, blake2b=digest.hexdigest())
+
+
+def _open_source(path: Path) -> BufferedReader:
+    """File -> stream; `name` of the stream is where it was found, for a segment may be sealed."""
+    names = [str(path)]
+    if path.name.endswith(_UNSEALED):
+        names.append(str(path).removesuffix(".open"))
+    for name in names:
+        try:
+            return open(name, "rb")  # noqa: PTH123, SIM115 (a stream's name is a text then)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
+    raise SourceError(f"{path}: was removed meanwhile; run it again on what is there now")
+
+
+def _list_folder(folder: Path) -> set[Path]:
+    """Files of a folder, whose unsealed segments may become sealed ones while they are listed.
+
+    A file that is renamed during a listing may be in it under neither name. It is in the next.
+    """
+    try:
+        found = set(folder.iterdir()) | set(folder.iterdir())
+    except OSError as error:
+        raise SourceError(f"{folder}: cannot be read: {error.strerror or error}") from error
+    return {
+        file
+        for file in found
+        if not (
+            file.name.endswith(_UNSEALED)
+            # Sealed now, or removed because nothing was written to it.
+            and (file.with_suffix("") in found or not file.exists())
+            and (file.with_suffix("") in found or not file.with_suffix("").exists())
+        )
+    }
 
 
 def _files_of(path: Path) -> list[Path]:
@@ -151,16 +196,16 @@ def _detect_reader(path: Path) -> Callable[[Path, str], Iterator[SpanBatch]]:
     if head[4:5] == _PROTOBUF_FIRST_BYTE:
         return _read_length_prefixed_batches
     raise SourceError(
-        f"{path}: {_describe_head(head)}, so it is neither a trace store segment nor OTLP JSON "
+        f"{path}: {_describe_head(path, head)}: neither a trace store segment nor OTLP JSON "
         "lines nor OTLP protobuf; name the agent's trace store or the Collector's output"
     )
 
 
-def _describe_head(head: bytes) -> str:
-    text = head[:8].decode("ascii", errors="replace")
-    if text.isprintable() and text.isascii():
-        return f'begins with the text "{text}"'
-    return f"begins with the bytes {head[:8].hex(' ')}"
+def _describe_head(path: Path, head: bytes) -> str:
+    """What a foreign file is, without any of its bytes: it may be a key file, named by mistake."""
+    text = head.decode("utf-8", errors="ignore")  # the last character may be cut
+    is_text = len(text.encode()) > len(head) - 4 and "\0" not in text
+    return f"{'text' if is_text else 'binary data'}, {path.stat().st_size:,} bytes"
 
 
 def _batch(spans: Iterator[SpanRow | MalformedSpan]) -> SpanBatch:

@@ -254,7 +254,8 @@ class LLMCall:
                     attributes[semconv.PROMPT_TOKEN_IDS] = dump_json(response.prompt_token_ids)
             else:
                 self._learn(trajectory.history, self._prompt, response)
-        if outcome == "exhausted" and not response.finish_reasons:
+        is_turn = not self._request.is_retrieval
+        if outcome == "exhausted" and is_turn and not response.finish_reasons:
             outcome = "cut"  # the server stopped before the answer said that it ends
         if outcome is not None:
             attributes[semconv.STREAM_OUTCOME] = outcome

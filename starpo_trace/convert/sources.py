@@ -127,7 +127,7 @@ def _open_source(path: Path) -> BufferedReader:
         names.append(str(path).removesuffix(".open"))
     for name in names:
         try:
-            return open(name, "rb")  # noqa: PTH123, SIM115 (a stream's name is a text then)
+            return open(name, "rb")  # noqa: PTH123 (a stream's name is a text then)
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -144,16 +144,10 @@ def _list_folder(folder: Path) -> set[Path]:
         found = set(folder.iterdir()) | set(folder.iterdir())
     except OSError as error:
         raise SourceError(f"{folder}: cannot be read: {error.strerror or error}") from error
-    return {
-        file
-        for file in found
-        if not (
-            file.name.endswith(_UNSEALED)
-            # Sealed now, or removed because nothing was written to it.
-            and (file.with_suffix("") in found or not file.exists())
-            and (file.with_suffix("") in found or not file.with_suffix("").exists())
-        )
+    is_sealed = {
+        file for file in found if file.name.endswith(_UNSEALED) and file.with_suffix("") in found
     }
+    return found - is_sealed
 
 
 def _files_of(path: Path) -> list[Path]:
@@ -162,9 +156,12 @@ def _files_of(path: Path) -> list[Path]:
     if not path.is_dir():
         raise SourceError(f"{path}: no such file or folder; name a trace store or an OTLP file")
     files = sorted(
-        file for file in path.iterdir() if file.is_file() and file.suffix in SPAN_FILE_SUFFIXES
+        file
+        for file in _list_folder(path)
+        if file.suffix in SPAN_FILE_SUFFIXES
+        and file.name != "manifest.json"
+        and (file.is_file() or (file.name.endswith(_UNSEALED) and not file.exists()))
     )
-    files = [file for file in files if file.name != "manifest.json"]
     if not files:
         raise SourceError(
             f"{path}: no span files in this folder (looked for "
@@ -174,11 +171,8 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _detect_reader(path: Path) -> Callable[[Path, str], Iterator[SpanBatch]]:
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(64)
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
+    with _open_source(path) as stream:
+        head = stream.read(64)
     if head.startswith(SEGMENT_MAGIC) or path.name.endswith((".otlp", ".otlp.open")):
         return _read_segment_batches
     if not head:
@@ -224,9 +218,11 @@ def _damage(path: Path, offset: int, reason: str) -> SpanBatch:
 
 
 def _read_segment_batches(path: Path, source: str) -> Iterator[SpanBatch]:
-    from starpo_trace.store.segments import Damage, read_segment
+    from starpo_trace.store.segments import Damage, scan_records
 
-    for record in read_segment(path):
+    with _open_source(path) as stream:
+        data = stream.read()
+    for record in scan_records(data, is_open=stream.name.endswith(_UNSEALED)):
         if isinstance(record, Damage):
             yield _damage(path, record.offset, record.reason)
             continue
@@ -237,7 +233,7 @@ def _read_segment_batches(path: Path, source: str) -> Iterator[SpanBatch]:
 
 
 def _read_json_batches(path: Path, source: str) -> Iterator[SpanBatch]:
-    with path.open("rb") as stream:
+    with _open_source(path) as stream:
         first = stream.readline()
         try:
             batch = _batch(decode_json(first, source))
@@ -258,23 +254,27 @@ def _read_json_batches(path: Path, source: str) -> Iterator[SpanBatch]:
 
 
 def _read_json_document(path: Path, source: str) -> SpanBatch | None:
+    with _open_source(path) as stream:
+        document = stream.read()
     try:
-        return _batch(decode_json(path.read_bytes(), source))
+        return _batch(decode_json(document, source))
     except DecodeError:
         return None
 
 
 def _read_protobuf_batches(path: Path, source: str) -> Iterator[SpanBatch]:
+    with _open_source(path) as stream:
+        payload = stream.read()
     try:
-        yield _batch(decode_protobuf(path.read_bytes(), source))
+        yield _batch(decode_protobuf(payload, source))
     except DecodeError as error:
         yield _damage(path, 0, str(error))
 
 
 def _read_length_prefixed_batches(path: Path, source: str) -> Iterator[SpanBatch]:
-    num_bytes = path.stat().st_size
     offset = 0
-    with path.open("rb") as stream:
+    with _open_source(path) as stream:
+        num_bytes = os.fstat(stream.fileno()).st_size
         while prefix := stream.read(4):
             length = int.from_bytes(prefix, "big")
             if len(prefix) < 4 or offset + 4 + length > num_bytes:

@@ -1,6 +1,8 @@
 """Files of every kind -> the same spans; damage is counted and neighbours are read."""
 
 import json
+import shutil
+import threading
 
 import pytest
 from google.protobuf.json_format import MessageToDict
@@ -10,10 +12,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Link, Status, StatusCode
 
+from starpo_trace.convert.dataset import convert_sources
 from starpo_trace.convert.otlp import MAX_TIME_NS, describe_fault
-from starpo_trace.convert.sources import find_source_files, read_span_batches
+from starpo_trace.convert.sources import find_source_files, fingerprint_file, read_span_batches
 from starpo_trace.errors import SourceError
-from starpo_trace.store.segments import MAGIC, frame_record
+from starpo_trace.store.segments import MAGIC, SegmentWriter, frame_record
 
 
 @pytest.fixture
@@ -231,3 +234,60 @@ def test_foreign_file_is_described_and_not_quoted(tmp_path, content, words):
 def test_fault_in_a_span_is_said_in_words(error, words):
     """The detail of a rejected span names no Python exception."""
     assert describe_fault(error) == words
+
+
+def test_a_segment_sealed_while_it_is_read(tmp_path, request_message):
+    """Between any two looks at it: it is read under its new name, as what it is."""
+    record = frame_record(request_message.SerializeToString(), 2)
+
+    def write_segment():
+        folder = tmp_path / "store"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        writer = SegmentWriter(folder)
+        writer.append(record)
+        return folder, writer
+
+    folder, writer = write_segment()
+    (file,) = find_source_files([folder])
+    writer.seal()
+    assert fingerprint_file(file.path).path == str(writer.path)
+    assert sum(len(batch.rows) for batch in read_span_batches(file)) == 2
+    folder, writer = write_segment()
+    (file,) = find_source_files([folder])
+    batches = read_span_batches(file)
+    writer.seal()
+    assert sum(len(batch.rows) for batch in batches) == 2
+    writer.path.unlink()
+    for read in (lambda: list(read_span_batches(file)), lambda: fingerprint_file(file.path)):
+        with pytest.raises(SourceError, match=r"\.otlp\.open: was removed meanwhile"):
+            read()
+
+
+def test_export_beside_agents_that_come_and_go(tmp_path, request_message):
+    """Segments are made and sealed all the while; no build fails, and none counts a span twice."""
+    store = tmp_path / "store"
+    store.mkdir()
+    record = frame_record(request_message.SerializeToString(), 2)
+    is_over = threading.Event()
+    written = [SegmentWriter(store)]
+    written[0].append(record)
+
+    def write():
+        while not is_over.is_set() and len(written) < 1000:
+            writer = SegmentWriter(store)
+            writer.append(record)
+            written.append(writer)
+            written[-2].seal()
+
+    agent = threading.Thread(target=write)
+    agent.start()
+    try:
+        for _ in range(20):
+            sizes = [file.num_bytes for file in (read := convert_sources([store])).sources]
+            assert read.accounting.is_closed
+            num_written = sum(size == len(MAGIC) + len(record) for size in sizes)
+            assert 2 * num_written <= read.accounting.spans_read <= 2 * len(sizes)
+    finally:
+        is_over.set()
+        agent.join()

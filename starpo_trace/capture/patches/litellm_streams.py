@@ -43,7 +43,7 @@ class OuterRecording(StreamRecording):
         if not self._is_finished:
             finish_inner_streams(self.call)
             if self.prompt_token_ids is not None:
-                self._add({"prompt_token_ids": self.prompt_token_ids})
+                self.add({"prompt_token_ids": self.prompt_token_ids})
         super().finish(outcome, error)
 
 

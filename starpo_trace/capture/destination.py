@@ -1,5 +1,6 @@
 """Configuration -> a tracer provider of our own, and the destinations behind it."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -14,6 +15,7 @@ from starpo_trace.config import (
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
+_SAMPLER_VARIABLE: Final = "OTEL_TRACES_SAMPLER"
 _MAX_SPAN_ATTRIBUTES: Final = 1024
 
 
@@ -65,6 +67,10 @@ def build_own_provider(config: CaptureConfig) -> OwnProvider:
         max_span_attribute_length=unset,
     )
     provider = TracerProvider(span_limits=limits, sampler=sampler)
+    if sampler is None and os.environ.get(_SAMPLER_VARIABLE):
+        from starpo_trace.capture.sampling import LateRewardSampler
+
+        provider.sampler = LateRewardSampler(provider.sampler)
     destinations: list[Destination] = []
     if store is not None:
         from starpo_trace.store.sink import MAX_STORE_BYTES, SpanSink

@@ -15,6 +15,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_ON,
     ParentBased,
+    Sampler,
     SamplingResult,
     TraceIdRatioBased,
 )
@@ -63,6 +64,41 @@ class TrajectorySampler(ParentBased):
             if not is_part and receive_identity(parent_context) is None:
                 decide = self._by_trace_id.should_sample
         return decide(parent_context, trace_id, name, kind, attributes, links, trace_state)
+
+
+class LateRewardSampler(Sampler):
+    """A sampler of the environment's, which says nothing about late rewards: they are recorded.
+
+    Each is a trace of its own, so a sampler would decide about it anew, and keep runs whose reward
+    it drops.
+    """
+
+    def __init__(self, sampler: Sampler) -> None:
+        """`sampler` decides about all other spans."""
+        self._sampler = sampler
+
+    def should_sample(
+        self,
+        parent_context: "Context | None",
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: "Attributes" = None,
+        links: Sequence[Link] | None = None,
+        trace_state: "TraceState | None" = None,
+    ) -> SamplingResult:
+        """Decide about one span."""
+        sampler = self._sampler
+        if attributes is not None and attributes.get(semconv.RECORD) == "reward":
+            parent = trace.get_current_span(parent_context).get_span_context()
+            sampler = sampler if parent.is_valid else ALWAYS_ON
+        return sampler.should_sample(
+            parent_context, trace_id, name, kind, attributes, links, trace_state
+        )
+
+    def get_description(self) -> str:
+        """Name of the sampler that decides."""
+        return f"LateReward({self._sampler.get_description()})"
 
 
 class SamplingTracer(Tracer):

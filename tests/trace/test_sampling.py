@@ -84,6 +84,18 @@ def test_our_own_provider_decides_by_the_root_s_trace_id(tmp_path, client):
     assert records_of(read_rows(tmp_path)) == dict.fromkeys(kept, WHOLE)
 
 
+@pytest.mark.parametrize("name", ["always_off", "traceidratio", "parentbased_always_off"])
+def test_the_environment_s_sampler_drops_no_late_reward(tmp_path, client, monkeypatch, name):
+    """It decides about runs, and rewards within them; one that comes later is recorded."""
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", name)
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.0")
+    starpo_trace.instrument(store=tmp_path)
+    run = play(client)
+    starpo_trace.reward(1.0, trajectory_id=run)
+    starpo_trace.uninstrument()
+    assert records_of(read_rows(tmp_path)) == {run: ["reward"]}
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_provider_of_the_user_s_keeps_its_own_spans(client, share):
     """Only ours are left out; the user's spans around and within the run are as without us."""

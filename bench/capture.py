@@ -81,9 +81,10 @@ def main() -> None:
             "facts": columns,
             "targets": [
                 {
-                    "target": "every fact kept by starpo_trace",
-                    "missed": missed,
-                    "is_met": not missed,
+                    "name": "facts that starpo_trace does not keep",
+                    "value": missed,
+                    "target": [],
+                    "met": not missed,
                 }
             ],
         }

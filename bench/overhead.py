@@ -61,8 +61,8 @@ def print_results(results: dict[str, Any]) -> None:
         print(f"memory growth after 20,000 short calls, {name}: {mib:.1f} MiB")
     print("\n| target | found | limit | |\n|---|---:|---:|---|")
     for each in results["targets"]:
-        verdict = "met" if each["is_met"] else "MISSED"
-        print(f"| {each['target']} | {each['found']} | {each['limit']} | {verdict} |")
+        verdict = "met" if each["met"] else "MISSED"
+        print(f"| {each['name']} | {each['value']} | {each['target']} | {verdict} |")
 
 
 def read_arguments() -> argparse.Namespace:

@@ -14,13 +14,13 @@ def judge_targets(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Every target that the results can speak to."""
     targets = []
 
-    def judge(target: str, found: float, limit: float) -> None:
+    def judge(name: str, found: float, limit: float) -> None:
         targets.append(
             {
-                "target": target,
-                "found": round(found, 3),
-                "limit": round(limit, 3),
-                "is_met": found <= limit,
+                "name": name,
+                "value": round(found, 3),
+                "target": round(limit, 3),
+                "met": found <= limit,
             }
         )
 

@@ -13,6 +13,7 @@ from starpo_trace.collect.command import add_collect_command
 from starpo_trace.errors import ConfigError, SourceError, StarpoTraceError, StoreError
 from starpo_trace.guard import mask_logs_with
 from starpo_trace.launch import run_program, split_arguments
+from starpo_trace.plain import escape_controls
 from starpo_trace.schema import REWARD_SOURCES
 
 
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.command(options)
     except StarpoTraceError as error:
-        print(f"starpo-trace: {error}", file=sys.stderr)
+        print(f"starpo-trace: {escape_controls(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         what = "interrupted; nothing written" if options.command is _export else "interrupted"

@@ -14,10 +14,17 @@ from rich.text import Text
 from starpo_trace.convert.dataset import convert_sources
 from starpo_trace.convert.manifest import Accounting, Manifest, read_manifest, scan_table
 from starpo_trace.errors import DatasetError
+from starpo_trace.plain import escape_controls
 from starpo_trace.schema import MANIFEST_FILE
 
 _MAX_TEXT: Final = 2000
 _STYLES: Final = {"rl": "green", "sft": "yellow", "none": "red"}
+_SIGNATURES: Final = {
+    "valid": "with a valid signature",
+    "invalid": "with an invalid signature",
+    "unchecked": "signed, not checked (no --reward-keys)",
+    "missing": "not signed",
+}
 
 Tables = Mapping[str, pl.DataFrame]
 
@@ -37,8 +44,10 @@ def show_path(
     """
     tables, accounting = _load(path)
     if trajectory_id is None:
-        console.print(Text(str(path), "italic"), soft_wrap=True)  # a path stays in one piece
-        console.print(render_accounting(accounting, tables["trajectories"]))
+        console.print(
+            Text(escape_controls(str(path)), "italic"), soft_wrap=True
+        )  # a path stays in one piece
+        console.print(render_accounting(accounting, tables))
         console.print(_render_reasons(tables["trajectories"]))
         _print_trajectories(console, tables["trajectories"], max_trajectories)
         return
@@ -54,21 +63,32 @@ def show_path(
 
 def render_manifest(manifest: Manifest) -> RenderableType:
     """Manifest -> the funnel from spans read to trajectories usable for RL."""
-    return _render_funnel(manifest.accounting, manifest.counts["trajectories"], manifest.usable_for)
+    return _render_funnel(
+        manifest.accounting,
+        manifest.counts["trajectories"],
+        verdicts=manifest.usable_for,
+        signatures=manifest.signatures,
+    )
 
 
-def render_accounting(accounting: Accounting, trajectories: pl.DataFrame) -> RenderableType:
-    """Accounting and trajectories -> the funnel, as `render_manifest`."""
-    verdicts = dict(trajectories["usable_for"].value_counts().iter_rows())
-    return _render_funnel(accounting, trajectories.height, verdicts)
+def render_accounting(accounting: Accounting, tables: Tables) -> RenderableType:
+    """Accounting and tables -> the funnel, as `render_manifest`."""
+    trajectories = tables["trajectories"]
+    return _render_funnel(
+        accounting,
+        trajectories.height,
+        verdicts=dict(trajectories["usable_for"].value_counts().iter_rows()),
+        signatures=dict(tables["rewards"]["signature"].value_counts().iter_rows()),
+    )
 
 
 def render_trajectory(tables: Tables) -> Iterator[RenderableType]:
     """Tables filtered to one trajectory -> what it saw, thought, did and got, in order."""
     row = tables["trajectories"].row(0, named=True)
-    yield Text(f"trajectory {row['trajectory_id']}", style="bold")
+    yield Text(f"trajectory {escape_controls(row['trajectory_id'])}", style="bold")
     facts = ("task_id", "attempt", "policy_id", "end", "usable_for", "num_turns", "num_steps")
-    yield Text("  ".join(f"{name}={row[name]}" for name in facts if row[name] is not None))
+    given = [f"{name}={row[name]}" for name in facts if row[name] is not None]
+    yield Text("  ".join(escape_controls(each) for each in given))
     if row["reasons"]:
         yield Text(f"not better because: {', '.join(row['reasons'])}", style="yellow")
     messages = {node["node_id"]: node for node in tables["messages"].iter_rows(named=True)}
@@ -116,7 +136,11 @@ def _find_trajectory(trajectories: pl.DataFrame, trajectory_id: str) -> str:
 
 
 def _render_funnel(
-    accounting: Accounting, num_trajectories: int, verdicts: Mapping[str, int]
+    accounting: Accounting,
+    num_trajectories: int,
+    *,
+    verdicts: Mapping[str, int],
+    signatures: Mapping[str, int],
 ) -> RenderableType:
     table = Table(show_header=False, box=None)
     table.add_column(justify="right")
@@ -130,6 +154,10 @@ def _render_funnel(
     table.add_row(f"{num_trajectories:,}", "trajectories", style="bold")
     for verdict, style in _STYLES.items():
         table.add_row(f"{verdicts.get(verdict, 0):,}", f"usable for {verdict}", style=style)
+    for state, words in _SIGNATURES.items():
+        if count := signatures.get(state, 0):
+            style = "red" if state == "invalid" else None
+            table.add_row(f"{count:,}", f"rewards {words}", style=style)
     if accounting.damaged_records:
         note = "damaged records in the sources, skipped"
         table.add_row(f"{accounting.damaged_records:,}", note, style="red")
@@ -156,10 +184,10 @@ def _print_trajectories(console: Console, trajectories: pl.DataFrame, max_rows: 
         trajectories.sort("started_ns", "trajectory_id").head(max_rows).iter_rows(named=True)
     ):
         table.add_row(
-            escape(row["trajectory_id"]),
-            escape(row["task_id"] or "-"),
+            escape(escape_controls(row["trajectory_id"])),
+            escape(escape_controls(row["task_id"] or "-")),
             _or_dash(row["attempt"]),
-            row["end"],
+            escape(escape_controls(_or_dash(row["end"]))),
             str(row["num_turns"]),
             str(row["num_tool_calls"]),
             "-" if row["reward"] is None else f"{row['reward']:g}",
@@ -208,20 +236,29 @@ def _render_states(states: pl.DataFrame) -> Iterator[RenderableType]:
 def _render_rewards(rewards: pl.DataFrame) -> Iterator[RenderableType]:
     for reward in rewards.sort("time_ns").iter_rows(named=True):
         notes = [str(reward["source"])]
-        notes += [] if reward["trusted"] else ["not trusted"]
+        notes += _describe_signature(reward)
+        notes += [] if reward["trusted"] else [f"not trusted: {reward['untrusted_because']}"]
         notes += ["superseded"] if reward["superseded"] else []
         text = f"{reward['name']} = {reward['value']} ({', '.join(notes)})"
-        yield from _labelled(f"reward/{reward['scope']}", text, "yellow")
+        yield from _labelled(f"reward/{reward['scope']}", escape_controls(text), "yellow")
+
+
+def _describe_signature(reward: Mapping[str, Any]) -> list[str]:
+    match reward["signature"]:
+        case "valid":
+            return [f"signed with {reward['key_id']}"]
+        case "invalid":
+            return ["signature invalid"]
+        case "unchecked":
+            return [f"signature of {reward['key_id'] or 'no key'} not checked"]
+    return []
 
 
 def _labelled(label: str, text: str, style: str) -> Iterator[RenderableType]:
     cut = text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}... ({len(text):,} characters)"
     # `Text` keeps brackets and escape sequences of recorded content from becoming markup.
-    yield Text.assemble((f"{label:>18}  ", style), _printable(cut))
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+    label = escape_controls(label)
+    yield Text.assemble((f"{label:>18}  ", style), escape_controls(cut, keep="\n\t"))
 
 
 def _message_text(node: Mapping[str, Any]) -> str:

@@ -50,7 +50,8 @@ class CommitLog:
         self.num_commits = 0
         """Synced writes."""
         self.trouble = ""
-        """Why the last write failed; empty when it worked."""
+        """Why the last write failed, without the path, which is nobody's who sends; empty when it
+        worked."""
         self._on_trouble = on_trouble
         self._max_store_bytes = max_store_bytes
         self._store = SegmentedStore(
@@ -124,10 +125,10 @@ class CommitLog:
                     pending.done.set_exception(refusal)
 
     def _build_refusal(self, problem: str) -> RefusedError:
-        self._report(f"{self.directory}: {problem}")
+        self._report(problem)
         return RefusedError(Reason.UNAVAILABLE, f"the store cannot be written now: {problem}")
 
     def _report(self, trouble: str) -> None:
         if trouble != self.trouble:
             self.trouble = trouble
-            self._on_trouble(trouble)
+            self._on_trouble(trouble and f"{self.directory}: {trouble}")

@@ -120,7 +120,7 @@ def test_narrow_terminal_shows_whole_ids_paths_and_positive_counts(tmp_path):
     done = starpo_trace("export", ".starpo/traces", "-o", output, cwd=tmp_path, columns=80)
     assert done.stdout.splitlines()[0] == str(output)
     assert "1 rejected: reward_target_missing" in " ".join(done.stdout.split())
-    assert "-1" not in done.stdout
+    assert "-1" not in done.stdout.partition("\n")[2]
     [trajectory_id] = scan_table(output, "trajectories").collect()["trajectory_id"]
     done = starpo_trace("show", output, cwd=tmp_path, columns=80)
     assert done.stdout.splitlines()[0] == str(output)

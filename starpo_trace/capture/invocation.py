@@ -176,12 +176,13 @@ class LLMCall:
         if not self._once.acquire(blocking=False):
             return
         try:
-            if self._is_recording:
-                self._record(response, error, outcome)
+            try:
+                if self._is_recording:
+                    self._record(response, error, outcome)
+            finally:
+                self.span.end()  # where the program's own span processors run too
         except Exception as failure:  # noqa: BLE001 (as in `Guard`)
             handle_failure("ending a model call", failure)
-        finally:
-            self.span.end()
 
     def fail(self, error: BaseException) -> None:
         """End the span of a request that raised instead of answering."""

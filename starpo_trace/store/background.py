@@ -15,7 +15,7 @@ from typing import Final
 
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
-from starpo_trace.guard import Guard
+from starpo_trace.guard import Guard, handle_failure
 from starpo_trace.store.forking import watch_forks
 from starpo_trace.store.spanqueue import SpanQueue
 
@@ -108,6 +108,12 @@ class BackgroundProcessor(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """Accept a span, or count it as dropped when the queue is full."""
+        try:
+            self._accept(span)
+        except Exception as error:  # noqa: BLE001 (the SDK calls this from the program's own code)
+            handle_failure("accepting a span", error)
+
+    def _accept(self, span: ReadableSpan) -> None:
         if span.context is None or not span.context.trace_flags.sampled:
             return
         num_waiting = self._spans.put(span)

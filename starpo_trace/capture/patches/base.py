@@ -9,7 +9,7 @@ from opentelemetry import context as otel_context
 
 from starpo_trace.capture.attachment import Attachment
 from starpo_trace.capture.runtime import get_runtime
-from starpo_trace.guard import handle_failure, warn_once
+from starpo_trace.guard import Guard, handle_failure, warn_once
 
 if TYPE_CHECKING:
     from starpo_trace.capture.invocation import Call
@@ -110,7 +110,7 @@ def make_recorder(begin: "Begin[_T]", end: "End[_T]") -> Wrapper:
         try:
             result = wrapped(*args, **kwargs)
         except BaseException as error:
-            call.fail(error)
+            _note_failure(call, error)
             raise
         finally:
             otel_context.detach(token)
@@ -137,7 +137,7 @@ def make_async_recorder(begin: "Begin[_T]", end: "End[_T]") -> Wrapper:
         try:
             result = await wrapped(*args, **kwargs)
         except BaseException as error:
-            call.fail(error)
+            _note_failure(call, error)
             raise
         finally:
             attachment.detach()
@@ -169,12 +169,18 @@ def load_at_first_call(
     return begin, end
 
 
+def _note_failure(call: "Call", error: BaseException) -> None:
+    with Guard("ending a model call that failed"):
+        call.fail(error)
+
+
 def _end_call(end: "End[_T]", call: "Call", note: _T, result: Any) -> Any:
     try:
         return end(call, note, result)
     except Exception as error:  # noqa: BLE001 (as in `Guard`)
-        from starpo_trace.capture.exchange import LLMResponse
+        with Guard("ending a model call whose answer cannot be read"):
+            from starpo_trace.capture.exchange import LLMResponse
 
-        call.finish(LLMResponse(is_unread=True))
+            call.finish(LLMResponse(is_unread=True))
         handle_failure("reading a model's answer", error)
     return result

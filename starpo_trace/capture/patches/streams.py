@@ -36,6 +36,7 @@ class StreamRecording:
 
     ends_when_said = False
     """Whether what follows the answer's own end is left unread as a rule."""
+    _is_finished = True  # of one that could not even begin
 
     def __init__(self, call: Call, accumulator: ChunkAccumulator) -> None:
         self.call = call
@@ -62,12 +63,13 @@ class StreamRecording:
         if self._is_finished:
             return
         self._is_finished = True
-        response = LLMResponse()
-        with Guard("assembling a streamed answer"):
-            response = self._accumulator.build_response()
-        if outcome == "closed" and self.ends_when_said and response.finish_reasons:
-            outcome = "exhausted"
-        self.call.finish(response, error=error, outcome=outcome)
+        with Guard("ending a stream"):
+            response = LLMResponse()
+            with Guard("assembling a streamed answer"):
+                response = self._accumulator.build_response()
+            if outcome == "closed" and self.ends_when_said and response.finish_reasons:
+                outcome = "exhausted"
+            self.call.finish(response, error=error, outcome=outcome)
 
     def note_failure(self, error: BaseException) -> None:
         """Finish the call after a read that raised."""

@@ -42,7 +42,8 @@ def _submit_work(
     is_ours = otel_context.get_value(TRAJECTORY_KEY) is not None
     # Routers call the SDK below them from a pool, outside of a run too.
     if args and (is_ours or otel_context.get_value(CALL_KEY) is not None):
-        args = (_carry_context(args[0]), *args[1:])
+        with Guard("giving a piece of work its run"):
+            args = (_carry_context(args[0]), *args[1:])
     return wrapped(*args, **kwargs)
 
 

@@ -5,13 +5,13 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryFile
 
 from starpo_trace.collect.command import add_collect_command
-from starpo_trace.errors import ConfigError, SourceError, StarpoTraceError, StoreError
+from starpo_trace.errors import ConfigError, StarpoTraceError
 from starpo_trace.guard import mask_logs_with
+from starpo_trace.latereward import record_late_reward
 from starpo_trace.launch import run_program, split_arguments
 from starpo_trace.plain import escape_controls
 from starpo_trace.schema import REWARD_SOURCES
@@ -186,37 +186,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _reward(options: argparse.Namespace) -> int:
-    if not isfinite(options.value):
-        raise ConfigError(f"--value {options.value}: a reward must be a finite number")
-    if options.scope != "trajectory" and options.step is None:
-        raise ConfigError(f"--scope {options.scope} needs --step, the step it belongs to")
-    if options.store is not None and not options.store.is_dir():
-        raise SourceError(f"--store {options.store}: no such folder; name the agent's trace store")
-    import starpo_trace
-    from starpo_trace.signing import find_keyring, read_keyring
-
-    keyring = read_keyring(options.key_file) if options.key_file else find_keyring()
-    starpo_trace.instrument(store=options.store)
-    starpo_trace.reward(
-        options.value,
-        name=options.name,
-        scope=options.scope,
-        source=options.source,
-        min=options.min,
-        max=options.max,
-        explanation=options.explanation,
-        reward_id=options.reward_id,
-        trajectory_id=options.trajectory,
-        step=options.step,
-        task_id=options.task,
-        verifier_digest=options.verifier_digest,
-        sign=keyring is not None,
-        key=keyring,
-    )
-    if not starpo_trace.flush():
-        raise StoreError("the reward was not acknowledged in time; send it again (same id: once)")
-    signed = "" if keyring is None else f", signed with {keyring.key_ids[0]}"
-    print(f"{options.name} = {options.value:g} recorded for {options.trajectory}{signed}")
+    print(record_late_reward(options))
     return 0
 
 

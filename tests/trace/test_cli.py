@@ -21,11 +21,13 @@ with starpo_trace.trajectory("agent", task_id=sys.argv[1], trajectory_id="t-" + 
 pytestmark = pytest.mark.slow
 
 
-def starpo_trace(*arguments: object, cwd: Path, timeout_s: int = 60, columns: int = 200):
-    environment = {**os.environ, "COLUMNS": str(columns), "OMP_NUM_THREADS": "1"}
+def starpo_trace(
+    *arguments: object, cwd: Path, timeout_s: int = 60, columns: int = 200, **variables: str
+):
+    environment = {**os.environ, "COLUMNS": str(columns), "OMP_NUM_THREADS": "1", **variables}
     environment.pop("OTEL_EXPORTER_OTLP_ENDPOINT", None)
     return subprocess.run(
-        [sys.executable, "-m", "starpo_trace.cli", *map(str, arguments)],
+        [sys.executable, "-m", "starpo_trace.cli", *map(_as_argument, arguments)],
         cwd=cwd,
         env=environment,
         capture_output=True,
@@ -33,6 +35,10 @@ def starpo_trace(*arguments: object, cwd: Path, timeout_s: int = 60, columns: in
         timeout=timeout_s,
         check=False,
     )
+
+
+def _as_argument(given: object) -> str | bytes:
+    return given if isinstance(given, bytes) else str(given)
 
 
 def test_run_reward_export_show(tmp_path):
@@ -77,6 +83,9 @@ def test_run_leaves_exit_code_and_exceptions_alone(tmp_path, program, code, stde
         assert done.stdout == "['script.py', '-o', '--store', 'x'] __main__\n"
 
 
+REWARD = ["reward", "--trajectory", "t", "--value", "1"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -88,6 +97,16 @@ def test_run_leaves_exit_code_and_exceptions_alone(tmp_path, program, code, stde
         (["reward", "--trajectory", "t", "--value", "nan"], "must be a finite number"),
         (["reward", "--trajectory", "t", "--value", "1", "--scope", "turn"], "needs --step"),
         (["reward", "--trajectory", "t", "--value", "1", "--store", "no"], "no such folder"),
+        ([*REWARD, "--trajectory", ""], "--trajectory is empty"),
+        ([*REWARD, "--name", " "], "--name is empty"),
+        ([*REWARD, "--id", ""], "--id is empty"),
+        ([*REWARD, "--scope", "turn", "--step", "-1"], "--step -1: steps are numbered from 0"),
+        ([*REWARD, "--scope", "turn", "--step", str(2**63)], "steps are numbered from 0"),
+        ([*REWARD, "--step", "1"], "--step 1: a reward of the whole trajectory has none"),
+        ([*REWARD, "--max", "0.5"], "--value 1 is above --max 0.5"),
+        ([*REWARD, "--min", "2"], "--value 1 is below --min 2"),
+        ([*REWARD, "--min", "nan"], "--min nan: give a finite number"),
+        ([*REWARD, "--task", b"caf\xe9"], "--task 'caf\\udce9': is not UTF-8"),
     ],
 )
 def test_mistakes_get_one_clear_line(tmp_path, arguments, message):
@@ -98,6 +117,28 @@ def test_mistakes_get_one_clear_line(tmp_path, arguments, message):
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["empty"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"OTEL_SDK_DISABLED": "true"}, "OTEL_SDK_DISABLED is true; unset it"),
+        ({"STARPO_STORE_MAX_BYTES": "10"}, "the reward was refused for good and is not recorded"),
+    ],
+)
+def test_a_reward_that_nobody_took_is_an_error(tmp_path, environment, message):
+    """Exit code 1 and the reason, not a flush that had nothing to wait for."""
+    done = starpo_trace(*REWARD, cwd=tmp_path, **environment)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "in time" not in done.stderr
+    assert "recorded for" not in done.stdout
+
+
+def test_a_late_reward_is_recorded_whatever_the_sampler_says(tmp_path):
+    """A verifier in an environment that samples nothing."""
+    done = starpo_trace(*REWARD, cwd=tmp_path, OTEL_TRACES_SAMPLER="always_off")
+    assert (done.returncode, done.stdout) == (0, "reward = 1 recorded for t\n")
 
 
 def test_traceback_of_a_script_is_its_own(tmp_path):

@@ -31,9 +31,9 @@ def dump_json(value: Any) -> str:
     try:
         return orjson.dumps(value, default=_describe, option=orjson.OPT_NON_STR_KEYS).decode()
     except (TypeError, ValueError):  # lone surrogates, integers beyond 64 bits, depth
-        import json
+        from starpo_trace.plainjson import dump_refused
 
-        return json.dumps(value, default=_describe, separators=(",", ":"))
+        return dump_refused(value, _describe)
 
 
 def _describe(value: Any) -> str:

@@ -119,3 +119,20 @@ def test_json_of_what_json_cannot_hold():
     assert dump_json({1: {2}}) == '{"1":"{2}"}'
     assert dump_json(2**70) == str(2**70)
     assert dump_json("\ud800") == '"\\ud800"'
+
+
+def test_json_of_what_json_encoders_refuse():
+    """Cycles, depth and endless integers leave a note in their place, and JSON stays valid."""
+    cycle = {"a": 1}
+    cycle["self"] = [cycle]
+    assert dump_json(cycle) == '{"a":1,"self":["<cycle>"]}'
+    assert dump_json({"n": float("nan"), "i": 2**70, (1, 2): None}) == (
+        f'{{"n":null,"i":{2**70},"(1, 2)":null}}'
+    )
+    assert dump_json({None: 10**5000, 1: "\ud800"}) == (
+        '{"null":"<integer of 16610 bits>","1":"\\ud800"}'
+    )
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert dump_json(deep) == "[" * 100 + '"<nested too deeply>"' + "]" * 100

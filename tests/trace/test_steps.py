@@ -124,3 +124,16 @@ def test_an_unknown_kind_of_step_is_other(monkeypatch):
     with record_spans() as store, starpo_trace.step("tol", "search"):  # pyright: ignore
         pass
     assert [step[semconv.STEP_KIND] for step in store.select("step")] == ["other"]
+
+
+def test_a_state_that_holds_itself_is_recorded():
+    """With a note where it closes; the span is never lost."""
+    cycle = {"row": 1, "n": float("inf"), "big": 2**70}
+    cycle["self"] = cycle
+    [state] = record_states(cycle)
+    assert json.loads(state[semconv.STATE_VALUE]) == {
+        "row": 1,
+        "n": None,
+        "big": 2**70,
+        "self": "<cycle>",
+    }

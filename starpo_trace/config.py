@@ -1,12 +1,15 @@
 """Arguments and environment -> what to record, and where to."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 from starpo_trace.errors import ConfigError
+from starpo_trace.guard import warn_once
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -19,7 +22,11 @@ DEFAULT_STORE: Final = Path(".starpo") / "traces"
 CAPTURE_CONTENT_VARIABLE: Final = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 SAMPLE_VARIABLE: Final = "STARPO_SAMPLE"
 MAX_CONTENT_VARIABLE: Final = "STARPO_MAX_CONTENT_BYTES"
+MAX_STORE_VARIABLE: Final = "STARPO_STORE_MAX_BYTES"
 _MIN_CONTENT_BYTES: Final = 256
+_UNITS: Final = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
+_DEFAULT_WAIT_S: Final = 5.0
+_LONGEST_WAIT_S: Final = 86_400.0
 _HISTORY_MODES: Final = ("full", "delta", "off")
 _NO_CONTENT_VALUES: Final = frozenset({"no_content", "false", "0", "event_only"})
 
@@ -62,10 +69,12 @@ def read_config(  # noqa: PLR0913 (one keyword per argument of `instrument()`)
 ) -> CaptureConfig:
     """Arguments of `instrument()` and the environment -> configuration.
 
+    A variable that holds what it cannot is warned of and left out: the program that it was set for
+    is not the place to find out.
+
     Raises:
-        ConfigError: `history` is no mode, the endpoint is no http(s) URL, `sample` is no share,
-            `max_content_bytes` is too small to say what was cut, or a variable holds what it
-            cannot.
+        ConfigError: `history` is no mode, the endpoint is no http(s) URL, `sample` is no share, or
+            `max_content_bytes` is too small to say what was cut.
     """
     if history is not None and history not in _HISTORY_MODES:
         raise ConfigError(
@@ -92,51 +101,93 @@ def read_config(  # noqa: PLR0913 (one keyword per argument of `instrument()`)
 
 
 def _read_sample(sample: float | None, environment: Mapping[str, str]) -> float | None:
-    where = "sample={!r} in instrument()"
-    value: float | str | None = sample
-    if sample is None:
-        where = f"{SAMPLE_VARIABLE}={{!r}} in the environment"
-        value = environment.get(SAMPLE_VARIABLE) or None
-    if value is None:
-        return None
-    try:
-        share = float(value)
-    except (TypeError, ValueError):
-        share = -1.0
-    if not 0.0 <= share <= 1.0:
-        raise ConfigError(f"{where.format(value)}: give a share between 0 and 1, like 0.1")
+    advice = "give a share between 0 and 1, like 0.1"
+    if sample is not None:
+        share = _parse_share(sample)
+        if share is None:
+            raise ConfigError(f"sample={sample!r} in instrument(): {advice}")
+        return share
+    text = environment.get(SAMPLE_VARIABLE)
+    share = _parse_share(text) if text else None
+    if text and share is None:
+        _warn_of_variable(SAMPLE_VARIABLE, text, f"{advice}; until then all are recorded")
     return share
 
 
-def _read_max_content(limit: int | None, environment: Mapping[str, str]) -> int | None:
-    where = "max_content_bytes={!r} in instrument()"
-    value: int | str | None = limit
-    if limit is None:
-        where = f"{MAX_CONTENT_VARIABLE}={{!r}} in the environment"
-        value = environment.get(MAX_CONTENT_VARIABLE) or None
-    if value is None:
-        return None
+def _parse_share(value: float | str) -> float | None:
     try:
-        number = int(value)
+        share = float(value)
     except (TypeError, ValueError):
-        number = 0
-    if number < _MIN_CONTENT_BYTES:
-        raise ConfigError(
-            f"{where.format(value)}: give a number of bytes from {_MIN_CONTENT_BYTES} on; leave it "
-            "out for no limit"
-        )
+        return None
+    return share if 0.0 <= share <= 1.0 else None
+
+
+def _read_max_content(limit: int | None, environment: Mapping[str, str]) -> int | None:
+    advice = f"give a number of bytes from {_MIN_CONTENT_BYTES} on; leave it out for no limit"
+    if limit is not None:
+        number = _parse_content_limit(limit)
+        if number is None:
+            raise ConfigError(f"max_content_bytes={limit!r} in instrument(): {advice}")
+        return number
+    text = environment.get(MAX_CONTENT_VARIABLE)
+    number = _parse_content_limit(text) if text else None
+    if text and number is None:
+        _warn_of_variable(MAX_CONTENT_VARIABLE, text, f"{advice}; until then there is none")
     return number
 
 
+def _parse_content_limit(value: int | str) -> int | None:
+    try:
+        number = parse_bytes(value) if isinstance(value, str) else int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if number >= _MIN_CONTENT_BYTES else None
+
+
 def _read_max_store_bytes(environment: Mapping[str, str]) -> int | None:
-    text = environment.get("STARPO_STORE_MAX_BYTES", "").strip()
+    text = environment.get(MAX_STORE_VARIABLE, "").strip()
     if not text:
         return None
-    if not text.isdecimal():
-        raise ConfigError(
-            f"STARPO_STORE_MAX_BYTES={text!r} in the environment: give a whole number of bytes"
-        )
-    return int(text)
+    try:
+        number = parse_bytes(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        advice = "give a number of bytes, as 1000000, 500M or 10G; until then the default holds"
+        _warn_of_variable(MAX_STORE_VARIABLE, text, advice)
+        return None
+    return number
+
+
+def parse_bytes(text: str) -> int:
+    """`1000000`, `500M`, `10 GiB` -> bytes; K, M, G and T are powers of 1024.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    match = re.fullmatch(r"([0-9]{1,18})\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    if match is None:
+        raise ValueError(f"{text!r}: write a number, as 1000000, 500M or 10G")
+    return int(match[1]) << _UNITS[match[2]]
+
+
+def _warn_of_variable(name: str, value: str, advice: str) -> None:
+    warn_once(f"variable {name}", "%s=%r in the environment: %s", name, value, advice)
+
+
+def read_timeout(timeout_s: float | None) -> float:
+    """Seconds that somebody is ready to wait -> seconds to wait: infinity is a day.
+
+    What is no number is the default, five seconds: whoever flushes is about to leave, and shall
+    neither be stopped by an exception nor wait for ever.
+    """
+    try:
+        wait_s = _DEFAULT_WAIT_S if timeout_s is None else float(timeout_s)
+    except (TypeError, ValueError, OverflowError):
+        wait_s = _DEFAULT_WAIT_S
+    if isnan(wait_s):
+        wait_s = _DEFAULT_WAIT_S
+    return min(max(wait_s, 0.0), _LONGEST_WAIT_S)
 
 
 def read_default_store(environment: Mapping[str, str] = os.environ) -> Path:

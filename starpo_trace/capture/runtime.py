@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from starpo_trace import semconv
-from starpo_trace.config import CaptureConfig, HistoryMode, read_config
+from starpo_trace.config import CaptureConfig, HistoryMode, read_config, read_timeout
 from starpo_trace.guard import Guard, mask_logs_with, warn, warn_once
 from starpo_trace.privacy import KEY_FILE_VARIABLE, KEY_VARIABLE, REDACTION_VARIABLE
 
@@ -202,7 +202,7 @@ def instrument(
             a `Redaction` for more, False for nothing. `STARPO_REDACTION` (on | off) wins.
 
     Raises:
-        ConfigError: an argument cannot be used.
+        ConfigError: an argument cannot be used. A variable that cannot is only warned of.
     """
     global _runtime, _was_instrumented  # noqa: PLW0603 (one instrumentation per process)
     config = read_config(
@@ -310,8 +310,11 @@ def get_runtime_or_warn(call: str, *, lost: str | None = None) -> Runtime | None
     return _runtime
 
 
-def flush(timeout_s: float = 5.0) -> bool:
+def flush(timeout_s: float | None = 5.0) -> bool:
     """Wait until every accepted span is on disk (local store) or exported.
+
+    Args:
+        timeout_s: Longest wait; infinity is a day, None or no number five seconds.
 
     Returns:
         True only when that is so and nothing was lost since the last flush; False after
@@ -321,7 +324,7 @@ def flush(timeout_s: float = 5.0) -> bool:
     if runtime is None:
         return True
     with Guard("flushing"):
-        return runtime.flush(timeout_s)
+        return runtime.flush(read_timeout(timeout_s))
     return False
 
 

@@ -1,19 +1,25 @@
 """`starpo-trace collect`: its options."""
 
 import argparse
-import re
+import sys
 from dataclasses import fields, replace
-from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from starpo_trace.config import parse_bytes
 from starpo_trace.errors import ConfigError
 
 if TYPE_CHECKING:  # a command line without `collect` pays for none of it
     from starpo_trace.collect.access import Address, TlsFiles
     from starpo_trace.collect.limits import Limits
 
-_UNITS: Final = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
+_MIN_STORE: Final = 4096  # a smaller one takes no request
+_MAX_SECONDS: Final = 86_400
+_MOST: Final = {
+    "max_body_bytes": (1 << 31) - 1,  # gRPC counts in 32 bits
+    "max_requests": 1_000_000,
+    "body_timeout_s": _MAX_SECONDS,
+}
 _LIMIT_OPTIONS: Final = {
     "max_body_bytes": "body as sent (default: 16M)",
     "max_decompressed_bytes": "body after decompression (default: 64M)",
@@ -72,6 +78,10 @@ def _collect(options: argparse.Namespace) -> int:
     from starpo_trace.collect.access import Tokens, read_environment_token
     from starpo_trace.collect.serve import CollectConfig, report, run_collect
 
+    if options.report_every_s != 0:
+        _check_range("report_every_s", options.report_every_s, _MAX_SECONDS)
+    if options.max_store_bytes is not None:
+        _check_range("max_store_bytes", options.max_store_bytes, sys.maxsize, least=_MIN_STORE)
     run_collect(
         CollectConfig(
             store=options.store,
@@ -126,13 +136,19 @@ def _read_limits(options: argparse.Namespace) -> "Limits":
         name: value for name, value in vars(options).items() if name in names and value is not None
     }
     for name, value in given.items():
-        if not 0 < value < inf:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be above 0 and finite")
+        _check_range(name, value, _MOST.get(name, sys.maxsize))
     return replace(DEFAULT_LIMITS, **given)
 
 
+def _check_range(name: str, value: float, most: float, *, least: float = 0) -> None:
+    is_enough = value >= least if least else value > 0
+    if not (is_enough and value <= most):
+        low = f"at least {least:,}" if least else "above 0"
+        raise ConfigError(f"--{name.replace('_', '-')} {value}: must be {low} and at most {most:,}")
+
+
 def _parse_bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r}: write a number, as 1000000, 500M or 10G")
-    return int(match[1]) << _UNITS[match[2]]
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -65,8 +65,8 @@ def run_collect(config: CollectConfig) -> None:
 async def _serve(config: CollectConfig) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, _interrupt, stop)
     log = CommitLog(
         config.store, max_store_bytes=config.max_store_bytes, on_trouble=_report_trouble
     )
@@ -83,6 +83,14 @@ async def _serve(config: CollectConfig) -> None:
         receiver.close()
         await asyncio.to_thread(log.close)
     report(describe_stats(receiver.read_stats()))
+
+
+def _interrupt(stop: asyncio.Event) -> None:
+    """First Ctrl-C: finish; second: end now. What is acknowledged is on disk either way."""
+    if stop.is_set():
+        report("ended at once; requests in flight were not acknowledged")
+        os._exit(128 + signal.SIGINT)
+    stop.set()
 
 
 async def _start_servers(config: CollectConfig, receiver: Receiver) -> list[Any]:

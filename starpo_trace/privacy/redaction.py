@@ -7,8 +7,9 @@ from functools import cache
 from pathlib import Path
 
 from starpo_trace.errors import ConfigError
+from starpo_trace.guard import warn_once
 from starpo_trace.privacy import KEY_FILE_VARIABLE, KEY_VARIABLE, REDACTION_VARIABLE
-from starpo_trace.privacy.redactor import Redactor
+from starpo_trace.privacy.redactor import MIN_KEY_BYTES, Redactor
 from starpo_trace.privacy.rules import Rule
 
 
@@ -38,12 +39,20 @@ def build_redactor(
 ) -> Redactor | None:
     """Argument of `instrument()` and the environment -> redactor, or None for no redaction.
 
+    A variable that cannot be used is warned of, and redaction is on.
+
     Raises:
-        ConfigError: a setting cannot be used.
+        ConfigError: the argument cannot be used.
     """
     switch = environment.get(REDACTION_VARIABLE, "").strip().lower()
     if switch not in {"", "on", "off"}:
-        raise ConfigError(f"{REDACTION_VARIABLE}={switch!r} in the environment: use on or off")
+        warn_once(
+            f"variable {REDACTION_VARIABLE}",
+            "%s=%r in the environment cannot be used: say on or off; redaction is on",
+            REDACTION_VARIABLE,
+            switch,
+        )
+        switch = "on"
     if switch == "off":
         return None
     if redaction is None or redaction is False:
@@ -73,14 +82,25 @@ def mask_by_default(text: str) -> str:
 
 
 def _read_key(environment: Mapping[str, str]) -> bytes | None:
-    if key := environment.get(KEY_VARIABLE):
-        return key.encode()
-    path = environment.get(KEY_FILE_VARIABLE)
-    if not path:
+    """Key of the environment; None without one, or with one that cannot be used."""
+    name = KEY_VARIABLE if environment.get(KEY_VARIABLE) else KEY_FILE_VARIABLE
+    value = environment.get(name)
+    if not value:
         return None
+    problem = f"a key has at least {MIN_KEY_BYTES} bytes"
     try:
-        return Path(path).read_bytes().strip()
-    except OSError as error:
-        raise ConfigError(
-            f"{KEY_FILE_VARIABLE}={path!r} in the environment cannot be read: {error.strerror}"
-        ) from error
+        key = value.encode(errors="surrogateescape")
+        if name == KEY_FILE_VARIABLE:
+            key = Path(value).read_bytes().strip()
+    except (OSError, ValueError) as error:
+        key = b""
+        problem = f"{value!r} cannot be read ({getattr(error, 'strerror', None) or error})"
+    if len(key) < MIN_KEY_BYTES:
+        warn_once(
+            f"variable {name}",
+            "%s in the environment cannot be used: %s; masks bear no pseudonyms",
+            name,
+            problem,
+        )
+        return None
+    return key

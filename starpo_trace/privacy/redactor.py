@@ -32,7 +32,7 @@ SECRETS: Final = (*VENDORS, *ASSIGNMENTS)
 _FAILED: Final = make_mask("error")
 _SHORTEST_SECRET: Final = 6
 _MAX_KNOWN: Final = 8192
-_MIN_KEY_BYTES: Final = 16
+MIN_KEY_BYTES: Final = 16
 _HIDING_ESCAPE: Final = re.compile(r"\\u00[0-7]")
 
 
@@ -47,9 +47,9 @@ class Redactor:
                     f"{name}={getattr(redaction, name)!r} of Redaction: give a list, not one text"
                 )
         key = redaction.pseudonym_key
-        if key is not None and len(key) < _MIN_KEY_BYTES:
+        if key is not None and len(key) < MIN_KEY_BYTES:
             raise ConfigError(
-                f"a pseudonym key of {len(key)} bytes: give at least {_MIN_KEY_BYTES}, such as "
+                f"a pseudonym key of {len(key)} bytes: give at least {MIN_KEY_BYTES}, such as "
                 "secrets.token_bytes(32)"
             )
         self._matcher = Matcher(

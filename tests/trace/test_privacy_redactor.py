@@ -374,7 +374,23 @@ def test_the_environment_decides_last(tmp_path):
     }
     assert len(results) == 1
     assert results.pop().startswith("[email:")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        build_redactor(rules, {"STARPO_PSEUDONYM_KEY_FILE": str(tmp_path / "none")})
-    with pytest.raises(ConfigError, match="STARPO_REDACTION='maybe'"):
-        build_redactor(True, {"STARPO_REDACTION": "maybe"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("STARPO_PSEUDONYM_KEY_FILE", "/none", "'/none' cannot be read (No such file"),
+        ("STARPO_PSEUDONYM_KEY", "short-secret", "a key has at least 16 bytes"),
+        ("STARPO_REDACTION", "maybe", "='maybe' in the environment cannot be used: say on or off"),
+    ],
+)
+def test_a_bad_variable_is_warned_of_and_masks(monkeypatch, caplog, name, value, words):
+    """No agent ends of it, nothing goes unmasked, and the log shows no key."""
+    monkeypatch.setattr("starpo_trace.guard._reported", set())
+    for redaction in (Redaction(rules=PII), name != "STARPO_REDACTION"):
+        redactor = build_redactor(redaction, {name: value})
+        assert redactor is not None
+        assert "ghp_" not in redactor.redact_text("token ghp_" + "a1B2" * 9)
+    [message] = [record.getMessage() for record in caplog.records]
+    assert words in message
+    assert "short-secret" not in message

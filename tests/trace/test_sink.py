@@ -11,7 +11,6 @@ from opentelemetry.sdk.trace import TracerProvider
 
 import starpo_trace
 from starpo_trace.convert.otlp import SpanRow, decode_protobuf
-from starpo_trace.errors import ConfigError
 from starpo_trace.store.segments import Record, list_segments, read_segment
 from starpo_trace.store.sink import SpanSink
 
@@ -275,7 +274,7 @@ def test_forked_children_write_their_own_files(tmp_path):
 
 
 def test_the_size_of_the_store_comes_from_the_environment(tmp_path, monkeypatch):
-    """STARPO_STORE_MAX_BYTES bounds the folder; what is no number is refused where it is read."""
+    """STARPO_STORE_MAX_BYTES bounds the folder."""
     monkeypatch.setenv("STARPO_STORE_MAX_BYTES", "100")
     starpo_trace.instrument(store=tmp_path)
     try:
@@ -285,6 +284,3 @@ def test_the_size_of_the_store_comes_from_the_environment(tmp_path, monkeypatch)
         assert starpo_trace.stats()["rejected"] == 1
     finally:
         starpo_trace.uninstrument()
-    monkeypatch.setenv("STARPO_STORE_MAX_BYTES", "10 GB")
-    with pytest.raises(ConfigError, match="STARPO_STORE_MAX_BYTES='10 GB'"):
-        starpo_trace.instrument(store=tmp_path)

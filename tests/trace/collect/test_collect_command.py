@@ -92,6 +92,25 @@ def test_a_signal_finishes_what_is_in_flight(collect, helpers, number):
     assert [path.suffix for path in list_segments(receiver.store)] == [".otlp"]
 
 
+def test_the_second_interrupt_ends_at_once(collect, helpers):
+    """Also while a client is slow; what was acknowledged is on disk."""
+    receiver = collect()
+    body = helpers.make_request(1).SerializeToString()
+    assert helpers.post(receiver.http, body).status == 200
+    with socket.create_connection(("127.0.0.1", receiver.http), timeout=30) as connection:
+        connection.sendall(
+            b"POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-protobuf\r\n"
+            b"Content-Length: 100\r\n\r\nx"
+        )
+        while not helpers.read_stats(receiver.http)["requests"]["active"]:
+            pass
+        receiver.process.send_signal(signal.SIGINT)
+        receiver.wait_for("stopping")
+        assert receiver.stop(signal.SIGINT) == 130
+    assert receiver.lines[-1].endswith("ended at once; requests in flight were not acknowledged")
+    assert helpers.stored_ids(receiver.store) == [1]
+
+
 def test_kill_9_loses_nothing_that_was_acknowledged(collect, helpers):
     """The segment stays unsealed and readable."""
     receiver = collect()
@@ -208,6 +227,11 @@ def test_a_client_authority_lets_in_only_its_clients(collect, helpers, tls, auth
         (["--token-file", "/none"], "--token-file /none: cannot be read"),
         (["--max-spans", "0"], "--max-spans 0: must be above 0"),
         (["--body-timeout-s", "nan"], "--body-timeout-s nan: must be above 0"),
+        (["--body-timeout-s", "1e300"], "--body-timeout-s 1e+300: must be above 0 and at most 86"),
+        (["--max-body-bytes", "10G"], "--max-body-bytes 10737418240: must be above 0 and at most"),
+        (["--report-every-s", "nan"], "--report-every-s nan: must be above 0 and at most 86,400"),
+        (["--report-every-s", "-1"], "--report-every-s -1.0: must be above 0 and at most 86,400"),
+        (["--max-store-bytes", "0"], "--max-store-bytes 0: must be at least 4,096"),
     ],
 )
 def test_a_wrong_start_is_one_line_that_says_what_to_do(tmp_path, capsys, options, problem):

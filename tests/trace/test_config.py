@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 from math import inf, nan
+from typing import Any
 
 import pytest
 
 from starpo_trace.config import parse_bytes, read_config, read_timeout
 
-ARGUMENTS = {
+ARGUMENTS: dict[str, Any] = {
     "store": None,
     "endpoint": None,
     "tracer_provider": None,

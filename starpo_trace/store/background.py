@@ -187,12 +187,16 @@ class BackgroundProcessor(SpanProcessor):
             return  # somebody is starting it
         try:
             if not self._has_thread():
-                thread = threading.Thread(target=self._run, name=self.thread_name, daemon=True)
+                thread = threading.Thread(target=self._work, name=self.thread_name, daemon=True)
                 self._thread = thread
                 with Guard("starting the thread that delivers spans"):  # refused at exit
                     thread.start()
         finally:
             self._start_lock.release()
+
+    def _work(self) -> None:
+        with Guard("working the queue of spans off"):  # a later span starts another thread
+            self._run()
 
     def _run(self) -> None:
         while self._end_s is None:

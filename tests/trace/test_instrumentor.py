@@ -72,11 +72,11 @@ def collector():
     [
         ({}, [("starpo_trace", "chat m")], ""),
         ({"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "urllib3, starpo"}, [], ""),
-        ({"STARPO_SAMPLE": "often"}, [], "nothing is recorded"),
+        ({"STARPO_SAMPLE": "often"}, [("starpo_trace", "chat m")], "STARPO_SAMPLE='often'"),
     ],
 )
 def test_an_untouched_program_is_recorded(tmp_path, collector, environment, spans, complaint):
-    """Spans reach the collector; the standard switch and a bad setting only leave them out."""
+    """Spans reach the collector; the standard switch leaves them out, and a bad setting is one line."""
     with ScriptedServer([Reply(content="4")]) as server:
         done = run_instrumented(tmp_path, server, collector, **environment)
     assert (done.returncode, done.stdout) == (0, "4\n")

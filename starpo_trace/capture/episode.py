@@ -9,12 +9,13 @@ from typing import Any, Final, get_args
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, TraceFlags
 from opentelemetry.util.types import AttributeValue
 
 from starpo_trace import semconv
 from starpo_trace.capture.history import History
-from starpo_trace.capture.keys import INHERITED_KEY, TRAJECTORY_KEY
+from starpo_trace.capture.keys import AROUND_KEY, INHERITED_KEY, TRAJECTORY_KEY
 from starpo_trace.capture.outcome import (
     EndKind,
     end_kind_of,
@@ -27,7 +28,7 @@ from starpo_trace.capture.parts import (
     Checkpoint,
     Identity,
     Part,
-    forget_identity,
+    copy_identity,
     make_part,
     receive_identity,
     write_token,
@@ -42,11 +43,12 @@ __all__ = [
     "abandon_open_trajectories",
     "close_remote_parts",
     "current_trajectory",
+    "find_open_trajectory",
     "judge_usability",
+    "leave_finished_run",
     "mark_error",
 ]
 
-"""Span that was current where a thread was started; the thread is of the run until that ends."""
 _GENERATED_ID: Final = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})")
 _MAX_REMOTE_TRAJECTORIES: Final = 256
 
@@ -184,6 +186,12 @@ class Trajectory:
                 attributes[semconv.PART_AFTER] = arrival.num_steps
         return attributes
 
+    def is_trace_of(self, span: Span) -> bool:
+        """Whether a span is in the trace of the root span, below which it would join the run."""
+        own = self.span.get_span_context()
+        is_recorded = self.is_sampled and own.is_valid
+        return is_recorded and span.get_span_context().trace_id == own.trace_id
+
     def note_call(self, reasons: set[str]) -> None:
         """Count a model call that ended, and why it is worth less than it might be."""
         with self._lock:
@@ -234,7 +242,7 @@ class Trajectory:
         span.set_attribute(semconv.USABLE_FOR, usable_for)
         if reasons:
             span.set_attribute(semconv.USABLE_FOR_REASONS, reasons)
-        if error is not None:
+        if error is not None and end_kind_of(error) != "terminated":
             mark_error(span, error, has_content=self._history_mode != "off")
         span.end()
         # A thread that outlives the run may hold this object for long.
@@ -266,12 +274,12 @@ _remote_trajectories: "OrderedDict[str, Trajectory]" = OrderedDict()
 _remote_lock = threading.Lock()
 
 
-def abandon_open_trajectories() -> None:
-    """End the runs that the exiting process leaves unfinished."""
+def abandon_open_trajectories(reason: str = "the process exited") -> None:
+    """End the runs that nobody will end: the process exits, or records no longer."""
     close_remote_parts()
     for open_trajectory in list(_open_trajectories):
         if not open_trajectory.is_finished:
-            open_trajectory.end("abandoned", reason="the process exited")
+            open_trajectory.end("abandoned", reason=reason)
             open_trajectory.finish(None)
 
 
@@ -285,35 +293,60 @@ def close_remote_parts() -> None:
 
 
 def current_trajectory() -> Trajectory | None:
-    """The run that this code belongs to, if any.
+    """The run that this code belongs to, if any; never one that has ended.
 
     In a process that was called by a run's (its baggage arrived with the request) it is what this
     process records of that run; its `end` is not the run's.
     """
     value = otel_context.get_value(TRAJECTORY_KEY)
     if isinstance(value, Trajectory):
-        if not value.is_finished or otel_context.get_value(INHERITED_KEY) is None:
+        if not value.is_finished:
             return value
-        _leave_finished_run()
+        outer = leave_finished_run()
+        if outer is not None:
+            return outer
     arrival = receive_identity()
     return None if arrival is None else _join_trajectory(arrival)
 
 
-def _leave_finished_run() -> None:
-    """Take this thread out of the run that it was started in: what it does now is no part of it."""
-    inherited = otel_context.get_value(INHERITED_KEY)
-    context = forget_identity(otel_context.get_current())
-    context = otel_context.set_value(TRAJECTORY_KEY, None, context)
-    context = otel_context.set_value(INHERITED_KEY, None, context)
-    if trace.get_current_span() is inherited:
-        context = trace.set_span_in_context(trace.INVALID_SPAN, context)
-    otel_context.attach(context)  # whoever detaches the Context around it ends this one too
+def leave_finished_run() -> Trajectory | None:
+    """Take this Context out of a run that has ended: what is done now is no part of it.
+
+    Threads, tasks and suspended generators may live on in the Context of their run. They come
+    back to the run around it, if that goes on.
+
+    Returns:
+        The run that they are in then.
+    """
+    run = otel_context.get_value(TRAJECTORY_KEY)
+    if not isinstance(run, Trajectory) or not run.is_finished:
+        return run if isinstance(run, Trajectory) else None
+    context = otel_context.get_current()
+    around, outer = context, run
+    while isinstance(outer, Trajectory) and outer.is_finished:
+        value = otel_context.get_value(AROUND_KEY, around)
+        around = value if isinstance(value, Context) else Context()
+        outer = otel_context.get_value(TRAJECTORY_KEY, around)
+    span = trace.get_current_span()
+    if span is otel_context.get_value(INHERITED_KEY) or run.is_trace_of(span):
+        context = trace.set_span_in_context(trace.get_current_span(around), context)
+    for key in (TRAJECTORY_KEY, AROUND_KEY, INHERITED_KEY):
+        context = otel_context.set_value(key, otel_context.get_value(key, around), context)
+    # Whoever detaches the Context around this one ends it too.
+    otel_context.attach(copy_identity(around, context))
+    return outer if isinstance(outer, Trajectory) else None
+
+
+def find_open_trajectory(trajectory_id: str) -> Trajectory | None:
+    """Run with this id that began in this process and goes on."""
+    found = _rooted_trajectories.get(trajectory_id)
+    return None if found is None or found.is_finished else found
 
 
 def _join_trajectory(arrival: Arrival) -> Trajectory:
     """What this process records of a run that began elsewhere; one part for all its requests."""
-    rooted = _rooted_trajectories.get(arrival.trajectory_id)
-    if rooted is not None and not rooted.is_finished:
+    rooted = find_open_trajectory(arrival.trajectory_id)
+    if rooted is not None:
         return rooted  # the request came from this very process
     evicted: list[Trajectory] = []
     with _remote_lock:

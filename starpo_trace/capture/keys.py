@@ -6,6 +6,8 @@ from opentelemetry.context import create_key
 
 TRAJECTORY_KEY: Final = create_key("starpo-trajectory")
 """The run in progress."""
+AROUND_KEY: Final = create_key("starpo-around")
+"""The Context that the run in progress was begun in."""
 INHERITED_KEY: Final = create_key("starpo-inherited")
 """In a thread that a run started: the span it was started in."""
 CALL_KEY: Final = create_key("starpo-llm-call")

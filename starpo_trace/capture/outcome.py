@@ -12,7 +12,13 @@ from starpo_trace.messages import dump_json, make_encodable
 EndKind = Literal["terminated", "truncated", "abandoned", "error"]
 
 _SFT_REASONS: Final = frozenset(
-    {"token_ids_missing", "logprob_missing", "stream_incomplete", "unread_response"}
+    {
+        "token_ids_missing",
+        "logprob_missing",
+        "stream_incomplete",
+        "unread_response",
+        "reward_refused",
+    }
 )
 _NONE_REASONS: Final = frozenset({"history_off", "no_llm_call", "content_truncated"})
 
@@ -35,7 +41,13 @@ def end_kind_of(error: BaseException | None) -> EndKind:
     """End of a run that its block was left by, with this exception or none."""
     if error is None:
         return "terminated"
+    if isinstance(error, SystemExit) and (error.code is None or _is_zero(error.code)):
+        return "terminated"  # the process ends well
     return "error" if isinstance(error, Exception) else "abandoned"
+
+
+def _is_zero(code: object) -> bool:
+    return isinstance(code, int) and code == 0
 
 
 def mark_error(span: Span, error: BaseException, *, has_content: bool) -> None:

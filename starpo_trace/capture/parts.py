@@ -161,6 +161,16 @@ def forget_identity(context: Context) -> Context:
     return context
 
 
+def copy_identity(source: Context, context: Context) -> Context:
+    """Context -> the same with the baggage of ours that another one has."""
+    context = forget_identity(context)
+    for key in (semconv.TRAJECTORY_ID, semconv.TRAJECTORY_NUM_STEPS, *_OPTIONAL):
+        value = baggage.get_baggage(key, source)
+        if value is not None:
+            context = baggage.set_baggage(key, value, context)
+    return context
+
+
 def receive_identity(context: Context | None = None) -> Arrival | None:
     """Baggage -> the trajectory that it names, if any. Senders are not trusted to be sane."""
     trajectory_id = baggage.get_baggage(semconv.TRAJECTORY_ID, context)

@@ -254,13 +254,16 @@ def instrument(
 
 
 def uninstrument() -> None:
-    """Undo `instrument()`: put back every patched attribute, flush, close what it opened."""
+    """Undo `instrument()`: put back every patched attribute, flush, close what it opened.
+
+    A run in progress ends here, as abandoned.
+    """
     global _runtime
     with _switch_lock:
-        with Guard("closing the parts of runs that began elsewhere"):
-            from starpo_trace.capture.episode import close_remote_parts
+        with Guard("ending the runs in progress"):
+            from starpo_trace.capture.episode import abandon_open_trajectories
 
-            close_remote_parts()
+            abandon_open_trajectories("uninstrumented")
         runtime, _runtime = _runtime, None
         if runtime is None:
             return

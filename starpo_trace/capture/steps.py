@@ -13,7 +13,7 @@ from opentelemetry.trace import Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 
 from starpo_trace import semconv
-from starpo_trace.capture.attachment import Attachment
+from starpo_trace.capture.attachment import Entry, OpenEntries
 from starpo_trace.capture.episode import Trajectory, current_trajectory, mark_error
 from starpo_trace.capture.history import History
 from starpo_trace.capture.outcome import redact_text
@@ -56,6 +56,11 @@ class Step:
                     semconv.TOOL_CALL_RESULT, self._recorder.write_content(value)
                 )
 
+    def _end(self, error: BaseException | None) -> None:
+        if error is not None:
+            mark_error(self.span, error, has_content=self._recorder is not None)
+        self.span.end()
+
 
 class StepScope:
     """Context manager made by `step()`."""
@@ -65,21 +70,21 @@ class StepScope:
         self._name = name
         self._call_id = call_id
         self._arguments = arguments
-        self._step: Step | None = None
-        self._attachment: Attachment | None = None
-        self._recorder: _ContentRecorder | None = None
+        self._open: OpenEntries[Step] = OpenEntries()
 
     def __enter__(self) -> Step:
         if not is_instrumentation_enabled():
             return Step(number=None, span=trace.INVALID_SPAN)
         with Guard("beginning a step"):
-            self._step = step = self._begin()
+            step = self._begin()
+            entry = None
             if step.span is not trace.INVALID_SPAN:
                 context = trace.set_span_in_context(step.span)
                 if step.number is None:
                     is_sampled = step.span.is_recording()
                     context = otel_context.set_value(STEP_SAMPLED_KEY, is_sampled, context)
-                self._attachment = Attachment(context)
+                entry = Entry(context)
+            self._open.add(entry, step)
             return step
         return Step(number=None, span=trace.INVALID_SPAN)
 
@@ -90,13 +95,13 @@ class StepScope:
         traceback: TracebackType | None,
     ) -> None:
         with Guard("ending a step"):
-            if self._attachment is not None:
-                self._attachment.detach()
-            if self._step is not None:
-                if error is not None:
-                    has_content = self._recorder is not None
-                    mark_error(self._step.span, error, has_content=has_content)
-                self._step.span.end()
+            opened = self._open.take()
+            if opened is None:
+                return
+            entry, step = opened
+            if entry is not None:
+                entry.leave()
+            step._end(error)
 
     async def __aenter__(self) -> Step:
         return self.__enter__()
@@ -131,7 +136,7 @@ class StepScope:
         if number is not None:
             attributes[semconv.STEP] = number
         tracer = runtime.get_tracer()
-        self._recorder = recorder = _make_recorder(runtime, trajectory)
+        recorder = _make_recorder(runtime, trajectory)
         if self._call_id is not None:
             attributes[semconv.TOOL_CALL_ID] = redact_text(str(self._call_id))
         if self._arguments is not None and recorder is not None:

@@ -32,7 +32,7 @@ _FAMILIES: Final = tuple(
             r"|shared|service|client|admin|deploy|license)[_ .-]?key\Z",
         ),
         ("authorization", r"authorization\Z"),
-        ("cookie", r"(?:\A|[^A-Za-z0-9])cookie\Z"),
+        ("cookie", r"(?:\A|[^A-Za-z0-9])cookies?\Z"),
     )
 )
 _PLACEHOLDER: Final = re.compile(
@@ -70,7 +70,7 @@ def is_secret_value(family: str, value: str) -> bool:
     if family == "password":
         return True
     if family in {"cookie", "authorization"}:
-        return len(value) >= 8
+        return len(value) >= 8 or (family == "cookie" and len(value) >= 4 and _has_digit(value))
     if is_masked or any(character.isspace() for character in value):
         return False  # seen to already, or prose about a secret
     if family == "bare_token":  # also the field of a token's text in log-probabilities
@@ -91,7 +91,9 @@ def _accept_assignment(match: re.Match[str]) -> bool:
     keyword = re.match(r"\w+", match[0])
     name = (before[0] if before else "") + (keyword[0] if keyword else "")
     family, value = classify_field(name), match["secret"]
-    if family is None or not is_secret_value(family, value):
+    if family is None or value is None:
+        return family is not None
+    if not is_secret_value(family, value):
         return False
     if match["quote"] is not None:
         return True
@@ -104,6 +106,8 @@ def _accept_assignment(match: re.Match[str]) -> bool:
 
 def _accept_authorization(match: re.Match[str]) -> bool:
     value = match["secret"]
+    if value is None:
+        return True
     return not is_placeholder(value) and (_is_mixed(value) or len(value) >= 24)
 
 
@@ -120,6 +124,8 @@ def _is_mixed(value: str) -> bool:
 _SEPARATOR: Final = r"""["'\]\\ \t]{0,8}(?::=|=>|={1,3}|:)"""
 # Where values stop at a backslash, what JSON writes for a letter or a slash is still part of them.
 ESCAPED: Final = r"\\(?:u[0-9A-Fa-f]{4}|/)"
+# Not masked in free text, but JSON text with it is taken apart.
+_STRUCTURE: Final = r"""|(?P<structure>\s{0,32}(?:[\[{"'\\]|-?[0-9]))"""
 _VALUE: Final = (
     r"""(?:\s{0,32}(?P<quote>\\{0,7}["'])|[ \t]{0,8})(?P<secret>"""
     r"""(?(quote)(?:(?!(?P=quote))(?:\\[^\n]|[^\n]))++"""
@@ -137,7 +143,10 @@ _PAIRS: Final = (
 
 def _make_rule(name: str, pattern: str, *hints: str) -> Rule:
     return Rule(
-        name=name, pattern=pattern + _SEPARATOR + _VALUE, hints=hints, accept=_accept_assignment
+        name=name,
+        pattern=f"{pattern}{_SEPARATOR}(?:{_VALUE}{_STRUCTURE})",
+        hints=hints,
+        accept=_accept_assignment,
     )
 
 
@@ -156,7 +165,7 @@ ASSIGNMENTS: Final = (
     *(
         Rule(
             name="authorization",
-            pattern=pattern + _SEPARATOR + _SCHEME_AND_VALUE,
+            pattern=f"{pattern}{_SEPARATOR}(?:{_SCHEME_AND_VALUE}{_STRUCTURE})",
             hints=(hint,),
             accept=_accept_authorization,
         )
@@ -166,8 +175,12 @@ ASSIGNMENTS: Final = (
         )
     ),
     *(
-        Rule(name="cookie", pattern=pattern + _SEPARATOR + _PAIRS, hints=(hint,))
-        for pattern, hint in (("kie(?<=ookie)", "kie="), ("COOKIE", "COOKIE"))
+        Rule(
+            name="cookie",
+            pattern=f"{pattern}{_SEPARATOR}(?:{_PAIRS}{_STRUCTURE})",
+            hints=(hint,),
+        )
+        for pattern, hint in (("kie(?<=ookie)s?", "kie="), ("COOKIES?", "COOKIE"))
     ),
 )
 """Rules for secrets that only their names give away."""

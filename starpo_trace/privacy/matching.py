@@ -106,6 +106,16 @@ class Matcher:
                 return find_difference(text, masked, names)
         return [Edit(0, len(text), make_mask(names[0]), names)]
 
+    def may_hold(self, text: str) -> bool:
+        """Whether a search finds something, or a list or object under a secret's name."""
+        if any(literal in text for literal in self._deny):
+            return True
+        return any(
+            rule.accept is None or rule.accept(match)
+            for rule in map(self._rules.__getitem__, self._prefilter.select(text))
+            for match in rule.pattern.finditer(text)
+        )
+
     def is_allowed(self, text: str) -> bool:
         """Whether the whole text lies within allowed text."""
         return bool(self._allow) and _is_within(0, len(text), self._find_allowed(text))

@@ -13,12 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from starpo_trace.errors import ConfigError
 from starpo_trace.guard import warn_once
 from starpo_trace.messages import Message
-from starpo_trace.privacy.assignments import (
-    ASSIGNMENTS,
-    classify_field,
-    is_secret_value,
-    name_mask,
-)
+from starpo_trace.privacy.assignments import ASSIGNMENTS
+from starpo_trace.privacy.fields import FieldJudge, holds_names
 from starpo_trace.privacy.jsontext import find_json_edits, is_json
 from starpo_trace.privacy.matching import Edit, Matcher, apply_edits, find_difference, make_mask
 from starpo_trace.privacy.values import ValueRedactor
@@ -59,11 +55,16 @@ class Redactor:
             key=key,
             mask_names=[rule.name for rule in SECRETS],
         )
+        self.fields = FieldJudge(
+            secrets=redaction.secrets,
+            deny_fields=redaction.deny_fields,
+            is_allowed=self._matcher.is_allowed,
+        )
         self._secrets = redaction.secrets
         self._function = redaction.function
-        self._deny_fields = frozenset(name.lower() for name in redaction.deny_fields)
-        # The built-in rules know no secret that is a number, nor one shorter than its name.
+        # The built-in rules know no number without a name, nor a secret shorter than its name.
         self.searches_numbers = bool(redaction.rules or redaction.deny or redaction.function)
+        self._always_parses = bool(redaction.deny_fields or self.searches_numbers)
         # Histories repeat: a text found clean is known by its keyed 64-bit hash, which `str`
         # computes once per object. A user's function may change its mind: it is always asked.
         self.clean_strings: set[int] = set()
@@ -80,8 +81,8 @@ class Redactor:
             return dict(self._counts)
 
     def redact_text(self, text: str) -> str:
-        """Text -> the same object if clean, else with masks."""
-        return self._redact(text, self._find_text_edits, self._clean_texts)
+        """Text -> the same object if clean, else with masks; what is JSON stays JSON."""
+        return self._redact(text, self._find_string_edits, self._clean_texts)
 
     def redact_json(self, text: str) -> str:
         """JSON text -> valid JSON text, untouched beside the masks; other text as text."""
@@ -94,7 +95,7 @@ class Redactor:
     def redact_key(self, key: str) -> str:
         """A field's name; remembers the many that need no further look."""
         redacted = self.redact_text(key)
-        if redacted is key and self._function is None and not self._is_masked_field(key):
+        if redacted is key and self._function is None and not self.fields.is_telling(key):
             _remember(self.plain_keys, key)
         return redacted
 
@@ -181,7 +182,7 @@ class Redactor:
         return find_difference(text, result, names)
 
     def _find_json_edits(self, text: str) -> list[Edit]:
-        if not self._needs_parsing(text) and not self._matcher.find_edits(text):
+        if not self._needs_parsing(text):
             return []
         if not is_json(text):
             return self._find_text_edits(text)
@@ -189,32 +190,19 @@ class Redactor:
             text,
             find_string_edits=self._find_string_edits,
             find_number_edits=self._find_text_edits if self.searches_numbers else None,
-            mask_field=self.mask_field,
-            make_mask=make_mask,
+            fields=self.fields,
         )
 
     def _needs_parsing(self, text: str) -> bool:
-        """Whether a search of the JSON text as it stands could miss what its strings hold."""
-        if self._deny_fields or self.searches_numbers:
+        """Whether JSON text may hold anything to mask."""
+        if self._always_parses or self._matcher.may_hold(text):
+            return True
+        if self._secrets and _looks_like_json(text) and holds_names(text):
             return True
         return "\\" in text and "\\u00" in text and _HIDING_ESCAPE.search(text) is not None
 
     def _find_string_edits(self, text: str) -> list[Edit]:
         return (self._find_json_edits if _looks_like_json(text) else self._find_text_edits)(text)
-
-    def mask_field(self, name: str, value: str | None) -> str | None:
-        """The rule that masks an object's field (its value, if a string) for its name."""
-        if name.lower() in self._deny_fields:
-            return "field"
-        if value is None or not self._secrets:
-            return None
-        family = classify_field(name)
-        if family is None or not is_secret_value(family, value):
-            return None
-        return None if self._matcher.is_allowed(value) else name_mask(family)
-
-    def _is_masked_field(self, name: str) -> bool:
-        return name.lower() in self._deny_fields or classify_field(name) is not None
 
 
 def _remember(known: set[Any], entry: object) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -232,11 +233,13 @@ class Loud:
 
 
 def test_objects_are_searched_as_they_would_be_written(redactor):
-    """Data classes by their fields, others by their repr; what cannot be written is masked."""
-    assert redactor.redact_value([Account("ann", "hunter2"), Loud(), Unspeakable(), {1}]) == [
+    """Data classes by their fields, others by their repr."""
+    silent = Unspeakable()  # written as its type and address
+    redacted = redactor.redact_value([Account("ann", "hunter2"), Loud(), silent, {1}])
+    assert redacted[2] is silent
+    assert [*redacted[:2], *redacted[3:]] == [
         {"owner": "ann", "password": "[REDACTED:password]"},
         f"<Loud {MASK}>",
-        "[REDACTED:error]",
         {1},
     ]
 
@@ -394,3 +397,77 @@ def test_a_bad_variable_is_warned_of_and_masks(monkeypatch, caplog, name, value,
     [message] = [record.getMessage() for record in caplog.records]
     assert words in message
     assert "short-secret" not in message
+
+
+NAMED_VALUES = [
+    ({"Authorization": ["Bearer tokABCDEF123456"]}, {"Authorization": ["[authorization]"]}),
+    ({"Set-Cookie": ["sid=SIDabc123; Path=/"]}, {"Set-Cookie": ["[cookie]"]}),
+    ({"password": ["hunter2abc", None, True]}, {"password": ["[password]", None, True]}),
+    ({"Password": 1234567890123, "n": 5}, {"Password": "[password]", "n": 5}),
+    ({"password": 1e300, "pwd": 12}, {"password": "[password]", "pwd": 12}),
+    ({"secret": {"value": "zzTop99887766"}}, {"secret": {"value": "[secret]"}}),
+    ({"secret": {"a": [{"b": "zzTop99"}]}}, {"secret": {"a": [{"b": "[secret]"}]}}),
+    ([["authorization", "Bearer tok12345"]], [["authorization", "[authorization]"]]),
+    ({"name": "DB_PASSWORD", "value": "ab1"}, {"name": "DB_PASSWORD", "value": "[password]"}),
+    ({"Value": "ab1", "Key": "DB_PASSWORD"}, {"Value": "[password]", "Key": "DB_PASSWORD"}),
+    ({"name": "pwd", "value": ["x"]}, {"name": "pwd", "value": ["[password]"]}),
+    ({"cookies": {"sid": "abc123"}}, {"cookies": {"sid": "[cookie]"}}),
+    (
+        {"password": {"type": "string", "default": "ab1", "description": "x"}},
+        {"password": {"type": "string", "default": "[password]", "description": "x"}},
+    ),
+]
+
+
+@pytest.mark.parametrize(("value", "expected"), NAMED_VALUES)
+def test_whatever_a_secrets_name_stands_for_is_masked(redactor, value, expected):
+    """Lists, objects, numbers, pairs, named values: as values, as JSON, and as JSON in JSON."""
+    expected = json.loads(re.sub(r'"\[(\w+)\]"', r'"[REDACTED:\1]"', json.dumps(expected)))
+    assert redactor.redact_value(value) == expected
+    for indent in (None, 4):
+        text = json.dumps(value, indent=indent)
+        assert json.loads(redactor.redact_json(text)) == expected
+        assert json.loads(redactor.redact_text(text)) == expected
+        outer = json.dumps({"body": text})
+        assert json.loads(json.loads(redactor.redact_json(outer))["body"]) == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"password": {"type": "string", "description": "The user's password"}},
+        {"password": {"anyOf": [{"type": "string"}, {"type": "null"}]}},
+        {"properties": {"token": {"type": ["string", "null"]}}, "required": ["password", "user"]},
+        {"token": [15496, 995], "max_tokens": 12345678, "secret": True, "password": None},
+        {"token": {"text": " Hello"}, "next_token": [123456789012]},
+        {"name": "color", "value": "a1b2c3d4e5"},
+        {"key": "password", "value": None},
+        ["password", "user_name"],
+        {"password": ["${DB_PASSWORD}", "****"]},
+    ],
+)
+def test_what_only_describes_a_secret_stays(redactor, value):
+    """Schemas, names of fields, token ids, placeholders."""
+    text = json.dumps(value)
+    assert redactor.redact_value(value) is value
+    assert redactor.redact_json(text) is text
+
+
+def test_bytes_and_objects_under_a_secrets_name_are_masked(redactor):
+    """Also as ASGI gives headers, and when a shared list was seen clean before."""
+    mask = "[REDACTED:password]"
+    assert redactor.redact_value({"password": b"ab1"}) == {"password": mask}
+    assert redactor.redact_value({"password": {"ab1"}}) == {"password": [mask]}
+    assert redactor.redact_value(("pwd", "ab1")) == ("pwd", mask)
+    assert redactor.redact_value([(b"authorization", b"Bearer tok12345")]) == [
+        (b"authorization", "[REDACTED:authorization]")
+    ]
+    shared = ["ab1"]
+    assert redactor.redact_value([shared, {"pwd": shared}]) == [["ab1"], {"pwd": [mask]}]
+
+
+def test_json_given_as_text_stays_json(redactor):
+    """A number becomes a string; both ways agree."""
+    text = '{"password":12345678, "x": 1.50}'
+    expected = '{"password":"[REDACTED:password]", "x": 1.50}'
+    assert [redactor.redact_text(text), redactor.redact_json(text)] == [expected, expected]

@@ -80,6 +80,8 @@ def read_config(  # noqa: PLR0913 (one keyword per argument of `instrument()`)
         raise ConfigError(
             f"history={history!r} in instrument(): use one of {', '.join(_HISTORY_MODES)}"
         )
+    if store is not None and not isinstance(store, (str, os.PathLike)):
+        raise ConfigError(f"store={store!r} in instrument(): give the path of a folder")
     if endpoint is not None and not endpoint.startswith(("http://", "https://")):
         raise ConfigError(
             f"endpoint={endpoint!r} in instrument(): give the whole traces URL, "

@@ -12,11 +12,15 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import Link, SpanContext, TraceFlags
 
 from starpo_trace import semconv
-from starpo_trace.capture.episode import Trajectory, current_trajectory
+from starpo_trace.capture.episode import (
+    Trajectory,
+    current_trajectory,
+    find_open_trajectory,
+)
 from starpo_trace.capture.outcome import redact_text
 from starpo_trace.capture.runtime import get_runtime_or_warn
 from starpo_trace.errors import ConfigError
-from starpo_trace.guard import Guard, warn_once
+from starpo_trace.guard import Guard, handle_failure, warn_once
 from starpo_trace.signing import Keyring, SignedReward, find_keyring, parse_key, sign_reward
 
 if TYPE_CHECKING:
@@ -26,6 +30,10 @@ Scope = Literal["step", "turn", "trajectory"]
 Kind = Literal["process", "outcome"]
 Source = Literal["environment", "user", "rule", "judge"]
 
+_MAX_PROBLEMS: Final = 100
+_MAX_PROBLEM: Final = 120
+_problems: set[str] = set()
+"""Refused rewards that were logged by themselves; past the limit all others are one problem."""
 _GENERATED_ID: Final = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})")
 
 
@@ -84,7 +92,8 @@ def reward(  # noqa: PLR0913 (one keyword per property of a reward)
 
     Inside a trajectory it is about that one. Later, also from another process, name the
     `trajectory_id`. Sending a reward again (same id) replaces its value, so a sender may retry.
-    A value that is no finite number is logged and ignored.
+    A reward that cannot be recorded, say of no finite number, is logged and left out, and the
+    run has the reason `reward_refused`.
 
     Args:
         value: The reward, or several by name.
@@ -109,7 +118,7 @@ def reward(  # noqa: PLR0913 (one keyword per property of a reward)
     """
     if not is_instrumentation_enabled():
         return
-    with Guard("recording a reward"):
+    try:
         judgement = Judgement(
             scope=scope,
             kind=kind or ("outcome" if scope == "trajectory" else "process"),
@@ -134,6 +143,24 @@ def reward(  # noqa: PLR0913 (one keyword per property of a reward)
             is_vector = isinstance(value, Mapping) and reward_id is not None
             own_id = f"{reward_id}:{each}" if is_vector else reward_id
             _record_reward(each, number, judgement, own_id, trajectory_id, keyring)
+    except Exception as error:  # noqa: BLE001 (as in `Guard`)
+        _report_refusal(error, name, trajectory_id)
+
+
+def _report_refusal(error: Exception, name: str, trajectory_id: str | None) -> None:
+    """Log a reward that is not recorded, each problem once; the run misses what it was worth."""
+    doing = "recording a reward"
+    with Guard(doing):
+        trajectory = current_trajectory()
+        if trajectory_id is not None and (trajectory is None or trajectory.id != trajectory_id):
+            trajectory = find_open_trajectory(redact_text(str(trajectory_id)))
+        if trajectory is not None:
+            trajectory.note_reason("reward_refused")
+        problem = redact_text(f"{name!r}: {str(error).partition(':')[0]}")[:_MAX_PROBLEM]
+        if len(_problems) < _MAX_PROBLEMS or problem in _problems:
+            _problems.add(problem)
+            doing = f"{doing} ({problem})"
+    handle_failure(doing, error)
 
 
 def _record_reward(

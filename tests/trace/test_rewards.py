@@ -98,6 +98,41 @@ def test_a_value_that_is_no_number_is_ignored(value, monkeypatch, caplog):
             starpo_trace.reward(value)
 
 
+def test_each_problem_of_rewards_is_logged_and_marks_the_run(monkeypatch, caplog):
+    """Another name, value or word is another problem; the run they belong to has the reason."""
+    monkeypatch.setenv("STARPO_DEBUG", "0")
+    monkeypatch.setattr("starpo_trace.guard._reported", set())
+    monkeypatch.setattr("starpo_trace.capture.rewards._problems", set())
+    with record_spans() as store:
+        with starpo_trace.trajectory("named") as named, starpo_trace.trajectory("current"):
+            for _ in range(2):
+                starpo_trace.reward(math.nan)
+                starpo_trace.reward(math.nan, name="b")
+                starpo_trace.reward(None)
+                starpo_trace.reward(1.0, scope="run")
+            starpo_trace.reward(1.0, kind="bad", trajectory_id=named.id)
+        with starpo_trace.trajectory("clean"):
+            starpo_trace.reward(math.nan, trajectory_id="another")
+            starpo_trace.reward(1.0)
+    assert len(caplog.records) == 5
+    reasons = {
+        root[semconv.AGENT_NAME]: "reward_refused" in root[semconv.USABLE_FOR_REASONS]
+        for root in store.select("trajectory")
+    }
+    assert reasons == {"current": True, "named": True, "clean": False}
+
+
+def test_the_log_of_refused_rewards_has_an_end(monkeypatch, caplog):
+    """A program that names each reward anew does not fill its log, nor our memory."""
+    monkeypatch.setenv("STARPO_DEBUG", "0")
+    monkeypatch.setattr("starpo_trace.guard._reported", set())
+    monkeypatch.setattr("starpo_trace.capture.rewards._problems", set())
+    with record_spans(), starpo_trace.trajectory():
+        for number in range(150):
+            starpo_trace.reward(math.nan, name=f"r{number}")
+    assert len(caplog.records) == 101
+
+
 def test_a_reward_about_another_run_does_not_join_this_one():
     """Inside a run, naming another run's id judges that one, in a trace of its own."""
     with record_spans() as store:

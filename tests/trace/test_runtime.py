@@ -270,6 +270,8 @@ def test_wrong_arguments_are_refused():
         starpo_trace.instrument(history="some")
     with pytest.raises(ConfigError, match="'collector:4318'"):
         starpo_trace.instrument(endpoint="collector:4318")
+    with pytest.raises(ConfigError, match="store=5"):
+        starpo_trace.instrument(store=5)
     assert get_runtime() is None
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from starpo_trace import semconv
 from starpo_trace.convert.columns import columns_to_frame
 from starpo_trace.convert.dialects.canonical import FRAMES, CanonicalRows, CanonicalSpan
 from starpo_trace.convert.otlp import SpanRow
@@ -53,4 +54,7 @@ def _flags(row: SpanRow, span: CanonicalSpan, *, is_orphan: bool, is_skewed: boo
         flags.append("dropped_attributes")
     if any(isinstance(value, str) and is_cut(value) for value in row.attributes.values()):
         flags.append("content_truncated")
+    noted = row.attributes.get(semconv.USABLE_FOR_REASONS)
+    if isinstance(noted, (list, tuple)) and "reward_refused" in noted:
+        flags.append("reward_refused")
     return flags

@@ -30,6 +30,7 @@ NOT_RL: Final = (
     "no_reward",
     "dropped_attributes",
     "orphan_span",
+    "reward_refused",
 )
 
 _BY_TRAJECTORY = "trajectory_id"

@@ -9,6 +9,7 @@ import pytest
 
 import starpo_trace
 from starpo_trace import semconv
+from starpo_trace.convert.dataset import convert_rows
 from starpo_trace.convert.otlp import decode_protobuf
 from starpo_trace.store.segments import Record, list_segments, read_segment
 from starpo_trace.testing import Reply, ScriptedServer, record_spans
@@ -120,6 +121,27 @@ def test_each_problem_of_rewards_is_logged_and_marks_the_run(monkeypatch, caplog
         for root in store.select("trajectory")
     }
     assert reasons == {"current": True, "named": True, "clean": False}
+
+
+def test_the_dataset_knows_of_refused_rewards(monkeypatch, tmp_path):
+    """A run that misses a reward is for imitation only, here and in the dataset."""
+    monkeypatch.setenv("STARPO_DEBUG", "0")
+    starpo_trace.instrument(store=tmp_path)
+    try:
+        with starpo_trace.trajectory():
+            starpo_trace.reward(math.nan)
+            starpo_trace.reward(1.0, name="other")
+    finally:
+        starpo_trace.uninstrument()
+    rows = [
+        row
+        for path in list_segments(tmp_path)
+        for record in read_segment(path)
+        if isinstance(record, Record)
+        for row in decode_protobuf(record.payload, source=path.name)
+    ]
+    [trajectory] = convert_rows(rows)["trajectories"].to_dicts()
+    assert "reward_refused" in trajectory["reasons"]
 
 
 def test_the_log_of_refused_rewards_has_an_end(monkeypatch, caplog):

@@ -123,6 +123,33 @@ def test_a_task_that_outlives_its_run_leaves_it():
     assert parents[1:] == [None, None]
 
 
+def test_a_worker_can_serve_each_run_in_its_own_context():
+    """A job that brings the Context of its run is a step of it, whoever does it."""
+
+    async def handle():
+        return use_tool()
+
+    async def play():
+        queue = asyncio.Queue()
+
+        async def work():
+            while True:
+                context, done = await queue.get()
+                done.set_result(await asyncio.create_task(handle(), context=context))
+
+        worker, found = asyncio.create_task(work()), []
+        for _ in range(2):
+            async with starpo_trace.trajectory() as run:
+                done = asyncio.get_running_loop().create_future()
+                queue.put_nowait((contextvars.copy_context(), done))
+                found.append(await done is run)
+        worker.cancel()
+        return found
+
+    with record_spans():
+        assert asyncio.run(play()) == [True, True]
+
+
 def test_a_span_of_the_users_that_outlives_the_run_takes_nothing_along():
     """A call under a span begun in the run is no step of it, once the run has ended."""
 

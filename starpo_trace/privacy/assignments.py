@@ -6,6 +6,7 @@ word of prose.
 """
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
@@ -16,7 +17,7 @@ _MAX_NAME_LENGTH: Final = 80
 _FAMILIES: Final = tuple(
     (name, re.compile(pattern, re.IGNORECASE | re.ASCII))
     for name, pattern in (
-        ("password", r"(?:password|passwd|pwd)\Z"),
+        ("password", r"(?:password|passwd|pwd|passphrase)\Z"),
         ("secret", r"(?<!is_)secret\Z"),
         (
             "not_secret",
@@ -71,7 +72,8 @@ def is_secret_value(family: str, value: str) -> bool:
         return True
     if family in {"cookie", "authorization"}:
         return len(value) >= 8 or (family == "cookie" and len(value) >= 4 and _has_digit(value))
-    if is_masked or any(character.isspace() for character in value):
+    num_blanks = sum(character.isspace() for character in value)
+    if is_masked or num_blanks > 2 or (num_blanks and not _has_digit(value)):
         return False  # seen to already, or prose about a secret
     if family == "bare_token":  # also the field of a token's text in log-probabilities
         return len(value) >= 16 and _has_digit(value)
@@ -102,6 +104,20 @@ def _accept_assignment(match: re.Match[str]) -> bool:
     if _CONSTANT.fullmatch(name):
         return True
     return _has_digit(value) or (family == "password" and not _IDENTIFIER.fullmatch(value))
+
+
+def _accept_option(match: re.Match[str]) -> bool:
+    """Whether `--name value` of a command line gives a secret."""
+    family, value = classify_field(match["name"]), match["secret"]
+    if family is None or not is_secret_value(family, value):
+        return False
+    return _has_digit(value) or not _IDENTIFIER.fullmatch(value)
+
+
+def _accept_element(match: re.Match[str]) -> bool:
+    """Whether `<name>value</name>` holds a secret."""
+    family = classify_field(match["name"])
+    return family is not None and is_secret_value(family, match["secret"])
 
 
 def _accept_authorization(match: re.Match[str]) -> bool:
@@ -139,6 +155,18 @@ _PAIRS: Final = (
     r"""[ \t]{0,8}\\{0,7}["']?"""
     rf"""(?P<secret>(?:[^\s=;"'\\]|{ESCAPED}){{1,64}}+=(?:[^"'\\\r\n]|{ESCAPED}){{4,}}+)"""
 )
+_OPTION: Final = (
+    r"--(?=[A-Za-z])(?P<name>[A-Za-z0-9_-]{3,40}+)(?:NAMES)"
+    r"""[ \t]{1,8}\\{0,7}["']?(?P<secret>[^\s"'`,;&<>(){}\[\]\\|-][^\s"'`;&<>(){}\[\]\\|]{2,}+)"""
+)
+_ELEMENT: Final = r"<(?P<name>[\w.:-]{3,60}+)(?:NAMES)>(?P<secret>[^<>\r\n]{1,256}+)<"
+
+
+def _end_in(names: Iterable[str]) -> str:
+    """Ends of names -> what looks back at them, in the usual cases."""
+    return "|".join(
+        f"(?<={form})" for name in names for form in (name, name.upper(), name.capitalize())
+    )
 
 
 def _make_rule(name: str, pattern: str, *hints: str) -> Rule:
@@ -155,6 +183,19 @@ ASSIGNMENTS: Final = (
     _make_rule("password", "w(?:ord(?<=assword)|d(?:(?<=asswd)|(?<=pwd)))", "word=", "wd="),
     _make_rule("password", "PASSW(?:OR)?D", "PASSWORD", "PASSWD"),
     _make_rule("password", "PWD", "PWD"),
+    _make_rule("password", "phrase(?<=assphrase)", "phrase"),
+    _make_rule("password", "PASSPHRASE", "PASSPHRASE"),
+    *(
+        Rule(name=name, pattern=pattern, hints=(hint,), accept=accept)
+        for name, names in (
+            ("password", ("password", "passwd", "pwd", "passphrase")),
+            ("secret", ("secret", "token", "key")),
+        )
+        for pattern, hint, accept in (
+            (_OPTION.replace("NAMES", _end_in(names)), "--", _accept_option),
+            (_ELEMENT.replace("NAMES", _end_in(names)), "</", _accept_element),
+        )
+    ),
     _make_rule("secret", "cret(?<=ecret)", "ecret="),
     _make_rule("secret", "SECRET", "SECRET"),
     _make_rule("token", "ken(?<=oken)", "oken="),

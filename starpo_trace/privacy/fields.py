@@ -20,9 +20,10 @@ _SCHEMA_TYPES: Final = frozenset(
 _SCHEMA_FIELDS: Final = frozenset({"$ref", "anyOf", "oneOf", "allOf", "enum"})
 _VALUES_OF_SCHEMAS: Final = frozenset({"value", "default", "const", "example", "examples"})
 _PLAIN_WORD: Final = re.compile(r"[A-Za-z_.-]+")
-_GAP: Final = r"[\s\\nrt]{0,64}"
+_LAST_LETTERS: Final = "dtnyesDTNYES"  # of the names that `classify_field` knows
+_GAP: Final = r"[\s\\nrt]{0,64}+"
 _NAMES_IN_JSON: Final = tuple(
-    re.compile(head + rf'{_GAP}"([^"\\]{{3,80}})\\{{0,7}}"' + tail)
+    re.compile(head + rf'{_GAP}"([^"\\]{{3,80}}+)(?<=[{_LAST_LETTERS}])\\{{0,7}}+"' + tail)
     for head, tail in (
         (r"\[", rf"{_GAP},"),
         *((rf'{end}\\{{0,7}}"{_GAP}:', "") for end in ("ame", "AME", "ey", "EY")),
@@ -87,7 +88,7 @@ def holds_names(text: str) -> bool:
     """Whether JSON text may hold a secret's name that is no field's."""
     pair, *fields = _NAMES_IN_JSON
     patterns = [pair]
-    if 'alue"' in text or "alue\\" in text or "VALUE" in text:
+    if "alue" in text or "VALUE" in text:
         patterns += fields
     return any(
         classify_field(match[1]) is not None

@@ -8,7 +8,8 @@ a text with a hint in it has the hint's skeleton in its skeleton. So a handful o
 about a tenth of the text decides which patterns run at all.
 
 Tests are grouped by the alphabet they need, each with a skeleton of that alphabet alone, and within
-a group by the rarest character, whose absence is the fastest thing to see.
+a group by the rarest character, whose absence is the fastest thing to see. Hints that leave nothing
+in a skeleton are looked for in the text itself.
 
 Prefixes that end in an underscore would leave nothing selective in a skeleton. One pattern over
 the text looks for those, followed by a long word.
@@ -42,18 +43,22 @@ class Hinted(Protocol):
 class Prefilter:
     """Chooses rules by the hints found in a text."""
 
-    __slots__ = ("_always", "_any", "_groups", "_prefixes", "_underscored")
+    __slots__ = ("_always", "_any", "_groups", "_literals", "_prefixes", "_underscored")
 
     def __init__(self, rules: Sequence[Hinted]) -> None:
         images: dict[bytes, set[int]] = {}
         always, underscored, prefixes = set[int](), set[int](), set[str]()
+        literals: dict[str, set[int]] = {}
         for index, rule in enumerate(rules):
             own = _drop_redundant({make_skeleton(hint) for hint in rule.hints})
             if rule.hints and all(hint.endswith("_") for hint in rule.hints):
                 underscored.add(index)
                 prefixes.update(rule.hints)
-            elif not own or own & {b"", b"="}:
+            elif not own or "=" in rule.hints:
                 always.add(index)
+            elif own & {b"", b"="}:
+                for hint in rule.hints:  # whose last `=` may be a `:` in texts
+                    literals.setdefault(hint.rstrip("="), set()).add(index)
             else:
                 for image in own:
                     images.setdefault(image, set()).add(index)
@@ -63,6 +68,7 @@ class Prefilter:
         )
         self._any = re.compile(b"|".join(map(re.escape, images)) or b"(?!)")
         self._always = frozenset(always)
+        self._literals = tuple((hint, frozenset(rules)) for hint, rules in literals.items())
         self._underscored = frozenset(underscored)
         self._prefixes = _compile_prefixes(prefixes)
 
@@ -78,6 +84,9 @@ class Prefilter:
                         for image, rules in images:
                             if image in part:
                                 found = found | rules
+        for hint, rules in self._literals:
+            if hint in text:
+                found = found | rules
         if "_" in text and self._prefixes.search(text):
             found = found | self._underscored
         return sorted(found)

@@ -54,6 +54,12 @@ VENDORS: Final = (
         hints=("sk-",),
         accept=_has_long_run,
     ),
+    Rule(  # long enough a prefix to be known inside a word too
+        name="openai_api_key",
+        pattern=r"sk-(?:proj|svcacct|admin)-[A-Za-z0-9_-]{20,}+",
+        hints=("sk-",),
+        accept=_has_long_run,
+    ),
     _rule(
         "aws_access_key",
         r"A(?:KIA|SIA|BIA|CCA|3T[0-9A-Z])[0-9A-Z]{16}",
@@ -121,7 +127,8 @@ VENDORS: Final = (
         name="url_password",
         pattern=r"/(?:(?<=://)|(?<=:\\/\\/))"
         rf"""(?:[^\s/@:"'<>\\]|{ESCAPED}){{0,256}}+:"""
-        rf"""(?P<secret>(?:[^\s/@"'<>\\]|{ESCAPED}){{1,256}}+)@""",
+        rf"""(?P<secret>(?:[^\s/@"'<>\\]|{ESCAPED}){{1,256}}+"""
+        rf"""(?:@(?:[^\s/@"'<>\\?#,;]|{ESCAPED}){{0,256}}+){{0,8}})@""",
         hints=("@",),
         accept=_is_no_placeholder,
     ),

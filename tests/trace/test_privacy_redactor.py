@@ -471,3 +471,43 @@ def test_json_given_as_text_stays_json(redactor):
     text = '{"password":12345678, "x": 1.50}'
     expected = '{"password":"[REDACTED:password]", "x": 1.50}'
     assert [redactor.redact_text(text), redactor.redact_json(text)] == [expected, expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("postgres://user:p@ss@host/db", "postgres://user:[url_password]@host/db"),
+        ("http://u:p1@h?to=a@b.c", "http://u:[url_password]@h?to=a@b.c"),
+        ('{"secret_key": "abc def9"}', '{"secret_key": "[api_key]"}'),
+        ("run --password abc123 now", "run --password [password] now"),
+        ("run --api-key 'AbCd12345'", "run --api-key '[secret]'"),
+        ("passphrase: x1y2z3", "passphrase: [password]"),
+        ("KEY_PASSPHRASE=x1y2z3", "KEY_PASSPHRASE=[password]"),
+        ("<db.password>abc</db.password>", "<db.password>[password]</db.password>"),
+        ("<apiKey>AbCd12345</apiKey>", "<apiKey>[secret]</apiKey>"),
+        ("id-msk-proj-" + "aB3" * 12, "id-m[openai_api_key]"),
+    ],
+)
+def test_secrets_in_urls_options_and_elements_are_masked(redactor, text, expected):
+    """Up to the last @ of a URL's authority; after a blank; between tags; glued to a letter."""
+    expected = re.sub(r"\[(\w+)\]", r"[REDACTED:\1]", expected)
+    assert redactor.redact_text(text) == expected
+    assert redactor.redact_text(expected) is expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the --password flag is needed",
+        "--token-file x1y2z3a4",
+        "--password --verbose",
+        "<password>string</password> <p>abc1</p>",
+        '{"api_key": "press Alt and enter"}',
+        "--- | ---\n| a | b |",
+        "a phrase: of words",
+        "https://host:80/a@b",
+    ],
+)
+def test_options_elements_and_urls_without_a_secret_stay(redactor, text):
+    """The names alone say little."""
+    assert redactor.redact_text(text) is text

@@ -183,7 +183,7 @@ ASSIGNMENTS: Final = (
     _make_rule("password", "w(?:ord(?<=assword)|d(?:(?<=asswd)|(?<=pwd)))", "word=", "wd="),
     _make_rule("password", "PASSW(?:OR)?D", "PASSWORD", "PASSWD"),
     _make_rule("password", "PWD", "PWD"),
-    _make_rule("password", "phrase(?<=assphrase)", "phrase"),
+    _make_rule("password", "phrase(?<=assphrase)", "assphrase"),
     _make_rule("password", "PASSPHRASE", "PASSPHRASE"),
     *(
         Rule(name=name, pattern=pattern, hints=(hint,), accept=accept)

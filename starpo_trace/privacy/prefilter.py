@@ -85,7 +85,7 @@ class Prefilter:
                             if image in part:
                                 found = found | rules
         for hint, rules in self._literals:
-            if hint in text:
+            if hint[0] in text and hint in text:  # one character is seen fastest to be absent
                 found = found | rules
         if "_" in text and self._prefixes.search(text):
             found = found | self._underscored

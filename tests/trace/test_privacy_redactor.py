@@ -319,7 +319,8 @@ def test_masking_reveals_nothing_new_to_mask():
 ADVERSARIAL = [
     "eyJ", "sk-", "://", "a:b@://", "password=", 'password="', "token:", "-----BEGIN ",
     "-----BEGIN PRIVATE KEY-----\nAAAAAAAAAAAAAAAAAAAA", "PuTTY-User-Key-File-2", "ghp_", "_a",
-    "cookie: a=", "authorization: ", "\\", '"', "[", "@", "a@", "A3T", "glpat-", "4 ", "1.", "AB12",
+    "cookie: a=", "authorization: ", "--password ", "<token>a", '["a",', '{"value":', "a:b@c@",
+    '{"password":[', "--a", "://a:b@c@", "\\", '"', "[", "@", "a@", "A3T", "glpat-", "4 ", "1.", "AB12",
 ]  # fmt: skip
 
 

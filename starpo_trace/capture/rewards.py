@@ -144,7 +144,8 @@ def reward(  # noqa: PLR0913 (one keyword per property of a reward)
             own_id = f"{reward_id}:{each}" if is_vector else reward_id
             _record_reward(each, number, judgement, own_id, trajectory_id, keyring)
     except Exception as error:  # noqa: BLE001 (as in `Guard`)
-        _report_refusal(error, name, trajectory_id)
+        with Guard("reporting a reward that is not recorded"):
+            _report_refusal(error, name, trajectory_id)
 
 
 def _report_refusal(error: Exception, name: str, trajectory_id: str | None) -> None:

@@ -213,7 +213,7 @@ def run_once(name: str, what: str, options: Options, prefix: tuple[str, ...] = (
 
 
 def measure_import(names: list[str], options: Options) -> dict[str, dict[str, float]]:
-    """Cost of importing and switching on each setup, beyond the SDKs and wrapt."""
+    """Cost of importing and switching on each setup, beyond the SDKs and wrapt, and the first call's."""
     runs = {name: [run_once(name, "import", options)] for name in names}
     for _ in range(5 if options.is_quick else 15):
         for name in names:
@@ -223,12 +223,15 @@ def measure_import(names: list[str], options: Options) -> dict[str, dict[str, fl
         with tempfile.TemporaryDirectory() as folder:
             out_file = Path(folder) / "callgrind"
             run_once(name, "import", options, tuple(list_valgrind_command(out_file)))
-            instructions = read_counts(out_file)[1]
+            _, instructions, first_call = read_counts(out_file)[:3]
         costs[name] = {
             # The first run may have compiled the modules.
             "cpu_ms": median(run["cpu_ms"] for run in runs[name][1:]),
             "instructions": instructions,
             "modules": runs[name][1]["modules"],
+            "first_call_cpu_ms": median(run["first_call_cpu_ms"] for run in runs[name][1:]),
+            "first_call_instructions": first_call,
+            "first_call_modules": runs[name][1]["first_call_modules"],
         }
     return costs
 

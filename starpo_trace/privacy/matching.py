@@ -2,8 +2,8 @@
 
 import hmac
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from starpo_trace.errors import ConfigError
@@ -50,13 +50,22 @@ def find_difference(old: str, new: str, names: tuple[str, ...]) -> list[Edit]:
     return [Edit(start, end, new[start : len(new) - tail], names)] if old != new else []
 
 
-@dataclass(frozen=True, slots=True)
 class _Compiled:
-    name: str
-    pattern: re.Pattern[str]
-    group: str | int
-    accept: Callable[[re.Match[str]], bool] | None
-    pseudonym: bool
+    """A rule whose pattern is compiled when a text first may hold it: most never are."""
+
+    def __init__(self, rule: "Rule") -> None:
+        self.name = rule.name
+        self.accept = rule.accept
+        self.pseudonym = rule.pseudonym
+        self._source = rule.pattern
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        return re.compile(self._source)
+
+    @cached_property
+    def group(self) -> str | int:
+        return "secret" if "secret" in self.pattern.groupindex else 0
 
 
 class _Span(NamedTuple):
@@ -70,6 +79,7 @@ class Matcher:
 
     def __init__(
         self,
+        builtin: Sequence["Rule"],
         rules: Sequence["Rule"],
         *,
         allow: Sequence[str],
@@ -77,9 +87,9 @@ class Matcher:
         key: bytes | None,
         mask_names: Iterable[str],
     ) -> None:
-        """Raises ConfigError for a rule or text that cannot be used."""
-        self._rules = [_compile_rule(rule) for rule in rules]
-        self._prefilter = Prefilter(rules)
+        """Raises ConfigError for one of `rules`, or a text, that cannot be used."""
+        self._rules = [*map(_Compiled, builtin), *map(_compile_rule, rules)]
+        self._prefilter = Prefilter((*builtin, *rules))
         self._allow = [_compile_allowed(text) for text in allow]
         self._deny = tuple(deny)
         if "" in self._deny or "" in allow:
@@ -167,15 +177,15 @@ def _compile_rule(rule: "Rule") -> _Compiled:
             f"name={rule.name!r} of a redaction rule: use up to 40 lower-case letters, digits and "
             f"underscores, beginning with a letter, and none of {', '.join(OWN_MASKS)}"
         )
+    compiled = _Compiled(rule)
     try:
-        pattern = re.compile(rule.pattern)
+        _ = compiled.pattern
     except (re.error, OverflowError, RecursionError, TypeError) as error:
         raise ConfigError(
             f"pattern={rule.pattern!r} of redaction rule {rule.name!r} is no regular expression: "
             f"{error}"
         ) from error
-    group = "secret" if "secret" in pattern.groupindex else 0
-    return _Compiled(rule.name, pattern, group, rule.accept, rule.pseudonym)
+    return compiled
 
 
 def _compile_allowed(text: str) -> re.Pattern[str]:

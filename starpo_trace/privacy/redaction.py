@@ -5,12 +5,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from starpo_trace.errors import ConfigError
 from starpo_trace.guard import warn_once
 from starpo_trace.privacy import KEY_FILE_VARIABLE, KEY_VARIABLE, REDACTION_VARIABLE
-from starpo_trace.privacy.redactor import MIN_KEY_BYTES, Redactor
-from starpo_trace.privacy.rules import Rule
+
+if TYPE_CHECKING:
+    # Rules are compiled when these are loaded: not before a text is looked at.
+    from starpo_trace.privacy.redactor import Redactor
+    from starpo_trace.privacy.rules import Rule
+
+MIN_KEY_BYTES: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +25,7 @@ class Redaction:
 
     secrets: bool = True
     """The built-in rules for credentials."""
-    rules: Sequence[Rule] = ()
+    rules: "Sequence[Rule]" = ()
     """Further rules: `Rule(name="employee_id", pattern=r"EMP-[0-9]{6}")`, `PII`."""
     function: Callable[[str], str] | None = None
     """Called with each text after the rules; a text on which it raises is masked whole."""
@@ -36,7 +42,7 @@ class Redaction:
 def build_redactor(
     redaction: Redaction | bool | None,  # noqa: FBT001 - the argument of instrument() as given
     environment: Mapping[str, str] = os.environ,
-) -> Redactor | None:
+) -> "Redactor | None":
     """Argument of `instrument()` and the environment -> redactor, or None for no redaction.
 
     A variable that cannot be used is warned of, and redaction is on.
@@ -65,12 +71,14 @@ def build_redactor(
         raise ConfigError(
             f"redaction={redaction!r} in instrument(): give a starpo_trace.Redaction, True or False"
         )
+    from starpo_trace.privacy.redactor import Redactor
+
     key = redaction.pseudonym_key or _read_key(environment)
     return Redactor(replace(redaction, pseudonym_key=key))
 
 
 @cache
-def build_default_redactor() -> Redactor | None:
+def build_default_redactor() -> "Redactor | None":
     """Redactor of a process that asked for nothing in particular; None when switched off."""
     return build_redactor(redaction=True)
 

@@ -8,7 +8,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from starpo_trace.errors import ConfigError
 from starpo_trace.guard import warn_once
@@ -17,25 +17,22 @@ from starpo_trace.privacy.assignments import ASSIGNMENTS
 from starpo_trace.privacy.fields import FieldJudge, holds_names
 from starpo_trace.privacy.jsontext import find_json_edits, is_json
 from starpo_trace.privacy.matching import Edit, Matcher, apply_edits, find_difference, make_mask
+from starpo_trace.privacy.redaction import MIN_KEY_BYTES, Redaction
 from starpo_trace.privacy.values import ValueRedactor
 from starpo_trace.privacy.vendors import VENDORS
-
-if TYPE_CHECKING:
-    from starpo_trace.privacy.redaction import Redaction
 
 SECRETS: Final = (*VENDORS, *ASSIGNMENTS)
 
 _FAILED: Final = make_mask("error")
 _SHORTEST_SECRET: Final = 6
 _MAX_KNOWN: Final = 8192
-MIN_KEY_BYTES: Final = 16
 _HIDING_ESCAPE: Final = re.compile(r"\\u00[0-7]")
 
 
 class Redactor:
     """A compiled redaction, safe to use from several threads."""
 
-    def __init__(self, redaction: "Redaction") -> None:
+    def __init__(self, redaction: Redaction) -> None:
         """Raises ConfigError for a rule, key or list that cannot be used."""
         for name in ("allow", "deny", "deny_fields", "rules"):
             if isinstance(getattr(redaction, name), str):
@@ -49,7 +46,8 @@ class Redactor:
                 "secrets.token_bytes(32)"
             )
         self._matcher = Matcher(
-            (*(SECRETS if redaction.secrets else ()), *redaction.rules),
+            SECRETS if redaction.secrets else (),
+            redaction.rules,
             allow=redaction.allow,
             deny=redaction.deny,
             key=key,

@@ -203,6 +203,12 @@ def test_whatever_detect_secrets_finds_is_masked(seed):
     assert (len(detectors), found, missed) == (len(names), names, [])
 
 
+def test_every_pattern_is_a_regular_expression():
+    """They are compiled when first needed, where a mistake would be found too late."""
+    for rule in SECRETS:
+        assert re.compile(rule.pattern).pattern == rule.pattern
+
+
 def test_hints_are_in_what_their_rules_match():
     """The prefilter lets through every rule that would match one of the examples."""
     prefilter = Prefilter(SECRETS)

@@ -128,12 +128,23 @@ def load_policy(section: ModelSection, *, seed: int = 0) -> Policy:
         ModelError: no such model, no tokenizer, no causal language model, or a model that cannot
             be run as asked.
     """
-    device = torch.device(_choose_device(section.device))
+    device = torch.device(_choose_device(section.device))  # before anything is read
     model, tokenizer = _load_folder(section.path)
+    return build_policy(model.to(device), tokenizer, section, seed=seed)
+
+
+def build_policy(model: Any, tokenizer: Any, section: ModelSection, *, seed: int = 0) -> Policy:
+    """A transformers model, where it is to stay -> Policy; `section.path` only names it.
+
+    Raises:
+        ModelError: the model cannot be run as asked.
+    """
+    register_packed_attention()
+    device = model.device
     _silence_dropout(model)
     if section.lora_rank > 0:
         model = _add_lora(model, section, seed=seed)
-    model.to(device)
+        model.to(device)
     model.train(section.gradient_checkpointing)
     if section.gradient_checkpointing:
         # renamed in the course of transformers 5
@@ -180,7 +191,6 @@ def _load_folder(path: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     require_model(path, where="model.path")
-    register_packed_attention()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(

@@ -29,6 +29,7 @@ class Optimizer:
             [group for group in groups if group["params"]],
             lr=section.learning_rate,
             betas=(0.9, section.beta2),
+            fused=self._parameters[0].is_cuda,
         )
 
     def clip_gradients(self) -> float:
@@ -90,5 +91,5 @@ class Optimizer:
             self._adamw.state[parameter] = {
                 "exp_avg": average.to(parameter.device).clone(),
                 "exp_avg_sq": square.to(parameter.device).clone(),
-                "step": step.clone(),
+                "step": step.to(parameter.device).clone(),
             }

@@ -5,6 +5,7 @@ Suffixes: A trained tokens of a pack, N trajectories of the step, R rows of a pa
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from starpo_train.losses.output import LossOutput
 from starpo_train.losses.ppo_clip import compute_ppo_clip_loss
 from starpo_train.model import Policy
 from starpo_train.pack import TokenBatch, pack_rows, plan_packs
-from starpo_train.prepare import TrainingData
+
+if TYPE_CHECKING:
+    from starpo_train.prepare import TrainingData
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,7 @@ class StepPack:
 
 
 def build_step_packs(
-    data: TrainingData, config: RunConfig, trajectories: Sequence[int]
+    data: "TrainingData", config: RunConfig, trajectories: Sequence[int]
 ) -> list[StepPack]:
     """Rows of some trajectories -> packs that share the step's denominators."""
     rows = [r for n in trajectories for r in data.rows_of_N[n]]
@@ -88,7 +91,7 @@ def compute_pack_loss(
 
 @torch.no_grad()
 def measure_drift(
-    policy: Policy, data: TrainingData, config: RunConfig, trajectories: Sequence[int]
+    policy: Policy, data: "TrainingData", config: RunConfig, trajectories: Sequence[int]
 ) -> float | None:
     """Mean |recorded - recomputed| log-probability of some trajectories; None without recorded.
 

@@ -10,10 +10,12 @@ Array suffix: T tokens of one row.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from starpo_train.dataset import Trajectory, Turn
+if TYPE_CHECKING:  # tokens and what follows need no data library
+    from starpo_train.dataset import Trajectory, Turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +72,7 @@ RenderTurns = Callable[[int], Sequence[TurnTokens | None]]
 
 
 def tokenize_trajectory(
-    trajectory: Trajectory,
+    trajectory: "Trajectory",
     *,
     position: int,
     render: RenderTurns | None = None,
@@ -163,7 +165,7 @@ class _RowBuilder:
         )
 
 
-def _recorded_turn(turn: Turn, *, trained: bool) -> TurnTokens | None:
+def _recorded_turn(turn: "Turn", *, trained: bool) -> TurnTokens | None:
     if turn.prompt_ids_T is None or turn.response_ids_T is None:
         return None
     return TurnTokens(

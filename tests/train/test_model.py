@@ -144,7 +144,7 @@ def test_no_gradient_from_tokens_that_are_not_trained(model_folder):
 
 def test_chunked_head_equals_full_log_softmax(monkeypatch):
     """Chunks of 3 tokens: values and gradients of hidden, weight and bias in float64-like detail."""
-    monkeypatch.setattr("starpo_train.head.CHUNK_ELEMENTS", 3 * 11)
+    monkeypatch.setattr("starpo_train.head.CHUNK_ELEMENTS", {"cpu": 3 * 11})
     torch.manual_seed(0)
     ids = torch.randint(11, (8,))
     leaves = [torch.randn(8, 5), torch.randn(11, 5), torch.randn(11)]

@@ -1,0 +1,26 @@
+"""The GPU suite runs on a CPU too, with tiny shapes, so that it works when a GPU can be had."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SUITE = Path(__file__).parents[2] / "bench" / "gpu"
+
+
+@pytest.mark.slow
+def test_every_part_runs_on_a_cpu(tmp_path):
+    """Every head, pack and layout has a time, and no target is claimed."""
+    file = tmp_path / "gpu.json"
+    command = [sys.executable, SUITE, "--device", "cpu", "--json", file]
+    subprocess.run(command, check=True, capture_output=True)
+    results = json.loads(file.read_text())
+    assert (results["is_tiny"], results["targets"]) == (True, [])
+    measured = [
+        *results["heads"]["heads"].values(),
+        *(way for pack in results["attentions"].values() for way in pack.values()),
+        *results["steps"].values(),
+    ]
+    assert [each["median_s"] > 0 for each in measured] == [True] * 8

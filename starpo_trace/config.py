@@ -82,7 +82,16 @@ def read_config(  # noqa: PLR0913 (one keyword per argument of `instrument()`)
         )
     if store is not None and not isinstance(store, (str, os.PathLike)):
         raise ConfigError(f"store={store!r} in instrument(): give the path of a folder")
-    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+    if store is not None and not os.fspath(store):
+        raise ConfigError(
+            f"store={store!r} in instrument(): give the path of a folder, or leave it out"
+        )
+    if tracer_provider is not None and not hasattr(tracer_provider, "get_tracer"):
+        raise ConfigError(
+            f"tracer_provider={tracer_provider!r} in instrument(): give an OpenTelemetry "
+            "TracerProvider; a URL belongs into endpoint="
+        )
+    if endpoint is not None and not str(endpoint).startswith(("http://", "https://")):
         raise ConfigError(
             f"endpoint={endpoint!r} in instrument(): give the whole traces URL, "
             "like http://collector:4318/v1/traces"

@@ -52,6 +52,11 @@ def make_encodable(text: str) -> str:
     return text
 
 
+def write_text(value: object) -> str:
+    """What stands for a value where a text belongs: a member of a text enumeration is its value."""
+    return str.__str__(value) if isinstance(value, str) else str(value)
+
+
 def from_openai_chat(message: Mapping[str, Any]) -> Message:
     """One OpenAI chat message (request or response form, as a mapping) -> GenAI message."""
     role = message.get("role", "assistant")

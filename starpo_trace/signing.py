@@ -178,7 +178,7 @@ def find_keyring(environment: Mapping[str, str] = os.environ) -> Keyring | None:
 
 
 def write_new_key(path: str | os.PathLike[str], key_id: str) -> None:
-    """Put a new random key at the head of a key file, which is made (mode 0600) if need be.
+    """Put a new random key at the head of a key file, made (mode 0600, in a folder of mode 0700) if need be.
 
     A file that is there keeps its owner, group and mode, and a symbolic link stays one. Several
     processes may do it at once.
@@ -191,6 +191,7 @@ def write_new_key(path: str | os.PathLike[str], key_id: str) -> None:
         raise ConfigError(f"key id {key_id!r}: use 1 to 64 letters, digits, `.`, `_`, `-`")
     try:
         target = file.resolve()
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _lock_folder(target.parent):
             older = _read_text(file) if target.exists() else ""
             if key_id in _parse_keys(older, file):

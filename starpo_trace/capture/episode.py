@@ -112,7 +112,7 @@ class Trajectory:
         """Whether it has ended here."""
         return self._is_finished
 
-    def end(self, kind: EndKind, *, reason: str | None = None) -> None:
+    def end(self, kind: EndKind, *, reason: object = None) -> None:
         """Say how the run ended; recorded when its block is left.
 
         In a process that only records a part of the run it says how that part ended.
@@ -120,7 +120,7 @@ class Trajectory:
         Args:
             kind: `"terminated"` (came to its own end), `"truncated"` (stopped by a limit),
                 `"abandoned"` or `"error"`.
-            reason: Free text.
+            reason: Free text, or the exception that it was.
         """
         with Guard("ending a trajectory"):
             if kind not in get_args(EndKind):
@@ -128,7 +128,9 @@ class Trajectory:
                     f"end kind {kind!r} of trajectory {self.id}: use one of "
                     f"{', '.join(get_args(EndKind))}"
                 )
-            self._end = (kind, reason)
+            self._end = (kind, None)
+            if reason is not None:
+                self._end = (kind, redact_text(reason))
 
     def checkpoint(self) -> str:
         """Token with which `trajectory(resume=...)` continues this run, later or elsewhere.
@@ -233,22 +235,27 @@ class Trajectory:
             if begun is None:
                 return
             span = begun
+        try:
+            self._describe_end(span, error)
+        finally:  # a span that never ends takes the run with it
+            span.end()
+        # A thread that outlives the run may hold this object for long.
+        tail = self.history.read_tail()
+        self.history, self.states = History(), {}
+        self.history.restore_tail(tail)
+
+    def _describe_end(self, span: Span, error: BaseException | None) -> None:
         kind, reason = self._end or (end_kind_of(error), None)
-        usable_for, reasons = judge_usability(self._num_calls, self._history_mode, self._reasons)
         span.set_attribute(semconv.TRAJECTORY_END, kind)
         if reason is not None:
-            span.set_attribute(semconv.TRAJECTORY_END_REASON, redact_text(reason))
+            span.set_attribute(semconv.TRAJECTORY_END_REASON, reason)
         span.set_attribute(semconv.TRAJECTORY_NUM_STEPS, self.num_steps)
+        usable_for, reasons = judge_usability(self._num_calls, self._history_mode, self._reasons)
         span.set_attribute(semconv.USABLE_FOR, usable_for)
         if reasons:
             span.set_attribute(semconv.USABLE_FOR_REASONS, reasons)
         if error is not None and end_kind_of(error) != "terminated":
             mark_error(span, error, has_content=self._history_mode != "off")
-        span.end()
-        # A thread that outlives the run may hold this object for long.
-        tail = self.history.read_tail()
-        self.history, self.states = History(), {}
-        self.history.restore_tail(tail)
 
     def _begin_closing_span(self, part: Part) -> Span | None:
         runtime = get_runtime()

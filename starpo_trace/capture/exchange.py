@@ -15,7 +15,7 @@ from starpo_trace.messages import Message, dump_json
 
 if TYPE_CHECKING:
     from starpo_trace.capture.history import Prompt
-    from starpo_trace.privacy.redaction import Redactor
+    from starpo_trace.privacy.redactor import Redactor
 
 StreamOutcome = Literal["exhausted", "cut", "closed", "dropped", "cancelled", "error"]
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
     from starpo_trace.config import HistoryMode
-    from starpo_trace.privacy.redaction import Redactor
+    from starpo_trace.privacy.redactor import Redactor
 
 _LIMITED_KEYS: Final = (
     semconv.INPUT_MESSAGES,

@@ -7,7 +7,7 @@ from opentelemetry.trace import Span, Status, StatusCode
 from starpo_trace import semconv
 from starpo_trace.capture.runtime import get_runtime
 from starpo_trace.config import HistoryMode
-from starpo_trace.messages import dump_json, make_encodable
+from starpo_trace.messages import dump_json, make_encodable, write_text
 
 EndKind = Literal["terminated", "truncated", "abandoned", "error"]
 
@@ -79,9 +79,9 @@ def _record_body(span: Span, error: BaseException, message: str) -> None:
     span.set_attribute(semconv.ERROR_BODY, text if redactor is None else redactor.redact_json(text))
 
 
-def redact_text(text: str) -> str:
-    """Text -> the text that may be recorded."""
-    text = make_encodable(text)
+def redact_text(text: object) -> str:
+    """Text, or what stands where one belongs -> the text that may be recorded."""
+    text = make_encodable(text if type(text) is str else write_text(text))
     runtime = get_runtime()
     redactor = None if runtime is None else runtime.redactor
     return text if redactor is None else redactor.redact_text(text)

@@ -107,7 +107,8 @@ def reward(  # noqa: PLR0913 (one keyword per property of a reward)
         explanation: Why.
         reward_id: Identity of the reward; default made of trajectory, scope, step and name.
         trajectory_id: The run that was judged; default the current one.
-        step: The step that was judged; default the latest model call.
+        step: The step that was judged; default the latest model call, where the run is in
+            progress in this process.
         judge_id: Model and version that judged, pinned.
         judge_prompt_hash: Hash of the judge's prompt.
         task_id: The run's task, which a signature covers; default that of the run in progress.
@@ -133,8 +134,8 @@ def reward(  # noqa: PLR0913 (one keyword per property of a reward)
             task_id=task_id,
             verifier_digest=verifier_digest,
         )
+        _check_judgement(judgement, name)
         keyring = None if sign is False else _find_keyring(key, is_needed=sign is True)
-        _check_judgement(judgement)
         if isinstance(value, Mapping):
             values = {key: _read_value(item, key) for key, item in value.items()}
         else:
@@ -182,18 +183,26 @@ def _record_reward(
     trajectory = current_trajectory()
     if trajectory is not None and trajectory_id not in {None, trajectory.id}:
         trajectory = None  # it is about another run than the one in progress
+    judged = trajectory
+    if judged is None and trajectory_id is not None:
+        judged = find_open_trajectory(trajectory_id)
     if trajectory is None and trajectory_id is None:
         raise ValueError(
             f"reward {name!r} belongs to no trajectory: call it inside `with trajectory(...)`, or "
             "give trajectory_id="
         )
-    judged_id = trajectory.id if trajectory is not None else trajectory_id
+    judged_id = judged.id if judged is not None else trajectory_id
     step = judgement.step
-    if step is None and judgement.scope != "trajectory" and trajectory is not None:
-        step = trajectory.last_llm_step
+    if step is None and judgement.scope != "trajectory":
+        step = None if judged is None else judged.last_llm_step
+        if step is None:
+            raise ValueError(
+                f"reward {name!r} of scope {judgement.scope!r} names no step, and no model call of "
+                f"{judged_id} is known here: give step="
+            )
     task_id = judgement.task_id
-    if task_id is None and trajectory is not None:
-        task_id = trajectory.task_id
+    if task_id is None and judged is not None:
+        task_id = judged.task_id
     signed = SignedReward(
         trajectory_id=str(judged_id),
         task_id=task_id,
@@ -217,7 +226,7 @@ def _record_reward(
         attributes[semconv.STEP] = trajectory.num_steps
         attributes.update(trajectory.describe_part())
         attributes[semconv.TASK_ID] = task_id
-    target = _find_target(judgement, step, trajectory, trajectory_id)
+    target = _find_target(judgement, step, judged, trajectory_id)
     tracer.start_span(
         f"evaluate {name}",
         # A late reward is its own trace; the span that happens to be current judged nothing.
@@ -320,7 +329,14 @@ def _read_value(value: Any, name: str) -> float:
     return number
 
 
-def _check_judgement(judgement: Judgement) -> None:
+def _check_judgement(judgement: Judgement, name: str) -> None:
+    step = judgement.step
+    if step is not None and (not isinstance(step, int) or step < 0):
+        raise ValueError(f"reward {name!r} has step={step!r}: give the number of a step, from 0")
+    for side in ("min", "max"):
+        bound = getattr(judgement, side)
+        if bound is not None:
+            _read_value(bound, f"{side} of {name}")
     for word, known in (
         (judgement.scope, Scope),
         (judgement.kind, Kind),

@@ -1,5 +1,6 @@
 """Identity of a run -> its root span, and the Context that it is current in."""
 
+import operator
 import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
@@ -17,15 +18,17 @@ from starpo_trace.capture.outcome import redact_text
 from starpo_trace.capture.parts import Checkpoint, Part, make_part, read_token, send_identity
 from starpo_trace.capture.runtime import Runtime, get_runtime_or_warn
 from starpo_trace.guard import Guard, warn_once
+from starpo_trace.messages import write_text
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
 DEFAULT_NAME: Final = "agent"
+_NUMBERS: Final = (semconv.ATTEMPT, semconv.SEED)
 
 
 def begin_trajectory(
-    name: str, given: Mapping[str, str | int | None], resume: str | None
+    name: str, given: Mapping[str, object], resume: str | None
 ) -> tuple[Trajectory, Context]:
     """Begin a run: what is yielded of it, and the Context for its block."""
     leave_finished_run()
@@ -39,10 +42,12 @@ def begin_trajectory(
         part = make_part("resume", base=checkpoint.num_steps, parent=checkpoint.part)
     trajectory_id = checkpoint.trajectory_id if checkpoint else given[semconv.TRAJECTORY_ID]
     span = _start_root_span(runtime, identity, part, checkpoint)
-    trajectory_id = _mask_id(str(trajectory_id)) if trajectory_id else _make_trajectory_id(span)
+    trajectory_id = (
+        _mask_id(write_text(trajectory_id)) if trajectory_id else _make_trajectory_id(span)
+    )
     span.set_attribute(semconv.TRAJECTORY_ID, trajectory_id)
     begun = Trajectory(
-        trajectory_id=str(trajectory_id),
+        trajectory_id=trajectory_id,
         span=span,
         history_mode=runtime.history_mode if runtime is not None else "off",
         identity=identity,
@@ -70,11 +75,11 @@ def _read_checkpoint(resume: str) -> Checkpoint | None:
 
 def _complete_identity(
     name: str,
-    given: Mapping[str, str | int | None],
+    given: Mapping[str, object],
     checkpoint: Checkpoint | None,
     runtime: Runtime | None,
 ) -> dict[str, str | int]:
-    identity: dict[str, str | int] = {}
+    identity: dict[str, object] = {}
     if runtime is not None and runtime.config.policy_id is not None:
         identity[semconv.POLICY_ID] = runtime.config.policy_id
     if checkpoint is not None:
@@ -84,10 +89,30 @@ def _complete_identity(
     identity.update({key: value for key, value in given.items() if value is not None})
     identity.pop(semconv.TRAJECTORY_ID, None)
     identity[semconv.AGENT_NAME] = name
-    return {
-        key: redact_text(value) if isinstance(value, str) else value
-        for key, value in identity.items()
-    }
+    numbers = {key: _read_number(key, identity.pop(key, None)) for key in _NUMBERS}
+    texts = {key: redact_text(value) for key, value in identity.items()}
+    return {**texts, **{key: value for key, value in numbers.items() if value is not None}}
+
+
+def _read_number(key: str, value: object) -> int | None:
+    """Attempt or seed -> what a span can hold; None, and a warning, for what it cannot."""
+    if value is None:
+        return None
+    try:
+        number = int(operator.index(value))  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        number = None
+    if number is not None and -(2**63) <= number < 2**63:
+        return number
+    warn_once(
+        f"number {key}",
+        "%s=%r of trajectory() is not recorded: give a whole number of at most 64 bits with its "
+        "sign, like %s=7",
+        key.rpartition(".")[2],
+        value,
+        key.rpartition(".")[2],
+    )
+    return None
 
 
 def _start_root_span(

@@ -7,7 +7,7 @@ copy their context inherit it; its id also goes into W3C baggage, for other proc
 import functools
 import inspect
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
@@ -111,8 +111,9 @@ class TrajectoryScope:
             begun, context = begin_trajectory(self._name, self._identity, self._resume)
             self._open.add(Entry(context), begun)
             return begun
+        given_id = self._identity[semconv.TRAJECTORY_ID]
         return Trajectory(
-            trajectory_id=str(self._identity[semconv.TRAJECTORY_ID] or uuid.uuid4().hex),
+            trajectory_id=given_id if isinstance(given_id, str) and given_id else uuid.uuid4().hex,
             span=trace.INVALID_SPAN,
             history_mode="off",
         )
@@ -158,23 +159,49 @@ class TrajectoryScope:
         Raises:
             TypeError: it is a generator, which may be resumed anywhere; use `with` inside it.
         """
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        if _is_any(function, inspect.isgeneratorfunction, inspect.isasyncgenfunction):
             raise TypeError(
-                f"trajectory() cannot decorate the generator {function.__qualname__}(); "
+                f"trajectory() cannot decorate the generator {_name_function(function)}(); "
                 "write `with starpo_trace.trajectory(...)` inside it"
             )
-        if inspect.iscoroutinefunction(function):
+        if _is_any(function, inspect.iscoroutinefunction):
+            call = cast("Callable[_P, Awaitable[Any]]", function)
 
             @functools.wraps(function)
             async def run_async(*args: _P.args, **kwargs: _P.kwargs) -> Any:
                 with TrajectoryScope(self._name, self._identity, self._resume):
-                    return await function(*args, **kwargs)
+                    return await call(*args, **kwargs)
 
             return cast("Callable[_P, _R]", run_async)
 
         @functools.wraps(function)
         def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             with TrajectoryScope(self._name, self._identity, self._resume):
-                return function(*args, **kwargs)
+                result = function(*args, **kwargs)
+                if inspect.iscoroutine(result) or inspect.isgenerator(result):
+                    _warn_of_deferred_work(function, result)
+                return result
 
         return run
+
+
+def _is_any(function: Callable[..., Any], *tests: Callable[[object], bool]) -> bool:
+    """Whether a test holds for a function, or for what an object does when it is called."""
+    called = function if inspect.isroutine(function) else type(function).__call__
+    return any(test(function) or test(called) for test in tests)
+
+
+def _name_function(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def _warn_of_deferred_work(function: Callable[..., Any], result: object) -> None:
+    with Guard("looking at what a decorated function gave"):
+        warn_once(
+            "trajectory of deferred work",
+            "%s(), decorated with trajectory(), returned a %s: what that does happens after the run "
+            "and is no part of it. Decorate an `async def`, or write `with starpo_trace."
+            "trajectory(...)` where the work is done",
+            _name_function(function),
+            type(result).__name__,
+        )

@@ -25,7 +25,7 @@ from starpo_trace.mergepatch import apply_merge_patch, dump_canonical, load_json
 from starpo_trace.messages import dump_json, from_openai_chat, make_encodable
 
 if TYPE_CHECKING:
-    from starpo_trace.privacy.redaction import Redactor
+    from starpo_trace.privacy.redactor import Redactor
 
 StepKind = Literal["planner", "tool", "retriever", "verifier", "finalizer", "other"]
 

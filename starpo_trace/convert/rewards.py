@@ -38,6 +38,8 @@ def judge_rewards(rewards: pl.DataFrame, trust: Trust) -> pl.DataFrame:
     in_range = pl.col("value").ge(pl.col("min")).fill_null(value=True) & pl.col("value").le(
         pl.col("max")
     ).fill_null(value=True)
+    of_part = pl.col("scope").ne("trajectory").fill_null(value=True)
+    is_beyond = pl.col("step").gt(pl.col("last_step")) | pl.col("step").lt(0)
     faults = {
         "signature": signature.eq("invalid"),
         "not signed": signature.ne("valid") if trust.require_signed else pl.lit(value=False),
@@ -45,10 +47,15 @@ def judge_rewards(rewards: pl.DataFrame, trust: Trust) -> pl.DataFrame:
         "source": ~source.is_in(list(trust.sources)).fill_null(value=False),
         "no value": pl.col("value").is_null(),
         "outside of its range": ~in_range,
+        "step": of_part & is_beyond.fill_null(value=False),
+        "names no step that a turn could be found by": of_part & pl.col("turn").is_null(),
     }
     words = {
         "signature": pl.col("signature_fault"),
         "source": pl.format("source {} is not trusted", source.fill_null("unknown")),
+        "step": pl.format(
+            "there is no step {}, the last one is {}", "step", pl.col("last_step").fill_null("?")
+        ),
     }
     fault = pl.coalesce(
         pl.when(holds).then(words.get(name, pl.lit(name))) for name, holds in faults.items()

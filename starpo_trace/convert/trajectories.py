@@ -147,10 +147,16 @@ def _place_rewards(
             ),
         )
     )
+    last_steps = (
+        spans.group_by(_BY_TRAJECTORY)
+        .agg(last_step=pl.coalesce("step", "step_order").max())
+        .filter(pl.col("last_step").is_not_null())
+    )
     # A reward of a tool step belongs to the turn that asked for the tool: the last one before it.
     steps = turns.select(_BY_TRAJECTORY, "step", "turn").sort("step")
     return (
-        placed.sort("step", nulls_last=True)
+        placed.join(last_steps, on=_BY_TRAJECTORY, how="left")
+        .sort("step", nulls_last=True)
         .join_asof(steps, on="step", by=_BY_TRAJECTORY, strategy="backward", check_sortedness=False)
         .with_columns(turn=pl.when(~of_trajectory).then(pl.coalesce("target_turn", "turn")))
     )

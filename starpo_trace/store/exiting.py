@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Final
 
-from starpo_trace.guard import Guard
+from starpo_trace.guard import Guard, warn_once
 
 _FINISH_TIMEOUT_S: Final = 1.0
 _DELIVER_TIMEOUT_S: Final = 4.0
 _COME_BACK_S: Final = 0.01
 _OFF_VALUES: Final = frozenset({"0", "false", "off", "no"})
+_ON_VALUES: Final = frozenset({"", "1", "true", "on", "yes"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +49,15 @@ def install_sigterm_handler(
 
     A handler that the program installs later replaces this one.
     """
+    switch = environment.get("STARPO_SIGTERM", "").strip().lower()
+    if switch not in _OFF_VALUES | _ON_VALUES:
+        warn_once(
+            "variable STARPO_SIGTERM",
+            "STARPO_SIGTERM=%r in the environment cannot be used: say 0 or 1; SIGTERM is handled",
+            switch,
+        )
     if (
-        environment.get("STARPO_SIGTERM", "").strip().lower() in _OFF_VALUES
+        switch in _OFF_VALUES
         or threading.current_thread() is not threading.main_thread()
         or signal.getsignal(signal.SIGTERM) not in {signal.SIG_DFL, _handle}
     ):

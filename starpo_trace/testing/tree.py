@@ -93,6 +93,7 @@ def _answer(attributes: Mapping[str, Any]) -> str:
     return (" + ".join(said) or "nothing") + ending
 
 
-def _shorten(text: str) -> str:
-    line = " ".join(text.split())
+def _shorten(text: Any) -> str:
+    """One line of a text; some servers send arguments as an object."""
+    line = " ".join((text if isinstance(text, str) else json.dumps(text)).split())
     return line if len(line) <= _MAX_TEXT else f"{line[:_MAX_TEXT]}..."

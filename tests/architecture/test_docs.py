@@ -1,6 +1,8 @@
 """The documents name what exists."""
 
+import ast
 import dataclasses
+import importlib
 import re
 from pathlib import Path
 
@@ -33,6 +35,19 @@ def test_every_span_key_is_in_the_table():
         if name.isupper() and isinstance(value, str) and "." in value
     }
     assert sorted(keys - table) == []
+
+
+def test_every_import_in_the_documents_works():
+    """Names that Python blocks of README and docs import from our packages exist."""
+    missing = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("starpo_"):
+                    module = importlib.import_module(node.module or "")
+                    names = [alias.name for alias in node.names]
+                    missing += [f"{page.name}: {n}" for n in names if not hasattr(module, n)]
+    assert missing == []
 
 
 def test_relative_links_in_the_documents_lead_somewhere():

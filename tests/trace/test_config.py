@@ -1,6 +1,7 @@
 """Arguments and environment -> configuration."""
 
 import os
+import re
 import subprocess
 import sys
 from math import inf, nan
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from starpo_trace.config import parse_bytes, read_config, read_timeout
+from starpo_trace.errors import ConfigError
 
 ARGUMENTS: dict[str, Any] = {
     "store": None,
@@ -78,9 +80,12 @@ def test_any_timeout_is_some_wait(given, wait_s):
 
 def test_an_agent_in_a_bad_environment_is_recorded(tmp_path):
     """Every variable of ours is wrong, and so are its timeouts; it runs, and its spans are kept."""
-    names = ("STORE_MAX_BYTES", "SAMPLE", "MAX_CONTENT_BYTES", "REDACTION", "PSEUDONYM_KEY_FILE")
+    names = (
+        *("STORE_MAX_BYTES", "SAMPLE", "MAX_CONTENT_BYTES", "REDACTION", "PSEUDONYM_KEY_FILE"),
+        "SIGTERM",
+    )
     environment = {key: value for key, value in os.environ.items() if "PYTEST" not in key}
-    environment |= {f"STARPO_{name}": "wrong" for name in (*names, "SIGTERM")}
+    environment |= {f"STARPO_{name}": "wrong" for name in names}
     done = subprocess.run(
         [sys.executable, "-c", AGENT],
         cwd=tmp_path,
@@ -94,3 +99,18 @@ def test_an_agent_in_a_bad_environment_is_recorded(tmp_path):
     assert sorted(line.partition("=")[0].split()[0] for line in done.stderr.splitlines()) == sorted(
         f"STARPO_{name}" for name in names
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"store": ""}, "store='' in instrument(): give the path of a folder"),
+        ({"store": 5}, "store=5 in instrument(): give the path of a folder"),
+        ({"endpoint": 5}, "endpoint=5 in instrument(): give the whole traces URL"),
+        ({"tracer_provider": "http://x"}, "tracer_provider='http://x' in instrument(): give an "),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(given, message):
+    """The error names the argument and its value."""
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        read_config(**ARGUMENTS | given, environment={})

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextvars
+import enum
 import threading
+import uuid
 
 import openai
 import pytest
@@ -140,6 +142,76 @@ def test_end_is_what_the_program_says():
     [root] = store.select("trajectory")
     assert root[semconv.TRAJECTORY_END] == "truncated"
     assert root[semconv.TRAJECTORY_END_REASON] == "16 moves"
+
+
+@pytest.mark.parametrize("reason", [TimeoutError("16 moves"), 16, ("16", "moves")])
+def test_any_reason_is_a_text(reason):
+    """What is no text is recorded as the text that Python makes of it."""
+    with record_spans() as store, starpo_trace.trajectory() as run:
+        run.end("truncated", reason=reason)
+    [root] = store.select("trajectory")
+    assert root[semconv.TRAJECTORY_END] == "truncated"
+    assert root[semconv.TRAJECTORY_END_REASON] == str(reason)
+
+
+def test_a_root_span_ends_whatever_fails(monkeypatch):
+    """A reason without a text costs the reason, a verdict that fails the verdict, not the run."""
+    monkeypatch.setenv("STARPO_DEBUG", "0")
+
+    class Odd:
+        def __str__(self):
+            raise RuntimeError("odd")
+
+    def fail(*_details):
+        raise RuntimeError("broken")
+
+    with record_spans() as store:
+        with starpo_trace.trajectory("a", task_id="t") as run:
+            run.end("truncated", reason=Odd())
+        monkeypatch.setattr("starpo_trace.capture.episode.judge_usability", fail)
+        with starpo_trace.trajectory("b", task_id="t") as run:
+            run.end("truncated")
+    roots = store.select("trajectory")
+    assert [(r[semconv.AGENT_NAME], r[semconv.TRAJECTORY_END]) for r in roots] == [
+        ("a", "truncated"),
+        ("b", "truncated"),
+    ]
+
+
+def test_whatever_names_a_run_is_a_text(caplog, monkeypatch):
+    """Numbers, UUIDs and members of enumerations; the same in a resumed run."""
+    monkeypatch.setattr("starpo_trace.guard._reported", set())
+
+    class Task(enum.StrEnum):
+        A = "ta"
+
+    class OldTask(str, enum.Enum):  # noqa: UP042 (as older programs have them)
+        A = "tb"
+
+    made = uuid.UUID(int=7)
+    with record_spans() as store:
+        for task_id in (7, made, Task.A, OldTask.A):
+            with starpo_trace.trajectory(task_id=task_id, cohort=Task.A) as run:
+                token = run.checkpoint()
+            with starpo_trace.trajectory(resume=token) as resumed:
+                assert (resumed.id, resumed.task_id) == (run.id, run.task_id)
+    roots = store.select("trajectory")
+    assert [root[semconv.TASK_ID] for root in roots[::2]] == ["7", str(made), "ta", "tb"]
+    assert [root[semconv.TASK_ID] for root in roots[1::2]] == ["7", str(made), "ta", "tb"]
+    assert {type(root[semconv.COHORT]) for root in roots} == {str}
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, "a", 1.5])
+def test_a_seed_that_no_span_can_hold_is_warned_of(seed, caplog, monkeypatch):
+    """The warning names it; the run is recorded without it."""
+    monkeypatch.setattr("starpo_trace.guard._reported", set())
+    with record_spans() as store, starpo_trace.trajectory(seed=seed, attempt=2**62):
+        pass
+    [root] = store.select("trajectory")
+    assert (root.get(semconv.SEED), root[semconv.ATTEMPT]) == (None, 2**62)
+    [record] = caplog.records
+    assert record.getMessage().startswith(f"seed={seed!r} of trajectory() is not recorded")
 
 
 def test_decorated_functions_are_runs():

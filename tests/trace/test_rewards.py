@@ -1,6 +1,7 @@
 """Rewards -> spans with one link to what was judged."""
 
 import math
+import re
 import subprocess
 import sys
 
@@ -169,6 +170,61 @@ def test_a_reward_about_another_run_does_not_join_this_one():
 
 
 @pytest.mark.slow
+def test_a_turn_reward_by_id_finds_the_latest_call_of_an_open_run(monkeypatch, caplog):
+    """Of a run that goes on here the latest call is known; of any other a step must be named."""
+    monkeypatch.setenv("STARPO_DEBUG", "0")
+    monkeypatch.setattr("starpo_trace.guard._reported", set())
+    with (
+        ScriptedServer([Reply(content="x")]) as server,
+        openai.OpenAI(base_url=server.base_url, api_key="none") as client,
+        record_spans() as store,
+    ):
+        with starpo_trace.trajectory(task_id="t") as outer:
+            client.chat.completions.create(model="m", messages=[])
+            with starpo_trace.trajectory():
+                starpo_trace.reward(0.5, scope="turn", trajectory_id=outer.id)
+                starpo_trace.reward(0.5, scope="turn", name="early")
+        starpo_trace.reward(0.5, scope="turn", name="late", trajectory_id=outer.id)
+    call = next(s for s in store.spans if s.attributes[semconv.RECORD] == "llm")
+    [reward] = [s for s in store.spans if s.attributes[semconv.RECORD] == "reward"]
+    assert links_of(reward) == [(call.context.trace_id, call.context.span_id)]
+    assert reward.attributes[semconv.REWARD_STEP] == 0
+    assert reward.attributes[semconv.TASK_ID] == "t"
+    assert reward.parent is None
+    assert [record.getMessage().count("names no step") for record in caplog.records] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"step": "0"}, "reward 'solved' has step='0': give the number of a step, from 0"),
+        ({"step": -1}, "reward 'solved' has step=-1: give the number of a step, from 0"),
+        ({"min": "a"}, "reward 'min of solved' is 'a': give a number"),
+        ({"max": math.nan}, "reward 'max of solved' is nan: give a finite number"),
+        ({"scope": "run"}, "reward with 'run': use one of step, turn, trajectory"),
+    ],
+)
+def test_what_is_wrong_with_a_reward_is_named(given, problem):
+    """Argument and value, under pytest as an exception."""
+    with (
+        record_spans(),
+        starpo_trace.trajectory(),
+        pytest.raises((TypeError, ValueError), match=f"^{re.escape(problem)}"),
+    ):
+        starpo_trace.reward(1.0, name="solved", **given)
+
+
+def test_a_reward_is_named_as_runs_are():
+    """What is no text is taken for the text that stands for it, as `trajectory()` does."""
+    with record_spans() as store:
+        with starpo_trace.trajectory(trajectory_id="r", task_id=7):
+            pass
+        starpo_trace.reward({1: 1.0}, trajectory_id="r", task_id=7, label=5)
+    root, reward = store.select("trajectory") + store.select("reward")
+    assert reward[semconv.TASK_ID] == root[semconv.TASK_ID] == "7"
+    assert (reward[semconv.EVALUATION_NAME], reward[semconv.EVALUATION_LABEL]) == ("1", "5")
+
+
 def test_a_late_reward_from_another_process_links_to_the_root(tmp_path):
     """Days later, knowing only the id, another process sends a reward twice: one id, one link."""
     with ScriptedServer([Reply(content="x")]) as server:

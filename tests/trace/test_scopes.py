@@ -242,6 +242,32 @@ def test_one_scope_closed_in_another_context_ends_the_latest():
     assert len(store.select("trajectory")) == 2
 
 
+def test_objects_that_are_called_are_decorated_for_what_they_do(caplog, monkeypatch):
+    """An async `__call__` is awaited inside its run; work left for later is warned of."""
+    monkeypatch.setattr("starpo_trace.guard._reported", set())
+
+    class Agent:
+        async def __call__(self):
+            return use_tool() is not None
+
+    class Generator:
+        def __call__(self):
+            yield use_tool()
+
+    def defer():
+        return Agent()()
+
+    with record_spans() as store:
+        assert asyncio.run(starpo_trace.trajectory("object")(Agent())()) is True
+        assert caplog.records == []
+        assert asyncio.run(starpo_trace.trajectory("deferred")(defer)()) is False
+    assert [semconv.TRAJECTORY_ID in s.attributes for s in spans_of(store, "step")] == [True, False]
+    [record] = caplog.records
+    assert "defer(), decorated with trajectory(), returned a coroutine" in record.getMessage()
+    with pytest.raises(TypeError, match=r"the generator .*Generator\(\)"):
+        starpo_trace.trajectory()(Generator())
+
+
 def test_a_decorator_without_parentheses():
     """The function's name is the agent's, sync and async; a generator is refused."""
 

@@ -1,6 +1,7 @@
 """Verifiers sign, the builder checks: what an agent writes itself does not count."""
 
 import dataclasses
+import enum
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ from starpo_trace.convert.dataset import (
 )
 from starpo_trace.convert.otlp import decode_protobuf
 from starpo_trace.convert.rewards import Trust
+from starpo_trace.convert.sources import find_source_files, read_span_batches
 from starpo_trace.errors import ConfigError
 from starpo_trace.signing import Keyring, SignedReward, read_keyring, sign_reward, write_new_key
 from starpo_trace.store.segments import Record, list_segments, read_segment
@@ -327,6 +329,28 @@ def test_the_steps_that_were_signed_are_those_that_were_recorded(spans):
     rows = [root, call, far, spans.reward(far, 0.5, **attributes)]
     [found] = convert_rows(rows, trust=TRUST)["rewards"].to_dicts()
     assert (found["signature"], found["step"], found["turn"]) == ("valid", 1, 1)
+
+
+def test_a_task_that_is_a_member_of_an_enumeration_is_signed_as_recorded(tmp_path):
+    """`class Task(str, Enum)` prints as its name, and is its value."""
+
+    class Task(str, enum.Enum):  # noqa: UP042 (as older programs have them)
+        A = "ta"
+
+    starpo_trace.instrument(store=tmp_path)
+    try:
+        with starpo_trace.trajectory(task_id=Task.A):
+            starpo_trace.reward(1.0, key=KEY)
+    finally:
+        starpo_trace.uninstrument()
+    rows = [
+        row
+        for file in find_source_files([tmp_path])
+        for batch in read_span_batches(file)
+        for row in batch.rows
+    ]
+    [found] = convert_rows(rows, trust=TRUST)["rewards"].to_dicts()
+    assert (found["signature"], found["untrusted_because"]) == ("valid", None)
 
 
 def test_reward_signs_with_the_key_it_is_given_or_finds(monkeypatch, tmp_path):

@@ -168,7 +168,8 @@ def test_keys_made_at_once_are_all_there(tmp_path):
 
 
 def test_a_key_file_that_cannot_be_written_is_named(tmp_path):
-    """A missing folder and a loop of links."""
+    """A file where its folder should be, and a loop of links."""
+    (tmp_path / "none").write_text("")
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     for path in (tmp_path / "none" / "keys", tmp_path / "a"):
@@ -210,3 +211,11 @@ def test_the_environment_names_a_key_or_a_file(tmp_path):
     assert find_keyring({}) is None
     with pytest.raises(ConfigError, match="missing: cannot be read"):
         find_keyring({"STARPO_REWARD_KEY_FILE": "missing"})
+
+
+def test_a_new_key_files_folder_is_made(tmp_path):
+    """As `/etc/starpo` on a fresh machine; nobody else may look into it."""
+    path = tmp_path / "etc" / "starpo" / "reward.keys"
+    write_new_key(path, "k1")
+    assert read_keyring(path).key_ids == ["k1"]
+    assert path.parent.stat().st_mode & 0o777 == 0o700

@@ -94,6 +94,15 @@ def test_the_tree_shows_errors_and_rewards():
     assert store.select("step", name="stock")[0][semconv.STEP] == 1
 
 
+def test_the_tree_shows_arguments_that_are_no_text():
+    """Some servers send an object where OpenAI sends JSON text."""
+    call = {"id": "c1", "type": "function", "function": {"name": "stock", "arguments": {"n": 1}}}
+    script = [Reply(extra_message={"tool_calls": [call]})]
+    with ScriptedServer(script) as server, record_spans() as store:
+        run_agent(server)
+    assert store.render().splitlines()[1] == '  0 chat -> stock({"n": 1})'
+
+
 def test_an_instrumented_program_is_recorded_by_the_test(tmp_path):
     """`instrument()` at the program's import does not keep spans from the test."""
     starpo_trace.instrument(store=tmp_path / "store")

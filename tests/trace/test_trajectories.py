@@ -326,6 +326,27 @@ def test_step_rewards_belong_to_the_turn_that_acted(spans):
     assert placed == [("a", 0, 0), ("b", 0, 1), ("c", 1, 2), ("r1", None, None)]
 
 
+@pytest.mark.parametrize(
+    ("step", "fault"),
+    [
+        (99, "there is no step 99, the last one is 2"),
+        (-1, "there is no step -1, the last one is 2"),
+        (None, "names no step that a turn could be found by"),
+    ],
+)
+def test_a_turn_reward_without_a_turn_counts_for_nothing(spans, step, fault):
+    """It says why; no other turn gets it."""
+    rows = two_turns(spans)
+    process = {semconv.REWARD_SCOPE: "turn", semconv.REWARD_KIND: "process"}
+    lost = spans.reward(
+        rows[0], 0.9, links=(), **process, **{semconv.REWARD_ID: "a", semconv.REWARD_STEP: step}
+    )
+    tables = convert_rows([*rows, lost])
+    assert tables["turns"]["reward"].to_list() == [None, None]
+    [found] = tables["rewards"].filter(pl.col("reward_id") == "a").to_dicts()
+    assert (found["trusted"], found["untrusted_because"]) == (False, fault)
+
+
 def test_late_reward_by_trajectory_id_alone(spans):
     """A reward from another process finds its trajectory by id."""
     rows = two_turns(spans)[:-1]

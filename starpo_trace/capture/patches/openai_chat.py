@@ -236,6 +236,7 @@ class _Pieces:
         self._values: dict[str, Any] = {}
         self._objects: dict[str, _Pieces] = {}
         self._tool_calls: dict[int, _Pieces] = {}
+        self._renumbered: dict[int, int] = {}
 
     def get_texts(self, name: str) -> list[str] | None:
         return self._texts.get(name)
@@ -271,7 +272,20 @@ class _Pieces:
         if index is None:  # some servers send none: a new id begins a new call
             is_new = call.get("id") is not None or not self._tool_calls
             index = len(self._tool_calls) - (0 if is_new else 1)
+        elif index in self._tool_calls and self._begins_another(call, index):
+            # Some number every call 0; pieces without an id belong to the last one.
+            self._renumbered[index] = max(self._tool_calls) + 1
+        index = self._renumbered.get(index, index)
         self._tool_calls.setdefault(index, _Pieces()).add(call)
+
+    def _begins_another(self, call: Mapping[str, Any], index: int) -> bool:
+        """Whether a piece begins another call than the one with its index: other id, and a name."""
+        call_id = call.get("id")
+        known = self._tool_calls[self._renumbered.get(index, index)]._values.get("id")
+        if not call_id or call_id == known or known is None:
+            return False
+        function = call.get("function")
+        return function is not None and bool(get_fields(function).get("name"))
 
     def build(self) -> dict[str, Any]:
         built = dict(self._values)

@@ -152,6 +152,53 @@ def test_rare_answers_come_together(deltas, part):
     assert semconv.USAGE_INPUT_TOKENS not in call
 
 
+def piece(call_id, name, arguments):
+    return {
+        "tool_calls": [
+            {
+                "index": 0,
+                "id": call_id,
+                "type": "function",
+                "function": {"name": name, "arguments": arguments},
+            }
+        ]
+    }
+
+
+@pytest.mark.parametrize(
+    ("deltas", "expected"),
+    [
+        (  # each call whole, every one numbered 0
+            [piece("a", "f", '{"x":1}'), piece("b", "g", '{"y":2}'), piece("c", "f", "{}")],
+            [("a", "f", '{"x":1}'), ("b", "g", '{"y":2}'), ("c", "f", "{}")],
+        ),
+        (  # in pieces that belong to the last one
+            [
+                piece("a", "f", '{"x"'),
+                piece(None, None, ":1}"),
+                piece("b", "g", "{"),
+                piece(None, None, "}"),
+            ],
+            [("a", "f", '{"x":1}'), ("b", "g", "{}")],
+        ),
+        (  # a new id with every piece of one call
+            [piece("a", "f", '{"x"'), piece("b", None, ":1"), piece("c", None, "}")],
+            [("a", "f", '{"x":1}')],
+        ),
+        (  # all of it said again with every piece
+            [piece("a", "f", '{"x"'), piece("a", "f", ":1}")],
+            [("a", "f", '{"x":1}')],
+        ),
+    ],
+    ids=["whole", "pieces", "new ids", "repeated"],
+)
+def test_parallel_calls_that_share_an_index_stay_apart(deltas, expected):
+    """Some servers number every call 0: another id with a name begins another call."""
+    [call] = record_calls(answer_chunks(*chat_chunks(*deltas)), read_chat)
+    [parts] = output_parts(call)
+    assert [(p["id"], p["name"], p["arguments"]) for p in parts] == expected
+
+
 def test_a_field_said_with_every_delta_is_said_once():
     """Some servers repeat a field in each delta, where others send pieces of a text."""
     deltas = [

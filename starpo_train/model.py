@@ -161,7 +161,10 @@ def build_policy(model: Any, tokenizer: Any, section: ModelSection, *, seed: int
         fast_head=False,
         lora=section.lora_rank > 0,
     )
-    return _configure(policy, section)
+    policy = _configure(policy, section)
+    if policy.lora and policy.autocast:
+        _halve_frozen_weights(policy.model)
+    return policy
 
 
 def merged_state_dict(policy: Policy) -> dict[str, Tensor]:
@@ -179,8 +182,9 @@ def merged_state_dict(policy: Policy) -> dict[str, Tensor]:
     for name, tensor in policy.model.state_dict().items():
         owner, is_base, leaf = name.partition(".base_layer.")
         if is_base:
+            whole = tensor.float()
             merged[f"{owner}.{leaf}"] = (
-                tensor + layers[owner].get_delta_weight("default") if leaf == "weight" else tensor
+                whole + layers[owner].get_delta_weight("default") if leaf == "weight" else whole
             )
         elif ".lora_" not in name:
             merged[name] = tensor
@@ -230,6 +234,20 @@ def _add_lora(model: Any, section: ModelSection, *, seed: int) -> Any:
         target_modules="all-linear",
     )
     return inject_adapter_in_model(config, model)
+
+
+def _halve_frozen_weights(model: nn.Module) -> None:
+    """Keep the frozen weights of products in bfloat16, where that holds them exactly.
+
+    The products use them in bfloat16 anyway, and would cast them anew each time.
+    """
+    for module in model.modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        for parameter in module.parameters(recurse=False):
+            low = parameter.detach().bfloat16()
+            if not parameter.requires_grad and torch.equal(low.float(), parameter):
+                parameter.data = low
 
 
 def _configure(policy: Policy, section: ModelSection) -> Policy:

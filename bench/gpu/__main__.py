@@ -9,6 +9,7 @@ numbers mean nothing.
 
 import argparse
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--sizes", help="models, of 0.5B, 1.5B, 7B")
     args = parser.parse_args()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic products need
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("there is no CUDA device; --device cpu runs everything with tiny shapes")
     is_tiny = args.device == "cpu"

@@ -18,7 +18,7 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 
-def build_model(size: str, *, device: str, dtype: torch.dtype = torch.float32) -> Any:
+def build_model(size: str, *, device: str) -> Any:
     """A Qwen2-style model with random weights, made where it stays."""
     from transformers import AutoModelForCausalLM, Qwen2Config
 
@@ -35,7 +35,8 @@ def build_model(size: str, *, device: str, dtype: torch.dtype = torch.float32) -
     )
     torch.manual_seed(0)
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    return model.to(torch.float32)  # as published weights are: float32 that bfloat16 holds
 
 
 def make_group(

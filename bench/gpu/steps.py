@@ -33,13 +33,13 @@ def measure_ours(
     tokens_per_pack: int,
     repeats: int,
     section: dict[str, Any],
-    dtype: torch.dtype = torch.float32,
+    is_deterministic: bool = False,
 ) -> dict[str, Any]:
     """StarPO's clipped loss over all rows, with gradients and one AdamW step."""
     free(device)
-    model = build_model(size, device=device, dtype=dtype)
-    # The check on loading needs float32 weights.
-    policy = build_policy(model, None, ModelSection(path=size, **section))
+    policy = build_policy(
+        build_model(size, device=device), None, ModelSection(path=size, **section)
+    )
     optimizer = Optimizer(policy, TrainSection(learning_rate=1e-6), total_steps=1000)
     num_actions = sum(row.num_actions for row in rows)
     packs = []
@@ -60,9 +60,11 @@ def measure_ours(
         optimizer.clip_gradients()
         optimizer.apply(0)
 
+    torch.use_deterministic_algorithms(is_deterministic)
     step()  # the optimizer's state belongs to what is held before
     peak = measure_peak_mib(step, device=device)
     seconds = measure(step, device=device, repeats=repeats, warmups=1)
+    torch.use_deterministic_algorithms(False)
     flops = count_flops(size, [row.num_tokens for row in rows], num_actions, is_lora=policy.lora)
     return {**summarize(seconds), "peak_mib": peak, "packs": len(packs), "flops": flops}
 
@@ -137,6 +139,8 @@ def measure_steps(
             note("LoRA, packed", measure_ours(size, whole, section=checkpointed, **options))
             continue
         note("full, packed", measure_ours(size, whole, section=bfloat16, **options))
+        exact = measure_ours(size, whole, section=bfloat16, is_deterministic=True, **options)
+        note("full, packed, deterministic", exact)
         note(
             "LoRA, packed",
             measure_ours(size, whole, section=bfloat16 | {"lora_rank": 16}, **options),

@@ -27,6 +27,21 @@ def folder(hand, tmp_path_factory):
     return hand.model(tmp_path_factory.mktemp("gpu-model"), **MODEL)
 
 
+@pytest.mark.parametrize("is_deterministic", [True, False])
+def test_gradients_repeat_to_the_bit(folder, is_deterministic, monkeypatch):
+    """The same pack twice, in bfloat16, at lengths where kernels split their sums."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    policy = load_policy(ModelSection(path=str(folder)))
+    batch = make_batch([500, 37, 2, 490, 510, 400])
+    torch.use_deterministic_algorithms(is_deterministic)
+    try:
+        runs = [differentiate(policy, batch)[2] for _ in range(6)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    same = [all(torch.equal(run[n], runs[0][n]) for n in run) for run in runs]
+    assert same == [True] * 6
+
+
 def make_batch(lengths):
     generator = np.random.default_rng(0)
     rows = []

@@ -23,4 +23,4 @@ def test_every_part_runs_on_a_cpu(tmp_path):
         *(way for pack in results["attentions"].values() for way in pack.values()),
         *results["steps"].values(),
     ]
-    assert [each["median_s"] > 0 for each in measured] == [True] * 8
+    assert [each["median_s"] > 0 for each in measured] == [True] * 9

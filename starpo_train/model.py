@@ -237,14 +237,17 @@ def _add_lora(model: Any, section: ModelSection, *, seed: int) -> Any:
 
 
 def _halve_frozen_weights(model: nn.Module) -> None:
-    """Keep the frozen weights of products in bfloat16, where that holds them exactly.
+    """Keep the weights below LoRA in bfloat16, where that holds them exactly.
 
-    The products use them in bfloat16 anyway, and would cast them anew each time.
+    The products use them in bfloat16 anyway, and would cast them anew each time. Not the head: it
+    may share its weight with the embedding, which begins a float32 residual stream.
     """
-    for module in model.modules():
-        if not isinstance(module, nn.Linear):
+    from peft.tuners.lora import LoraLayer
+
+    for layer in model.modules():
+        if not isinstance(layer, LoraLayer):
             continue
-        for parameter in module.parameters(recurse=False):
+        for parameter in layer.get_base_layer().parameters(recurse=False):
             low = parameter.detach().bfloat16()
             if not parameter.requires_grad and torch.equal(low.float(), parameter):
                 parameter.data = low

@@ -8,16 +8,16 @@ import torch
 from clock import free, measure, summarize
 from torch import Tensor
 
-from starpo_train.attention import attend_at_once, attend_packed, attend_row_by_row
+from starpo_train.attention import attend_packed
 
 PACKS = {"1 x 8192": [8192], "8 x 1024": [1024] * 8, "32 x 256": [256] * 32, "128 x 64": [64] * 128}
 TINY_PACKS = {"1 x 64": [64], "4 x 16": [16] * 4}
 
 
-def attend_ours(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:
+def attend_ours(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tensor:
     """`starpo_train`'s: [1, heads, T, D] -> [1, T, heads, D]."""
     module = SimpleNamespace(num_key_value_groups=query.shape[1] // key.shape[1])
-    return attend_packed(module, query, key, value, None, row_lengths=lengths)[0]
+    return attend_packed(module, query, key, value, None, row_lengths=tuple(lengths))[0]
 
 
 def build_flex(lengths: list[int], device: str) -> Callable[..., Tensor]:
@@ -33,8 +33,23 @@ def build_flex(lengths: list[int], device: str) -> Callable[..., Tensor]:
     mask = create_block_mask(is_seen, None, None, total, total, device=device)
     compiled = torch.compile(flex_attention, dynamic=False)
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, _lengths: tuple[int, ...]) -> Tensor:
+    def attend(query: Tensor, key: Tensor, value: Tensor, _lengths: list[int]) -> Tensor:
         return compiled(query, key, value, block_mask=mask, enable_gqa=True).transpose(1, 2)
+
+    return attend
+
+
+def build_varlen(lengths: list[int], device: str) -> Callable[..., Tensor]:
+    """PyTorch's own kernel for rows of different lengths."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    ends = torch.tensor([0, *lengths], device=device).cumsum(0).int()
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tensor:
+        groups = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+        flat = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+        return varlen_attn(*flat, ends, ends, max(lengths), max(lengths), window_size=(-1, 0))[None]
 
     return attend
 
@@ -48,14 +63,10 @@ def measure_attentions(*, device: str, is_tiny: bool) -> dict[str, Any]:
         torch.manual_seed(0)
         leaves = [torch.randn(1, n, total, width, device=device) for n in (heads, kv, kv)]
         factors = torch.randn(1, total, heads, width, device=device)
-        exact = _run(attend_row_by_row, leaves, factors, tuple(lengths), dtype=torch.float32)
+        exact = _run(attend_ours, leaves, factors, lengths, dtype=torch.float32)
         ways: dict[str, Callable[..., Any]] = {"starpo_train": lambda *_: attend_ours}
         if device == "cuda":
-            ways |= {
-                "a call per row": lambda *_: attend_row_by_row,
-                "one call": lambda *_: attend_at_once,
-                "flex_attention": build_flex,
-            }
+            ways |= {"flex_attention": build_flex, "varlen_attn": build_varlen}
         results[title] = {}
         for name, build in ways.items():
             free(device)
@@ -63,10 +74,7 @@ def measure_attentions(*, device: str, is_tiny: bool) -> dict[str, Any]:
                 attend = build(lengths, device)
 
                 def work(
-                    attend: Any = attend,
-                    leaves: Any = leaves,
-                    f: Any = factors,
-                    n: Any = tuple(lengths),
+                    attend: Any = attend, leaves: Any = leaves, f: Any = factors, n: Any = lengths
                 ) -> list[Tensor]:
                     return _run(attend, leaves, f, n, dtype=torch.bfloat16)
 
@@ -81,12 +89,7 @@ def measure_attentions(*, device: str, is_tiny: bool) -> dict[str, Any]:
 
 
 def _run(
-    attend: Any,
-    leaves: list[Tensor],
-    factors: Tensor,
-    lengths: tuple[int, ...],
-    *,
-    dtype: torch.dtype,
+    attend: Any, leaves: list[Tensor], factors: Tensor, lengths: list[int], *, dtype: torch.dtype
 ) -> list[Tensor]:
     inputs = [leaf.to(dtype).requires_grad_() for leaf in map(torch.clone, leaves)]
     out = attend(*inputs, lengths)

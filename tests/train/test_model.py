@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import pad
 
 from starpo_train.config import ModelSection
@@ -292,3 +293,37 @@ def test_bfloat16_products_keep_float32_scores_and_gradients(model_folder):
         assert rounded[name].dtype == torch.float32
         similarity = torch.cosine_similarity(rounded[name].flatten(), gradient.flatten(), dim=0)
         assert float(similarity) > 0.98
+
+
+def test_lora_keeps_frozen_weights_in_bfloat16_where_that_is_exact(hand, tmp_path):
+    """Half the memory, the same products: scores and gradients are equal to the bit."""
+    folder = hand.model(tmp_path / "m")
+    state = load_file(folder / "model.safetensors")
+    odd = "model.layers.0.mlp.up_proj.weight"
+    low = {name: x if name == odd else x.bfloat16().float() for name, x in state.items()}
+    save_file(low, folder / "model.safetensors", metadata={"format": "pt"})
+    options = {"lora_rank": 2, "precision": "bfloat16"}
+    halved = load(folder, **options)
+    kinds = {
+        name: module.base_layer.weight.dtype
+        for name, module in halved.model.named_modules()
+        if hasattr(module, "base_layer")
+    }
+    assert {name for name, kind in kinds.items() if kind == torch.float32} == {odd[:-7]}
+    assert set(kinds.values()) == {torch.float32, torch.bfloat16}
+    whole = load(folder, **options)
+    for module in whole.model.modules():
+        if hasattr(module, "base_layer"):
+            module.base_layer.float()
+    batch = pack_rows(make_rows([13, 5]), [0, 1])
+    results = []
+    for policy in (halved, whole):
+        for name, parameter in policy.trained_parameters():
+            if "lora_B" in name:
+                torch.manual_seed(len(name))
+                torch.nn.init.normal_(parameter, std=0.1)
+        scores, gradients = score_and_differentiate(policy, batch)
+        results.append([scores.logprobs_A, scores.entropies_A, *gradients.values()])
+        results[-1] += [merged_state_dict(policy)[name] for name in state]
+    assert [torch.equal(a, b) for a, b in zip(*results, strict=True)] == [True] * len(results[0])
+    assert {x.dtype for x in merged_state_dict(halved).values()} == {torch.float32}

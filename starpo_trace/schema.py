@@ -72,8 +72,8 @@ TURNS: Final[dict[str, str]] = {
     "prompt_token_ids": "list[i32]",  # the rest of the prompt; null when ids were not recorded
     "response_token_ids": "list[i32]",
     "response_logprobs": "list[f64]",
-    "token_provenance": "str",  # exact | missing
-    "logprob_provenance": "str",  # exact | estimated | missing
+    "token_provenance": "str",  # exact | redacted (ids of masked tokens are negative) | missing
+    "logprob_provenance": "str",  # exact | estimated | redacted (null where masked) | missing
     "reward": "f64",  # sum of trusted step/turn-scope process rewards; null when none
 }
 

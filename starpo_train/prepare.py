@@ -170,6 +170,12 @@ def _tokenize(
 def _check_vocabulary(
     rows: list[TokenSequence], trajectory: Trajectory, policy: Policy, config: RunConfig
 ) -> None:
+    lowest = min(int(row.input_ids_T.min()) for row in rows)
+    if lowest < 0:
+        raise DataError(
+            f"trajectory {trajectory.trajectory_id}: token id {lowest} is none; the dataset's "
+            "token_provenance must not be 'exact' there. Export it again with this release."
+        )
     highest = max(int(row.input_ids_T.max()) for row in rows)
     if highest >= policy.num_vocabulary:
         raise DataError(

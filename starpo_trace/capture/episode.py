@@ -16,6 +16,7 @@ from opentelemetry.util.types import AttributeValue
 from starpo_trace import semconv
 from starpo_trace.capture.history import History
 from starpo_trace.capture.keys import AROUND_KEY, INHERITED_KEY, TRAJECTORY_KEY
+from starpo_trace.capture.lineage import list_alive
 from starpo_trace.capture.outcome import (
     EndKind,
     end_kind_of,
@@ -92,7 +93,7 @@ class Trajectory:
         self._reasons: set[str] = set()
         self._end: tuple[EndKind, str | None] | None = None
         self._is_finished = False
-        _open_trajectories.add(self)
+        _open_trajectories[id(self)] = self
         if part is None or part.kind == "resume":
             _rooted_trajectories[trajectory_id] = self
 
@@ -228,7 +229,8 @@ class Trajectory:
             if self._is_finished:
                 return
             self._is_finished = True
-        finish_open_calls(self)
+        with Guard("ending the streams of a trajectory"):
+            finish_open_calls(self)
         span = self.span
         if self.part is not None and self.part.kind != "resume":
             begun = self._begin_closing_span(self.part)
@@ -275,7 +277,7 @@ class Trajectory:
         )
 
 
-_open_trajectories: "weakref.WeakSet[Trajectory]" = weakref.WeakSet()
+_open_trajectories: "weakref.WeakValueDictionary[int, Trajectory]" = weakref.WeakValueDictionary()
 _rooted_trajectories: "weakref.WeakValueDictionary[str, Trajectory]" = weakref.WeakValueDictionary()
 _remote_trajectories: "OrderedDict[str, Trajectory]" = OrderedDict()
 _remote_lock = threading.Lock()
@@ -284,7 +286,7 @@ _remote_lock = threading.Lock()
 def abandon_open_trajectories(reason: str = "the process exited") -> None:
     """End the runs that nobody will end: the process exits, or records no longer."""
     close_remote_parts()
-    for open_trajectory in list(_open_trajectories):
+    for open_trajectory in list_alive(_open_trajectories):
         if not open_trajectory.is_finished:
             open_trajectory.end("abandoned", reason=reason)
             open_trajectory.finish(None)
@@ -395,7 +397,7 @@ def _begin_remote_part(arrival: Arrival) -> Trajectory:
 def _after_fork_in_child() -> None:
     global _remote_lock  # noqa: PLW0603 (a thread of the parent may hold it)
     _remote_lock = threading.Lock()
-    for open_trajectory in list(_open_trajectories):
+    for open_trajectory in list_alive(_open_trajectories):
         if not open_trajectory.is_finished:
             open_trajectory.after_fork_in_child()
 

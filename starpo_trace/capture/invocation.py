@@ -33,6 +33,7 @@ from starpo_trace.capture.exchange import (
 )
 from starpo_trace.capture.history import History, Prompt, describe_lone_prompt
 from starpo_trace.capture.keys import CALL_KEY
+from starpo_trace.capture.lineage import Lineage, list_alive
 from starpo_trace.capture.runtime import Runtime, get_runtime
 from starpo_trace.capture.spans import has_plain_sampler, put_attributes
 from starpo_trace.guard import handle_failure
@@ -96,6 +97,7 @@ class LLMCall:
         self._request = request
         self._wire_response: LLMResponse | None = None
         self._once = threading.Lock()
+        self._num_forks = Lineage.num_forks
         self._step = None if trajectory is None else trajectory.take_step()
         tracer = runtime.get_tracer()  # the first span decides where to, and so the history mode
         self._history_mode: HistoryMode = runtime.history_mode
@@ -173,7 +175,7 @@ class LLMCall:
         outcome: StreamOutcome | None = None,
     ) -> None:
         """End the span with what was answered, how the stream ended and what went wrong."""
-        if not self._once.acquire(blocking=False):
+        if not self._once.acquire(blocking=False) or self._num_forks != Lineage.num_forks:
             return
         try:
             try:
@@ -359,17 +361,17 @@ class OpenStream(Protocol):
         ...
 
 
-_open_streams: "weakref.WeakSet[OpenStream]" = weakref.WeakSet()
+_open_streams: "weakref.WeakValueDictionary[int, OpenStream]" = weakref.WeakValueDictionary()
 
 
 def watch_stream(stream: OpenStream) -> None:
     """Remember an open stream, to finish it with its trajectory at the latest."""
-    _open_streams.add(stream)
+    _open_streams[id(stream)] = stream
 
 
 def finish_inner_streams(call: Call) -> None:
     """Finish the streams of the SDKs below a call that ends before they do."""
-    for stream in list(_open_streams):
+    for stream in list_alive(_open_streams):
         inner = stream.call
         if isinstance(inner, InnerCall) and inner is not call and inner.is_inside(call):
             stream.abandon()
@@ -377,6 +379,6 @@ def finish_inner_streams(call: Call) -> None:
 
 def finish_open_calls(trajectory: Trajectory | None = None) -> None:
     """Finish the streams that nobody has read to the end: of one trajectory, or all."""
-    for stream in list(_open_streams):
+    for stream in list_alive(_open_streams):
         if trajectory is None or stream.call.trajectory is trajectory:
             stream.abandon()

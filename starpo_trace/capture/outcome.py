@@ -18,6 +18,7 @@ _SFT_REASONS: Final = frozenset(
         "stream_incomplete",
         "unread_response",
         "reward_refused",
+        "redacted",
     }
 )
 _NONE_REASONS: Final = frozenset({"history_off", "no_llm_call", "content_truncated"})

@@ -16,6 +16,7 @@ from starpo_trace import semconv
 from starpo_trace.capture.attachment import Entry, OpenEntries
 from starpo_trace.capture.episode import Trajectory, current_trajectory, mark_error
 from starpo_trace.capture.history import History
+from starpo_trace.capture.lineage import Lineage
 from starpo_trace.capture.outcome import redact_text
 from starpo_trace.capture.parts import STEP_SAMPLED_KEY
 from starpo_trace.capture.runtime import Runtime, get_runtime_or_warn
@@ -47,6 +48,7 @@ class Step:
         self.span = span
         """Its span."""
         self._recorder = recorder
+        self._num_forks = Lineage.num_forks
 
     def result(self, value: Any) -> None:
         """Record what the step gave; text as it is, anything else as JSON."""
@@ -57,9 +59,13 @@ class Step:
                 )
 
     def _end(self, error: BaseException | None) -> None:
-        if error is not None:
-            mark_error(self.span, error, has_content=self._recorder is not None)
-        self.span.end()
+        if self._num_forks != Lineage.num_forks:
+            return
+        try:
+            if error is not None:
+                mark_error(self.span, error, has_content=self._recorder is not None)
+        finally:
+            self.span.end()
 
 
 class StepScope:

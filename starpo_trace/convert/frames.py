@@ -1,6 +1,7 @@
 """Spans with their trajectories -> the canonical frames of a partition."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import polars as pl
 
@@ -42,6 +43,10 @@ def build_frames(
     }
 
 
+_NOTED: Final = ("redacted", "reward_refused")
+"""What only the recording process knows of a run."""
+
+
 def _flags(row: SpanRow, span: CanonicalSpan, *, is_orphan: bool, is_skewed: bool) -> list[str]:
     flags = []
     # Numbered steps prove by themselves that nothing is missing; an outermost agent span may
@@ -55,6 +60,6 @@ def _flags(row: SpanRow, span: CanonicalSpan, *, is_orphan: bool, is_skewed: boo
     if any(isinstance(value, str) and is_cut(value) for value in row.attributes.values()):
         flags.append("content_truncated")
     noted = row.attributes.get(semconv.USABLE_FOR_REASONS)
-    if isinstance(noted, (list, tuple)) and "reward_refused" in noted:
-        flags.append("reward_refused")
+    if isinstance(noted, (list, tuple)):
+        flags += [reason for reason in _NOTED if reason in noted]
     return flags

@@ -1,7 +1,7 @@
 """Prompt token ids, whole or after a base -> ids after the longest earlier prompt + response."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Final
 
@@ -31,10 +31,14 @@ class SharedPrompt:
     """How many of those ids."""
     rest: Sequence[int] | None = None
     """The ids after them; None when the prompt's ids are unknown."""
+    is_masked: bool = False
+    """Whether any id of the whole prompt stands for a token that was redacted."""
 
 
 def share_prompts(turns: pl.DataFrame) -> pl.DataFrame:
     """Turns sorted by trajectory and turn -> with `prompt_base_turn`, `..length`, `..token_ids`.
+
+    And with `prompt_is_masked`: whether an id of the whole prompt is that of a redacted token.
 
     A prompt recorded after a base that is not there, or is too short, has unknown ids.
     """
@@ -46,6 +50,7 @@ def share_prompts(turns: pl.DataFrame) -> pl.DataFrame:
         pl.Series("prompt_base_turn", [p.base_turn for p in shared], dtype=pl.Int64),
         pl.Series("prompt_base_length", [p.base_length for p in shared], dtype=pl.Int64),
         pl.Series("prompt_token_ids", [p.rest for p in shared], dtype=pl.List(pl.Int32)),
+        pl.Series("prompt_is_masked", [p.is_masked for p in shared], dtype=pl.Boolean),
     )
 
 
@@ -64,9 +69,10 @@ def _share_trajectory(turns: list[dict[str, Any]]) -> list[SharedPrompt]:
         base = turn_of_step.get(row["prompt_base_step"])
         if base is not None and base < turn:
             length = row["prompt_base_length"]
-            shared.append(SharedPrompt(base_turn=base, base_length=length, rest=prompt[length:]))
+            found = SharedPrompt(base_turn=base, base_length=length, rest=prompt[length:])
         else:
-            shared.append(_find_base(prompt, sequences[:turn]))
+            found = _find_base(prompt, sequences[:turn])
+        shared.append(replace(found, is_masked=min(prompt, default=0) < 0))
     return shared
 
 

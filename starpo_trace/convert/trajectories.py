@@ -95,6 +95,9 @@ def _build_turns(spans: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
     )
     turns = share_prompts(turns)
     has_ids = pl.col("prompt_token_ids").is_not_null() & pl.col("response_ids").is_not_null()
+    is_masked = pl.col("prompt_is_masked") | pl.col("response_ids").list.min().lt(0)
+    is_masked = is_masked.fill_null(value=False)
+    has_masked_logprobs = pl.col("response_logprobs").list.eval(pl.element().is_null()).list.any()
     # A log-probability is the policy's own only when sampling did not reshape the distribution.
     unshaped = (
         pl.col("temperature").fill_null(1.0).eq(1.0)
@@ -103,9 +106,15 @@ def _build_turns(spans: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
     )
     return turns.with_columns(
         pl.col("response_ids").alias("response_token_ids"),
-        token_provenance=pl.when(has_ids).then(pl.lit("exact")).otherwise(pl.lit("missing")),
+        token_provenance=pl.when(~has_ids)
+        .then(pl.lit("missing"))
+        .when(is_masked)
+        .then(pl.lit("redacted"))
+        .otherwise(pl.lit("exact")),
         logprob_provenance=pl.when(pl.col("response_logprobs").is_null())
         .then(pl.lit("missing"))
+        .when(is_masked | has_masked_logprobs)
+        .then(pl.lit("redacted"))
         .when(has_ids & unshaped)
         .then(pl.lit("exact"))
         .otherwise(pl.lit("estimated")),

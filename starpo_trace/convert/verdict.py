@@ -31,6 +31,7 @@ NOT_RL: Final = (
     "dropped_attributes",
     "orphan_span",
     "reward_refused",
+    "redacted",
 )
 
 _BY_TRAJECTORY = "trajectory_id"
@@ -146,7 +147,12 @@ def _reasons_of_turns(turns: pl.DataFrame) -> pl.DataFrame:
             "call_error": failed,
             "stream_incomplete": pl.col("outcome").is_in(["cut", "closed", "dropped", "cancelled"])
             | (failed & answered),
-            "token_ids_missing": acted & (pl.col("token_provenance") != "exact"),
+            "token_ids_missing": acted & (pl.col("token_provenance") == "missing"),
+            "redacted": acted
+            & (
+                (pl.col("token_provenance") == "redacted")
+                | (pl.col("logprob_provenance") == "redacted")
+            ),
             "logprob_missing": acted & (pl.col("logprob_provenance") == "missing"),
             "logprob_estimated": acted & (pl.col("logprob_provenance") == "estimated"),
         },

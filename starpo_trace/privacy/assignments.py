@@ -17,6 +17,7 @@ _MAX_NAME_LENGTH: Final = 80
 _FAMILIES: Final = tuple(
     (name, re.compile(pattern, re.IGNORECASE | re.ASCII))
     for name, pattern in (
+        ("pwd", r"(?:\A|[^A-Za-z0-9_-])(?:old)?pwd\Z"),  # a password, or the working folder
         ("password", r"(?:password|passwd|pwd|passphrase)\Z"),
         ("secret", r"(?<!is_)secret\Z"),
         (
@@ -44,7 +45,12 @@ _PLACEHOLDER: Final = re.compile(
 _MASKS: Final = re.compile(r"\[(?:REDACTED:\w+|\w+:[0-9a-f]{12})\](?:#[0-9]+)?")
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_.]+")
 _CONSTANT: Final = re.compile(r"[A-Z0-9_]+")
-_NAME_BEFORE: Final = re.compile(r"[\w.-]{0,40}\Z")
+_NAME_BEFORE: Final = re.compile(r"(?:[\w.-]{1,40} )?[\w.-]{0,40}\Z")
+_PATH: Final = re.compile(r"(?:~|\.{1,2}|[A-Za-z]:)?[/\\]")
+_REFERENCE: Final = re.compile(  # what code says in place of a value: `process.env.API_KEY`
+    r"(?:process|os|import|settings|config|self|this|env|args|options|app|ctx|context|request"
+    r"|\w{0,32}[Cc]lient)(?:\.[A-Za-z_]\w{0,40}){1,6}"
+)
 
 
 @lru_cache(maxsize=4096)
@@ -59,7 +65,7 @@ def classify_field(name: str) -> str | None:
 
 def name_mask(family: str) -> str:
     """Family -> the type shown in masks."""
-    return "token" if family == "bare_token" else family
+    return {"bare_token": "token", "pwd": "password"}.get(family, family)
 
 
 def is_secret_value(family: str, value: str) -> bool:
@@ -68,8 +74,8 @@ def is_secret_value(family: str, value: str) -> bool:
     if is_placeholder(unmasked):
         return False
     is_masked, value = unmasked != value, unmasked.strip()
-    if family == "password":
-        return True
+    if family in {"password", "pwd"}:
+        return family == "password" or _PATH.match(value) is None
     if family in {"cookie", "authorization"}:
         return len(value) >= 8 or (family == "cookie" and len(value) >= 4 and _has_digit(value))
     num_blanks = sum(character.isspace() for character in value)
@@ -90,20 +96,30 @@ def _accept_assignment(match: re.Match[str]) -> bool:
     """Whether name and value of an assignment in free text are those of a secret."""
     text, start = match.string, match.start()
     before = _NAME_BEFORE.search(text[max(0, start - 40) : start])
-    keyword = re.match(r"\w+", match[0])
-    name = (before[0] if before else "") + (keyword[0] if keyword else "")
+    found = re.match(r"\w+", match[0])
+    keyword = found[0] if found else ""
+    name = (before[0] if before else "") + keyword
     family, value = classify_field(name), match["secret"]
     if family is None or value is None:
         return family is not None
-    if not is_secret_value(family, value):
+    is_used = family == "pwd" and _is_expansion(match, keyword, name)
+    if is_used or not is_secret_value(family, value):
         return False
     if match["quote"] is not None:
         return True
-    if text[match.end() : match.end() + 1] in {"(", "["}:
+    if text[match.end() : match.end() + 1] in {"(", "["} or _REFERENCE.fullmatch(value):
         return False  # a call or a lookup in code
     if _CONSTANT.fullmatch(name):
         return True
-    return _has_digit(value) or (family == "password" and not _IDENTIFIER.fullmatch(value))
+    return _has_digit(value) or (family in {"password", "pwd"} and not _IDENTIFIER.fullmatch(value))
+
+
+def _is_expansion(match: re.Match[str], keyword: str, name: str) -> bool:
+    """Whether a variable is used, as in `-v $PWD:work`, rather than given a value."""
+    word = re.split(r"\W", name)[-1]
+    begin = match.start() + len(keyword) - len(word)
+    separator = match.string[match.start() + len(keyword) : match.start("secret")]
+    return match.string[max(0, begin - 1) : begin] == "$" and "=" not in separator
 
 
 def _accept_option(match: re.Match[str]) -> bool:
@@ -143,7 +159,7 @@ ESCAPED: Final = r"\\(?:u[0-9A-Fa-f]{4}|/)"
 # Not masked in free text, but JSON text with it is taken apart.
 _STRUCTURE: Final = r"""|(?P<structure>\s{0,32}(?:[\[{"'\\]|-?[0-9]))"""
 _VALUE: Final = (
-    r"""(?:\s{0,32}(?P<quote>\\{0,7}["'])|[ \t]{0,8})(?P<secret>"""
+    r"""(?:\s{0,32}(?:[bBrRuUfF]{1,2}|[@$])?(?P<quote>\\{0,7}["'])|[ \t]{0,8})(?P<secret>"""
     r"""(?(quote)(?:(?!(?P=quote))(?:\\[^\n]|[^\n]))++"""
     rf"""|(?:[^\s"'`,;&<>(){{}}\[\]\\|]|{ESCAPED}){{6,}}+))"""
 )

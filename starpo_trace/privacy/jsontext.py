@@ -82,6 +82,7 @@ class _Walk:
         self._edits: list[Edit] = []
         self._frames: list[_Frame] = []
         self._family: str | None = None  # of the value that comes next
+        self._named: dict[int, str | None] = {}  # by where an object begins
 
     def find_edits(self) -> list[Edit]:
         position = 0
@@ -144,8 +145,10 @@ class _Walk:
         if found := self._fields.find(name):
             return found
         if self._has_names and name.lower() == "value":
-            owner = _DECODER.raw_decode(self._text, frame.start)[0]
-            if found := self._fields.find_named(owner):
+            if frame.start not in self._named:
+                owner = _DECODER.raw_decode(self._text, frame.start)[0]
+                self._named[frame.start] = self._fields.find_named(owner)
+            if found := self._named[frame.start]:
                 return found
         return keep_family(frame.family, name, in_schema=frame.in_schema)
 

@@ -42,6 +42,14 @@ def _is_no_placeholder(match: re.Match[str]) -> bool:
     return not is_placeholder(match["secret"])
 
 
+_PORT: Final = re.compile(r"[0-9]{1,5}[?#]")
+
+
+def _is_url_password(match: re.Match[str]) -> bool:
+    """Whether it is one, and not a port with a query that holds an address."""
+    return _is_no_placeholder(match) and _PORT.match(match["secret"]) is None
+
+
 def _rule(name: str, pattern: str, *hints: str) -> Rule:
     return Rule(name=name, pattern=pattern, hints=hints)
 
@@ -130,7 +138,7 @@ VENDORS: Final = (
         rf"""(?P<secret>(?:[^\s/@"'<>\\]|{ESCAPED}){{1,256}}+"""
         rf"""(?:@(?:[^\s/@"'<>\\?#,;]|{ESCAPED}){{0,256}}+){{0,8}})@""",
         hints=("@",),
-        accept=_is_no_placeholder,
+        accept=_is_url_password,
     ),
 )
 """Rules for secrets that their form gives away."""

@@ -18,7 +18,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     add_TraceServiceServicer_to_server,
 )
 
+from starpo_trace import semconv
 from starpo_trace.convert.otlp import SpanRow, decode_protobuf
+from starpo_trace.convert.sources import find_source_files, read_span_batches
 from starpo_trace.store.segments import Record, list_segments, read_segment
 
 
@@ -239,3 +241,53 @@ def test_workers_of_multiprocessing(tmp_path, method, is_store):
     if method == "fork":
         expected.append("invoke_agent parent")
     assert sorted(names) == sorted(expected)
+
+
+OPEN_SPANS = """
+import os, sys
+import openai
+import starpo_trace
+from starpo_trace.testing import Reply, ScriptedServer
+
+starpo_trace.instrument(store={store!r})
+server = ScriptedServer([Reply(content="one two three four")]).__enter__()  # the parent's to close
+with (
+    openai.OpenAI(base_url=server.base_url, api_key="none") as client,
+    starpo_trace.trajectory("agent"),
+):
+    stream = client.chat.completions.create(model="m", messages=[], stream=True)
+    next(iter(stream))
+    with starpo_trace.step("tool", "parallel"):
+        child = os.fork()
+        if child == 0:
+            with starpo_trace.step("tool", "own"):
+                pass
+            sys.exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    text = "".join(c.choices[0].delta.content or "" for c in stream if c.choices)
+server.__exit__(None, None, None)
+assert starpo_trace.flush(30)
+"""
+
+
+@pytest.mark.slow
+def test_a_forked_child_ends_no_span_of_its_parents(tmp_path):
+    """An open stream, step and run are in the child too, and are the parent's to end."""
+    store = tmp_path / "store"
+    run(OPEN_SPANS, tmp_path, store=str(store))
+    rows = [
+        row
+        for file in find_source_files([store])
+        for batch in read_span_batches(file)
+        for row in batch.rows
+    ]
+    assert sorted(row.name for row in rows) == [
+        "chat m",
+        "execute_tool own",
+        "execute_tool parallel",
+        "invoke_agent agent",
+        "trajectory part",
+    ]
+    [call] = [row for row in rows if row.name == "chat m"]
+    assert call.attributes[semconv.STREAM_OUTCOME] == "exhausted"
+    assert "one two three four" in call.attributes[semconv.OUTPUT_MESSAGES]

@@ -1,6 +1,7 @@
 """OpenAI SDK -> spans, against a real HTTP server; its request log is the ground truth."""
 
 import asyncio
+import copy
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 import starpo_trace
 from starpo_trace import semconv
+from starpo_trace.capture.patches.base import PatchSet
 from starpo_trace.messages import chain_hashes, dump_json, from_openai_chat
 from starpo_trace.testing import Reply, ScriptedServer, ToolCall, record_spans
 
@@ -398,3 +400,26 @@ def test_a_missing_seam_is_said_once(tmp_path):
     [warning] = done.stderr.splitlines()
     assert f"openai {openai.__version__} are not recorded" in warning
     assert "tested with openai >=1.66,<4" in warning
+
+
+def test_patched_methods_are_copied_as_methods_are():
+    """A copy of a bound method is bound to a copy of its object; a method is its own copy."""
+
+    class Client:
+        def __init__(self, names):
+            self.names = names
+
+        def ask(self):
+            return self.names
+
+    patches = PatchSet()
+    patches.wrap(Client, "ask", lambda wrapped, _instance, args, kwargs: wrapped(*args, **kwargs))
+    client = Client(["a"])
+    copied = copy.deepcopy(client.ask)
+    assert (copied() == ["a"], copied() is client.names) == (True, False)
+    assert copy.copy(client.ask)() is client.names
+    assert copy.deepcopy(vars(Client)["ask"]) is vars(Client)["ask"]
+    function, arguments = client.ask.__reduce__()
+    assert function(*arguments)() is client.names
+    patches.restore()
+    assert type(vars(Client)["ask"]).__name__ == "function"

@@ -188,6 +188,32 @@ def test_a_stream_left_early_says_how(end, outcome):
     assert "stream_incomplete" in root[semconv.USABLE_FOR_REASONS]
 
 
+def leave_at_the_finish(client, *, is_closed):
+    stream = client.chat.completions.create(**OPTIONS)
+    for chunk in stream:
+        if chunk.choices and chunk.choices[0].finish_reason is not None:
+            break
+    if is_closed:
+        stream.close()
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_a_stream_left_at_its_last_event_is_whole(is_closed):
+    """The answer has said why it ends: nothing of it is missing, whatever of the stream is left."""
+    with (
+        ScriptedServer([TEXT]) as server,
+        client_of(server) as client,
+        record_spans() as store,
+        starpo_trace.trajectory(),
+    ):
+        leave_at_the_finish(client, is_closed=is_closed)
+        gc.collect()
+    [call], [root] = store.select("llm"), store.select("trajectory")
+    assert call[semconv.STREAM_OUTCOME] == "exhausted"
+    assert call[semconv.RESPONSE_FINISH_REASONS] == ("stop",)
+    assert "stream_incomplete" not in root.get(semconv.USABLE_FOR_REASONS, ())
+
+
 def test_a_stream_nobody_reads_ends_with_its_trajectory():
     """An open stream does not wait for the garbage collector: its trajectory ends it."""
     with ScriptedServer([TEXT]) as server, client_of(server) as client, record_spans() as store:

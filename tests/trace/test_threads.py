@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import contextvars
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -12,6 +13,7 @@ import pytest
 
 import starpo_trace
 from starpo_trace import semconv
+from starpo_trace.capture.lineage import list_alive
 from starpo_trace.testing import Reply, ScriptedServer, record_spans
 
 
@@ -171,3 +173,28 @@ def test_errors_of_threads_pass_unchanged():
         with pytest.raises(ValueError, match="mine") as caught:
             future.result()
     assert caught.value is error
+
+
+def test_what_is_alive_can_be_listed_while_threads_add_to_it():
+    """Nothing is raised, and what somebody holds is among it."""
+
+    class Thing:
+        pass
+
+    objects, held, stop = weakref.WeakValueDictionary(), Thing(), threading.Event()
+    objects[id(held)] = held
+
+    def add():
+        while not stop.is_set():
+            things = [Thing() for _ in range(50)]
+            objects.update((id(thing), thing) for thing in things)
+
+    threads = [threading.Thread(target=add) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert all(held in list_alive(objects) for _ in range(2000))
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()

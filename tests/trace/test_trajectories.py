@@ -1,11 +1,15 @@
 """Canonical frames -> tables, on trajectories worked out by hand."""
 
+import openai
 import polars as pl
 import pytest
 
+import starpo_trace
 from starpo_trace import semconv
 from starpo_trace.convert.dataset import convert_rows
+from starpo_trace.convert.sources import find_source_files, read_span_batches
 from starpo_trace.messages import chain_hashes, dump_json, from_openai_chat
+from starpo_trace.testing import Reply, ScriptedServer
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "2+2?"}
@@ -211,6 +215,59 @@ def test_what_is_missing_is_a_reason(spans, change, usable_for, reasons):
     """Without root, a step, or the reward a trajectory is not for RL, and says why."""
     tables = convert_rows(change(two_turns(spans)))
     assert tables["trajectories"].select("usable_for", "reasons").row(0) == (usable_for, reasons)
+
+
+def test_masked_tokens_are_not_exact(spans):
+    """Negative ids and missing log-probabilities keep their places and are no behaviour policy."""
+    root, first, tool, second, seen, reward = two_turns(spans)
+    first.attributes.update(tokens([1, 2, 3], [4, -1], [-0.5, None]))
+    tables = convert_rows([root, first, tool, second, seen, reward])
+    turns = tables["turns"]
+    assert turns["response_token_ids"].to_list() == [[4, -1], [8]]
+    assert turns["response_logprobs"].to_list() == [[-0.5, None], [-1.0]]
+    # the second prompt goes on from the first's answer, so it holds the masked token too
+    assert turns["token_provenance"].to_list() == ["redacted", "redacted"]
+    assert turns["logprob_provenance"].to_list() == ["redacted", "redacted"]
+    row = tables["trajectories"].row(0, named=True)
+    assert (row["usable_for"], row["reasons"]) == ("sft", ["redacted"])
+
+
+@pytest.mark.parametrize("masked", ["prompt", "response"])
+def test_a_secret_masked_in_a_run_makes_it_no_policy(masked, tmp_path):
+    """Recorded, stored and converted: the call stays, its ids are none to train on."""
+    secret = "key AKIAQWERTYUIOPASDFGH"
+    reply = Reply(
+        content=secret if masked == "response" else "fine",
+        prompt_token_ids=[1, 2],
+        token_ids=[3, 4, 5],
+        logprobs=[-0.5, -0.25, -0.125],
+    )
+    prompt = [{"role": "user", "content": secret if masked == "prompt" else "hi"}]
+    starpo_trace.instrument(store=tmp_path)
+    try:
+        with (
+            ScriptedServer([reply]) as server,
+            openai.OpenAI(base_url=server.base_url, api_key="none") as client,
+            starpo_trace.trajectory(),
+        ):
+            client.chat.completions.create(model="m", messages=prompt, logprobs=True)
+            starpo_trace.reward(1.0)
+    finally:
+        starpo_trace.uninstrument()
+    rows = [
+        row
+        for file in find_source_files([tmp_path])
+        for batch in read_span_batches(file)
+        for row in batch.rows
+    ]
+    tables = convert_rows(rows)
+    assert tables["rejected"].height == 0
+    [trajectory] = tables["trajectories"].to_dicts()
+    assert (trajectory["usable_for"], trajectory["reasons"]) == ("sft", ["redacted"])
+    [turn] = tables["turns"].to_dicts()
+    assert turn["token_provenance"] == "redacted"
+    hidden = "prompt_token_ids" if masked == "prompt" else "response_token_ids"
+    assert min(turn[hidden]) == -1
 
 
 def test_failed_call_is_no_action(spans):

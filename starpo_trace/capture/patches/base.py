@@ -1,5 +1,6 @@
 """Wrapping attributes so that they can be put back exactly as they were."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
@@ -42,6 +43,42 @@ class Patch:
     """What stands there now."""
 
 
+class _BoundFunction(wrapt.BoundFunctionWrapper):
+    """A patched method of an object: copied and pickled as bound methods are."""
+
+    def __copy__(self) -> Any:
+        return getattr(self._self_instance, self.__name__)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return getattr(copy.deepcopy(self._self_instance, memo), self.__name__)
+
+    def __reduce__(self) -> Any:
+        return getattr, (self._self_instance, self.__name__)
+
+    def __reduce_ex__(self, _protocol: Any) -> Any:
+        return self.__reduce__()
+
+
+class _Function(wrapt.FunctionWrapper):
+    """A patched function: copied as itself and pickled by name, as functions are."""
+
+    __bound_function_wrapper__ = _BoundFunction
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Any:
+        return self
+
+    def __reduce__(self) -> Any:
+        import pkgutil
+
+        return pkgutil.resolve_name, (f"{self.__module__}:{self.__qualname__}",)
+
+    def __reduce_ex__(self, _protocol: Any) -> Any:
+        return self.__reduce__()
+
+
 class PatchSet:
     """Patches that are put back together."""
 
@@ -57,7 +94,7 @@ class PatchSet:
         raw = vars(owner).get(name, MISSING)
         original = getattr(owner, name) if raw is MISSING else raw
         # Positionally: wrapt 2 renamed the parameters.
-        replacement = wrapt.FunctionWrapper(original, wrapper)
+        replacement = _Function(original, wrapper)
         setattr(owner, name, replacement)
         self._patches.append(Patch(owner=owner, name=name, raw=raw, replacement=replacement))
 
@@ -67,7 +104,7 @@ class PatchSet:
         Raises:
             AttributeError: there is no such attribute (an SDK we do not know).
         """
-        replacement = wrapt.FunctionWrapper(getattr(owners[0], name), wrapper)
+        replacement = _Function(getattr(owners[0], name), wrapper)
         for owner in owners:
             raw = vars(owner)[name]
             setattr(owner, name, replacement)

@@ -93,8 +93,6 @@ def _is_async(http_response: Any) -> bool:
 class BodyRecording(StreamRecording):
     """A body being read by the program."""
 
-    ends_when_said = True  # readers of events stop at the last one
-
 
 def _hook_reading(http_response: Any, recording: BodyRecording) -> None:
     iter_bytes, close = http_response.iter_bytes, http_response.close

@@ -114,6 +114,9 @@ def read_part(wire_part: WirePart) -> Part:
     for name, field in wire_part.items():
         if name == kind or field is None or (kind == "text" and name == "thought"):
             continue
+        if name == "videoMetadata" and "raw" in part:  # which stretch of the video is meant
+            part["raw"].update(_make_raw(name, field)["raw"])
+            continue
         key = "signature" if name == "thoughtSignature" else name
         part.setdefault("meta", {})[key] = field
     return part

@@ -50,8 +50,8 @@ def read_completion_request(server: Mapping[str, Any], body: Mapping[str, Any]) 
             "role": "user",
             "parts": [{"type": "text", "content": body["prompt"]}],
         }
-        if body.get("suffix"):
-            message["extra"] = {"suffix": body["suffix"]}
+        if body.get("suffix"):  # a part, because it tells this prompt from others
+            message["parts"].append({"type": "suffix", "raw": {"suffix": body["suffix"]}})
         messages.append(message)
     return LLMRequest(
         operation=operation,
@@ -114,6 +114,8 @@ def read_message(message: Mapping[str, Any]) -> Message:
     else:
         parts.extend(_read_chunk(chunk) for chunk in content or ())
     parts.extend(_read_tool_call(call) for call in calls)
+    if extra.pop("prefix", False):  # to be continued, which an answer in a history is not
+        parts.append({"type": "prefix", "raw": {"prefix": True}})
     result: Message = {"role": role, "parts": parts}
     if message.get("name") is not None:
         result["name"] = message["name"]

@@ -31,7 +31,7 @@ _RECORDED_ELSEWHERE: Final = frozenset(
     {"model", "messages", "tools", "stream", "options", "prompt", "system", "images", "input"}
 )
 _PROMPT_FIELDS: Final = ("suffix", "template", "context")
-"""Fields of a completion's request that are content, beside the prompt."""
+"""Fields of a completion's request that the model reads beside the prompt: parts of it."""
 _MESSAGE_FIELDS: Final = frozenset(
     {"role", "content", "thinking", "images", "tool_name", "tool_calls"}
 )
@@ -56,9 +56,9 @@ def read_generate_request(server: Mapping[str, Any], body: Mapping[str, Any]) ->
     message = read_message(
         {"role": "user", "content": body.get("prompt"), "images": body.get("images")}
     )
-    extra = {name: body[name] for name in _PROMPT_FIELDS if body.get(name)}
-    if extra:
-        message["extra"] = extra
+    message["parts"].extend(
+        {"type": name, "raw": {name: body[name]}} for name in _PROMPT_FIELDS if body.get(name)
+    )
     messages.append(message)
     return LLMRequest(
         operation="text_completion",

@@ -3,7 +3,8 @@
 The SDK's stream object stays what it is; only the iterator inside it is replaced by one that
 notes each chunk. Reading ends in one of five ways, and the first that happens counts: `exhausted`,
 `error` and `cancelled` are seen while reading, `closed` through the response's close method, and
-`dropped` when the stream is collected, or still open at its trajectory's end.
+`dropped` when the stream is collected, or still open at its trajectory's end. An answer that has
+said that it ends was read to its end, whatever of the stream is left.
 """
 
 import sys
@@ -34,8 +35,6 @@ class ChunkAccumulator(Protocol):
 class StreamRecording:
     """What the readers of both kinds of streams have in common."""
 
-    ends_when_said = False
-    """Whether what follows the answer's own end is left unread as a rule."""
     _is_finished = True  # of one that could not even begin
 
     def __init__(self, call: Call, accumulator: ChunkAccumulator) -> None:
@@ -67,8 +66,8 @@ class StreamRecording:
             response = LLMResponse()
             with Guard("assembling a streamed answer"):
                 response = self._accumulator.build_response()
-            if outcome == "closed" and self.ends_when_said and response.finish_reasons:
-                outcome = "exhausted"
+            if outcome in {"closed", "dropped"} and _is_said_to_end(response):
+                outcome = "exhausted"  # many leave at the event that says so
             self.call.finish(response, error=error, outcome=outcome)
 
     def note_failure(self, error: BaseException) -> None:
@@ -94,6 +93,11 @@ class StreamRecording:
     def __del__(self) -> None:
         if not self._is_finished and not sys.is_finalizing():
             self.abandon()
+
+
+def _is_said_to_end(response: LLMResponse) -> bool:
+    """Whether each answer has said why it ends."""
+    return max(1, len(response.messages)) <= len(response.finish_reasons)
 
 
 class GeneratorRecording(StreamRecording):

@@ -34,7 +34,8 @@ SPANS: Final[dict[str, str]] = {
     "part_after": "i64",
     "step_kind": "str",
     "step_order": "i64",  # rank by time and history, for spans without a step number
-    # orphan_span, skewed_clock, dropped_attributes, content_truncated, reward_refused; or null
+    # orphan_span, skewed_clock, dropped_attributes, content_truncated, redacted,
+    # reward_refused; or null
     "flag": "str",
     "agent_name": "str",
     "task_id": "str",

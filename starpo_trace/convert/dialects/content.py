@@ -6,6 +6,7 @@ next prompt are the same node, and a rewritten history is another branch.
 
 import json
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -130,18 +131,36 @@ def read_output(attributes: dict[str, Any], history: History) -> Output:
     )
 
 
-def read_numbers(value: Any, typecode: str) -> list[Any] | None:
-    """JSON list of 32-bit integers (`i`) or floats (`d`) -> list; None when absent.
+def read_ids(value: Any) -> list[int] | None:
+    """JSON list of 32-bit integers -> list; None when absent. A masked token has a negative id.
 
     Raises:
         ValueError, TypeError, OverflowError: it is not such a list.
     """
+    numbers = _read_list(value)
+    return None if numbers is None else array("i", numbers).tolist()
+
+
+def read_logprobs(value: Any) -> Sequence[float | None] | None:
+    """JSON list of floats -> list; None when absent, and for the token that was masked.
+
+    Raises:
+        ValueError, TypeError, OverflowError: it is not such a list.
+    """
+    numbers = _read_list(value)
+    if numbers is None or None not in numbers:
+        return None if numbers is None else array("d", numbers).tolist()
+    known = iter(array("d", [number for number in numbers if number is not None]))
+    return [None if number is None else next(known) for number in numbers]
+
+
+def _read_list(value: Any) -> list[Any] | None:
     if value is None or _is_all_cut(value):
         return None
     numbers = read_json(value)
     if not isinstance(numbers, list):
         raise TypeError(f"expected a JSON list of numbers, found {type(numbers).__name__}")
-    return array(typecode, numbers).tolist()
+    return numbers
 
 
 def valid_text(text: str) -> str:

@@ -12,8 +12,9 @@ from starpo_trace.convert.dialects.canonical import RECORDS, CanonicalSpan, Colu
 from starpo_trace.convert.dialects.content import (
     Output,
     read_history,
+    read_ids,
     read_json,
-    read_numbers,
+    read_logprobs,
     read_output,
     valid_text,
 )
@@ -160,8 +161,8 @@ def _span_columns(span: SpanRow, attributes: dict[str, Any], record: str) -> Col
 def _call_columns(span: SpanRow, attributes: dict[str, Any]) -> tuple[Columns, tuple[Columns, ...]]:
     history = read_history(attributes)
     output = read_output(attributes, history)
-    response_ids = read_numbers(attributes.get(keys.RESPONSE_TOKEN_IDS), "i")
-    logprobs = read_numbers(attributes.get(keys.RESPONSE_LOGPROBS), "d")
+    response_ids = read_ids(attributes.get(keys.RESPONSE_TOKEN_IDS))
+    logprobs = read_logprobs(attributes.get(keys.RESPONSE_LOGPROBS))
     if response_ids is None or logprobs is None or len(logprobs) != len(response_ids):
         logprobs = None
     call = {
@@ -183,7 +184,7 @@ def _call_columns(span: SpanRow, attributes: dict[str, Any]) -> tuple[Columns, t
         "text": output.text,
         "tool_calls": output.tool_calls,
         "tool_definitions": _json_text(attributes.get(keys.TOOL_DEFINITIONS)),
-        "prompt_ids": read_numbers(attributes.get(keys.PROMPT_TOKEN_IDS), "i"),
+        "prompt_ids": read_ids(attributes.get(keys.PROMPT_TOKEN_IDS)),
         "prompt_base_step": _int(attributes.get(keys.PROMPT_TOKEN_IDS_BASE_STEP)),
         "prompt_base_length": _int(attributes.get(keys.PROMPT_TOKEN_IDS_BASE_LENGTH)) or 0,
         "response_ids": response_ids,

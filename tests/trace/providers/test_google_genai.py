@@ -497,6 +497,26 @@ def test_files_and_structured_output_are_kept_verbatim():
     }
 
 
+def test_two_stretches_of_a_video_are_two_prompts():
+    """Which stretch is meant is part of what the model saw."""
+    with (
+        serve(answer_json(make_answer({"text": "a cat"}))) as (_, client),
+        record_spans(history="delta") as store,
+        starpo_trace.trajectory(),
+    ):
+        for start in ("0s", "10s"):
+            part = types.Part(
+                file_data=types.FileData(file_uri="gs://v", mime_type="video/mp4"),
+                video_metadata=types.VideoMetadata(start_offset=start),
+            )
+            client.models.generate_content(model="gemini-x", contents=[part])
+    stretches = [
+        json.loads(call[semconv.INPUT_MESSAGES])[0]["parts"][0]["raw"]["videoMetadata"]
+        for call in store.select("llm")
+    ]
+    assert stretches == [{"startOffset": "0s"}, {"startOffset": "10s"}]
+
+
 def test_signatures_of_texts_are_kept_beside_them():
     """Signatures stay with the text they came with, and an empty text that has one is no text."""
     parts = [{"text": "a"}, {"text": "b", "thoughtSignature": "YQ=="}]

@@ -618,6 +618,36 @@ def test_functions_imported_before_instrument_are_recorded():
     assert done.stdout == "['deepseek'] function\n"
 
 
+COPIES = """
+import copy, pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+import litellm
+import starpo_trace
+from starpo_trace.testing import record_spans
+
+ARGUMENTS = {"model": "gpt-4o-mini", "messages": [], "mock_response": "ok"}
+router = litellm.Router(model_list=[])
+with record_spans():
+    assert type(litellm.completion).__name__ != "function"
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        print(pool.submit(litellm.completion, **ARGUMENTS).result().choices[0].message.content)
+    print(copy.deepcopy([litellm.completion])[0] is litellm.completion)
+    print(copy.copy(litellm.completion) is litellm.completion)
+    print(pickle.loads(pickle.dumps(litellm.completion)) is litellm.completion)
+    bound = copy.copy(router.completion)
+    print(bound.__self__ is router, bound.__name__)
+"""
+
+
+def test_patched_functions_are_copied_and_pickled_as_functions_are():
+    """Agents that hold one are deep-copied, and pools of processes are given one."""
+    done = subprocess.run(
+        [sys.executable, "-c", COPIES], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["ok", "True", "True", "True", "True completion"]
+
+
 OWN_TELEMETRY = """
 import litellm, time
 from opentelemetry import trace

@@ -322,10 +322,38 @@ def test_agents_and_completions_are_recorded():
     assert json.loads(fim[semconv.INPUT_MESSAGES]) == [
         {
             "role": "user",
-            "parts": [{"type": "text", "content": "def f():"}],
-            "extra": {"suffix": "return 1"},
+            "parts": [
+                {"type": "text", "content": "def f():"},
+                {"type": "suffix", "raw": {"suffix": "return 1"}},
+            ],
         }
     ]
+
+
+def test_prompts_that_differ_beside_their_text_are_different():
+    """Another suffix, or an answer to be continued, is another history: nothing is left out."""
+    begun = {"role": "assistant", "content": "Sure"}
+    with (
+        AnswerServer(answer_json(TEXT_ANSWER)) as server,
+        client_of(server) as client,
+        record_spans(history="delta") as store,
+    ):
+        with starpo_trace.trajectory():
+            for suffix in ("return 1", "raise ValueError"):
+                client.fim.complete(model="m", prompt="def f():", suffix=suffix)
+        with starpo_trace.trajectory():
+            for prefix in (True, False):
+                client.chat.complete(model="m", messages=[USER, {**begun, "prefix": prefix}])
+    first, second, continued, whole = store.select("llm")
+    for call, suffix in ((first, "return 1"), (second, "raise ValueError")):
+        [message] = json.loads(call[semconv.INPUT_MESSAGES])
+        assert message["parts"][1] == {"type": "suffix", "raw": {"suffix": suffix}}
+    last = json.loads(continued[semconv.INPUT_MESSAGES])[-1]["parts"]
+    assert last == [
+        {"type": "text", "content": "Sure"},
+        {"type": "prefix", "raw": {"prefix": True}},
+    ]
+    assert continued[semconv.HISTORY_HASH] != whole[semconv.HISTORY_HASH]
 
 
 def test_a_client_for_azure_is_recorded_under_its_name():

@@ -254,8 +254,12 @@ def test_a_completion_is_recorded(client_of):
         {"role": "system", "parts": [{"type": "text", "content": "be short"}]},
         {
             "role": "user",
-            "parts": [{"type": "text", "content": "2+2?"}, {"type": "image", "raw": "aGk="}],
-            "extra": {"suffix": ".", "context": [1]},
+            "parts": [
+                {"type": "text", "content": "2+2?"},
+                {"type": "image", "raw": "aGk="},
+                {"type": "suffix", "raw": {"suffix": "."}},
+                {"type": "context", "raw": {"context": [1]}},
+            ],
         },
     ]
     assert json.loads(call[semconv.OUTPUT_MESSAGES]) == [

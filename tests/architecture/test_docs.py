@@ -83,3 +83,18 @@ def test_every_setting_is_documented():
     ]
     keys = [field.name.rstrip("_") for cls in sections for field in dataclasses.fields(cls)]
     assert [key for key in keys if f"| `{key}` |" not in page] == []
+
+
+def test_every_reason_is_documented():
+    """Each reason that a trajectory may have is in docs/spans.md, under what it leaves possible."""
+    from starpo_trace.convert import verdict
+
+    rows = re.findall(
+        r"^\| `(none|sft|rl)` \| (.*) \|$", (ROOT / "docs" / "spans.md").read_text(), re.M
+    )
+    documented = {best: set(re.findall(r"`(\w+)`", text)) for best, text in rows}
+    assert documented == {
+        "none": set(verdict.NOT_EVEN_SFT),
+        "sft": set(verdict.NOT_RL),
+        "rl": set(verdict.INFORMATION),
+    }

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _mask_log(text: str) -> str:
-    from starpo_trace.privacy.redaction import mask_by_default
+    from starpo_trace.privacy.build import mask_by_default
 
     return mask_by_default(text)
 

@@ -41,7 +41,7 @@ class Runtime:
     @cached_property
     def redactor(self) -> "Redactor | None":
         """What masks content before anything is recorded; built when first needed."""
-        from starpo_trace.privacy.redaction import build_redactor
+        from starpo_trace.privacy.build import build_redactor
 
         return build_redactor(self.config.redaction)
 
@@ -284,7 +284,7 @@ def uninstrument() -> None:
 
 
 def _mask_log(text: str) -> str:
-    from starpo_trace.privacy.redaction import mask_by_default
+    from starpo_trace.privacy.build import mask_by_default
 
     if _runtime is None:
         return mask_by_default(text)

@@ -1,9 +1,10 @@
-"""Hand-made spans for the converter's tests."""
+"""Hand-made spans for the converter's tests, and the spans of a store."""
 
 import pytest
 
 from starpo_trace import semconv
 from starpo_trace.convert.otlp import SpanRow
+from starpo_trace.convert.sources import find_source_files, read_span_batches
 from starpo_trace.messages import chain_hashes, dump_json, from_openai_chat
 
 TRACE_ID = f"{1:032x}"
@@ -114,3 +115,14 @@ class SpanMaker:
 @pytest.fixture
 def spans() -> SpanMaker:
     return SpanMaker()
+
+
+@pytest.fixture
+def read_store():
+    """Folder of a store -> the spans in it, as rows."""
+
+    def read(folder) -> list[SpanRow]:
+        files = find_source_files([folder])
+        return [row for file in files for batch in read_span_batches(file) for row in batch.rows]
+
+    return read

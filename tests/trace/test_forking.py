@@ -20,7 +20,6 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
 
 from starpo_trace import semconv
 from starpo_trace.convert.otlp import SpanRow, decode_protobuf
-from starpo_trace.convert.sources import find_source_files, read_span_batches
 from starpo_trace.store.segments import Record, list_segments, read_segment
 
 
@@ -271,16 +270,11 @@ assert starpo_trace.flush(30)
 
 
 @pytest.mark.slow
-def test_a_forked_child_ends_no_span_of_its_parents(tmp_path):
+def test_a_forked_child_ends_no_span_of_its_parents(tmp_path, read_store):
     """An open stream, step and run are in the child too, and are the parent's to end."""
     store = tmp_path / "store"
     run(OPEN_SPANS, tmp_path, store=str(store))
-    rows = [
-        row
-        for file in find_source_files([store])
-        for batch in read_span_batches(file)
-        for row in batch.rows
-    ]
+    rows = read_store(store)
     assert sorted(row.name for row in rows) == [
         "chat m",
         "execute_tool own",

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import pytest
 
 from starpo_trace.errors import ConfigError
-from starpo_trace.privacy.redaction import Redaction, build_redactor
+from starpo_trace.privacy.build import build_redactor
+from starpo_trace.privacy.redaction import Redaction
 from starpo_trace.privacy.redactor import Redactor
 from starpo_trace.privacy.rules import PII, Rule
 

@@ -22,7 +22,6 @@ from starpo_trace.convert.dataset import (
 )
 from starpo_trace.convert.otlp import decode_protobuf
 from starpo_trace.convert.rewards import Trust
-from starpo_trace.convert.sources import find_source_files, read_span_batches
 from starpo_trace.errors import ConfigError
 from starpo_trace.signing import Keyring, SignedReward, read_keyring, sign_reward, write_new_key
 from starpo_trace.store.segments import Record, list_segments, read_segment
@@ -331,7 +330,7 @@ def test_the_steps_that_were_signed_are_those_that_were_recorded(spans):
     assert (found["signature"], found["step"], found["turn"]) == ("valid", 1, 1)
 
 
-def test_a_task_that_is_a_member_of_an_enumeration_is_signed_as_recorded(tmp_path):
+def test_a_task_that_is_a_member_of_an_enumeration_is_signed_as_recorded(tmp_path, read_store):
     """`class Task(str, Enum)` prints as its name, and is its value."""
 
     class Task(str, enum.Enum):  # noqa: UP042 (as older programs have them)
@@ -343,12 +342,7 @@ def test_a_task_that_is_a_member_of_an_enumeration_is_signed_as_recorded(tmp_pat
             starpo_trace.reward(1.0, key=KEY)
     finally:
         starpo_trace.uninstrument()
-    rows = [
-        row
-        for file in find_source_files([tmp_path])
-        for batch in read_span_batches(file)
-        for row in batch.rows
-    ]
+    rows = read_store(tmp_path)
     [found] = convert_rows(rows, trust=TRUST)["rewards"].to_dicts()
     assert (found["signature"], found["untrusted_because"]) == ("valid", None)
 

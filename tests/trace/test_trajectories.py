@@ -7,7 +7,6 @@ import pytest
 import starpo_trace
 from starpo_trace import semconv
 from starpo_trace.convert.dataset import convert_rows
-from starpo_trace.convert.sources import find_source_files, read_span_batches
 from starpo_trace.messages import chain_hashes, dump_json, from_openai_chat
 from starpo_trace.testing import Reply, ScriptedServer
 
@@ -233,7 +232,7 @@ def test_masked_tokens_are_not_exact(spans):
 
 
 @pytest.mark.parametrize("masked", ["prompt", "response"])
-def test_a_secret_masked_in_a_run_makes_it_no_policy(masked, tmp_path):
+def test_a_secret_masked_in_a_run_makes_it_no_policy(masked, tmp_path, read_store):
     """Recorded, stored and converted: the call stays, its ids are none to train on."""
     secret = "key AKIAQWERTYUIOPASDFGH"
     reply = Reply(
@@ -254,12 +253,7 @@ def test_a_secret_masked_in_a_run_makes_it_no_policy(masked, tmp_path):
             starpo_trace.reward(1.0)
     finally:
         starpo_trace.uninstrument()
-    rows = [
-        row
-        for file in find_source_files([tmp_path])
-        for batch in read_span_batches(file)
-        for row in batch.rows
-    ]
+    rows = read_store(tmp_path)
     tables = convert_rows(rows)
     assert tables["rejected"].height == 0
     [trajectory] = tables["trajectories"].to_dicts()

@@ -7,18 +7,20 @@ keys do not decide. A dialect is one module here with `matches(span)` and `conve
 from collections.abc import Mapping
 from typing import Final
 
-from starpo_trace.convert.dialects import genai
+from starpo_trace.convert.dialects import genai, openinference, openllmetry, traceai
 from starpo_trace.convert.dialects.canonical import CanonicalSpan, Rejection
 from starpo_trace.convert.dialects.content import HistoryMismatchError
 from starpo_trace.convert.otlp import SpanRow, describe_fault
 
-DIALECTS: Final = (genai,)
+DIALECTS: Final = (genai, openinference, traceai, openllmetry)
 """Dialects that are read, in the order they are tried."""
 
 _OTHER_DIALECTS: Final[Mapping[str, tuple[str, ...]]] = {
-    "openinference": ("openinference.", "llm.input_messages.", "llm.output_messages."),
-    "openllmetry": ("traceloop.", "llm.request.type", "gen_ai.prompt.", "gen_ai.completion."),
-    "traceai": ("gen_ai.span.kind", "fi.span.kind", "gen_ai.input.messages.0."),
+    "openinference without openinference.span.kind": (
+        "llm.input_messages.",
+        "llm.output_messages.",
+    ),
+    "openllmetry without a kind": ("traceloop.",),
     "agent-lightning": ("agentlightning.",),
     "langsmith": ("langsmith.",),
     "haystack": ("haystack.",),
@@ -26,8 +28,8 @@ _OTHER_DIALECTS: Final[Mapping[str, tuple[str, ...]]] = {
     "gen_ai without gen_ai.operation.name": ("gen_ai.",),
 }
 _OTHER_SCOPES: Final[Mapping[str, str]] = {
-    "openinference.": "openinference",
-    "traceai": "traceai",
+    "openinference.": "openinference without openinference.span.kind",
+    "traceai": "traceai without gen_ai.span.kind",
     "agentlightning": "agent-lightning",
 }
 

@@ -56,7 +56,7 @@ def matches(span: SpanRow) -> bool:
     # traceAI and some OpenLLMetry versions write the operation too, beside flattened messages.
     flattened = (
         "gen_ai.span.kind",
-        "gen_ai.input.messages.0.message.role",
+        "fi.span.kind",
         "gen_ai.prompt.0.role",
         "openinference.span.kind",
     )

@@ -1,0 +1,48 @@
+"""traceAI span (FutureAGI) -> canonical span, through GenAI attributes.
+
+GenAI's names with OpenInference's form: `gen_ai.input.messages` is no text but the beginning of
+names, and tools are flattened too.
+"""
+
+from dataclasses import replace
+from typing import Final
+
+from starpo_trace import semconv as keys
+from starpo_trace.convert.dialects import genai
+from starpo_trace.convert.dialects.canonical import CanonicalSpan, Rejection
+from starpo_trace.convert.dialects.flattened import translate_span
+from starpo_trace.convert.otlp import SpanRow
+
+_KINDS: Final = ("gen_ai.span.kind", "fi.span.kind")
+_NAMES: Final = {
+    "input": keys.INPUT_MESSAGES,
+    "output": keys.OUTPUT_MESSAGES,
+    "tools": keys.TOOL_DEFINITIONS,
+    "parameters": "gen_ai.request.parameters",
+    keys.PROVIDER_NAME: keys.PROVIDER_NAME,
+    keys.REQUEST_MODEL: keys.REQUEST_MODEL,
+    keys.RESPONSE_MODEL: keys.RESPONSE_MODEL,
+    keys.RESPONSE_FINISH_REASONS: keys.RESPONSE_FINISH_REASONS,
+    keys.USAGE_INPUT_TOKENS: keys.USAGE_INPUT_TOKENS,
+    keys.USAGE_OUTPUT_TOKENS: keys.USAGE_OUTPUT_TOKENS,
+    keys.AGENT_NAME: keys.AGENT_NAME,
+    keys.CONVERSATION_ID: "session.id",
+    keys.ERROR_TYPE: "error.type",
+}
+
+
+def matches(span: SpanRow) -> bool:
+    """Whether the span has traceAI's kind."""
+    return any(kind in span.attributes for kind in _KINDS)
+
+
+def convert(span: SpanRow) -> CanonicalSpan | Rejection:
+    """TraceAI span -> canonical span.
+
+    Raises:
+        ValueError, TypeError: an attribute has a value that cannot be read.
+    """
+    kind = next(kind for kind in _KINDS if kind in span.attributes)
+    return genai.convert(
+        replace(span, attributes=translate_span(span.attributes, {**_NAMES, "kind": kind}))
+    )

@@ -12,7 +12,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from opentelemetry import baggage
 from opentelemetry import context as otel_context
@@ -224,20 +224,33 @@ def read_token(token: str) -> Checkpoint:
             trace_id=int(trace_id, 16),
             span_id=int(span_id, 16),
             is_sampled=bool(is_sampled),
-            num_steps=int(num_steps),
+            num_steps=_read_exact_count(num_steps),
             part=None if part is None else str(part),
             identity={
                 key: value
                 for key, value in zip(_IDENTITY_KEYS, identity, strict=True)
                 if isinstance(value, (str, int))
             },
-            tail=[list(each) for each in tail],
+            tail=[_read_link(each) for each in tail],
         )
-    except (ValueError, TypeError, AttributeError, binascii.Error) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, binascii.Error) as error:
         raise ValueError(
             f"resume token of {len(str(token))} characters cannot be read ({error}); pass what "
             "Trajectory.checkpoint() gave, unchanged"
         ) from None
+
+
+def _read_link(link: Sequence[Any]) -> list[str | int | None]:
+    """One end of a history, as `History.restore_tail` takes it."""
+    chain, length, response = link
+    bytes.fromhex(chain)
+    return [chain, _read_exact_count(length or 0), None if response is None else str(response)]
+
+
+def _read_exact_count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_STEPS:
+        raise ValueError(f"{value!r} steps")
+    return value
 
 
 def _read_count(value: object) -> int:

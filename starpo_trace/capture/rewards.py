@@ -3,7 +3,7 @@
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, SupportsFloat, get_args
 
@@ -30,6 +30,7 @@ Scope = Literal["step", "turn", "trajectory"]
 Kind = Literal["process", "outcome"]
 Source = Literal["environment", "user", "rule", "judge"]
 
+_MAX_STEP: Final = 2**31 - 1
 _MAX_PROBLEMS: Final = 100
 _MAX_PROBLEM: Final = 120
 _problems: set[str] = set()
@@ -135,6 +136,7 @@ def reward(  # noqa: PLR0913 (one keyword per property of a reward)
             verifier_digest=verifier_digest,
         )
         _check_judgement(judgement, name)
+        _check_names(value if isinstance(value, Mapping) else (name,))
         keyring = None if sign is False else _find_keyring(key, is_needed=sign is True)
         if isinstance(value, Mapping):
             values = {key: _read_value(item, key) for key, item in value.items()}
@@ -329,9 +331,15 @@ def _read_value(value: Any, name: str) -> float:
     return number
 
 
+def _check_names(names: Iterable[Any]) -> None:
+    if not all(names):
+        raise ValueError("reward with an empty name: give it one, or leave name= out")
+
+
 def _check_judgement(judgement: Judgement, name: str) -> None:
     step = judgement.step
-    if step is not None and (not isinstance(step, int) or step < 0):
+    is_number = isinstance(step, int) and not isinstance(step, bool)
+    if step is not None and not (is_number and 0 <= step <= _MAX_STEP):
         raise ValueError(f"reward {name!r} has step={step!r}: give the number of a step, from 0")
     for side in ("min", "max"):
         bound = getattr(judgement, side)

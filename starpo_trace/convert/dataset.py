@@ -54,8 +54,10 @@ __all__ = [
     "scan_table",
 ]
 
-_LOSSES: Final = frozenset({"history_mismatch", "malformed_attributes", "cycle"})
-"""Reasons to reject a span that leave a hole in its trajectory."""
+_LOSSES: Final = frozenset(
+    {"history_mismatch", "malformed_attributes", "cycle", "conflicting_root"}
+)
+"""Reasons to reject a span that its trajectory has too: most leave a hole in it."""
 
 _SORT_KEYS: Final = {
     "trajectories": ("trajectory_id",),

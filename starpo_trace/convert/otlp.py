@@ -182,16 +182,29 @@ def _json_spans(groups: list[Any], source: str) -> Iterator[SpanRow | MalformedS
 
 
 def _json_span_objects(groups: list[Any]) -> Iterator[tuple[str, Any]]:
+    """Scope and span, also under the names of before OTLP 1.0; what holds none is one bad span."""
     for group in groups:
-        scope_groups = group.get("scopeSpans") if isinstance(group, dict) else None
-        for scope_group in scope_groups if isinstance(scope_groups, list) else ():
-            if not isinstance(scope_group, dict):
-                continue
-            scope = scope_group.get("scope")
-            name = scope.get("name") if isinstance(scope, dict) else None
-            spans = scope_group.get("spans")
-            for span in spans if isinstance(spans, list) else ():
+        for scope_group in _list_of(group, "scopeSpans", "instrumentationLibrarySpans"):
+            scope = name = None
+            if isinstance(scope_group, dict):
+                scope = scope_group.get("scope") or scope_group.get("instrumentationLibrary")
+            if isinstance(scope, dict):
+                name = scope.get("name")
+            for span in _list_of(scope_group, "spans"):
                 yield _text_or_none(name) or "", span
+
+
+def _list_of(container: Any, *names: str) -> Iterator[Any]:
+    """What an object holds in lists of these names; the object itself where it holds no list."""
+    if not isinstance(container, dict):
+        yield container
+        return
+    for name in names:
+        found = container.get(name)
+        if isinstance(found, list):
+            yield from found
+        elif found is not None:
+            yield found
 
 
 def _json_row(span: dict[str, Any], scope: str, source: str) -> SpanRow:
@@ -232,7 +245,10 @@ def _json_time(value: Any) -> int:
 
 
 def _json_map(pairs: Any) -> dict[str, Any]:
-    return {pair["key"]: _json_value(pair.get("value")) for pair in pairs or ()}
+    found = {pair["key"]: _json_value(pair.get("value")) for pair in pairs or ()}
+    if not all(isinstance(key, str) for key in found):
+        raise ValueError("an attribute's key is no text")
+    return found
 
 
 def _json_value(value: Any) -> Any:

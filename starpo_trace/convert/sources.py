@@ -91,7 +91,11 @@ def find_source_files(paths: Sequence[Path]) -> list[SourceFile]:
     files: dict[Path, SourceFile] = {}
     for path in paths:
         for file in _files_of(path):
-            files.setdefault(file.resolve(), SourceFile(path=file, source=str(path)))
+            try:
+                found = file.resolve()
+            except (OSError, RuntimeError) as error:  # RuntimeError: a loop, until Python 3.13
+                raise SourceError(f"{file}: cannot be read: {error}") from error
+            files.setdefault(found, SourceFile(path=file, source=str(path)))
     return list(files.values())
 
 
@@ -132,6 +136,8 @@ def _open_source(path: Path) -> BufferedReader:
             continue
         except OSError as error:
             raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if path.is_symlink():
+        raise SourceError(f"{path}: is a link to a file that is not there; remove the link")
     raise SourceError(f"{path}: was removed meanwhile; run it again on what is there now")
 
 

@@ -5,6 +5,7 @@ order of the rows, so partitions may be built anywhere and in any order.
 """
 
 from collections.abc import Mapping
+from typing import Final
 
 import polars as pl
 
@@ -28,6 +29,8 @@ _IDENTITY = (
     "conversation_id",
     "agent_name",
 )
+_IDENTITY_OF_ANY: Final = frozenset({"conversation_id", "agent_name"})
+"""What other libraries' spans inside of a run may say of it, where its root does not."""
 
 
 def build_tables(
@@ -256,7 +259,13 @@ def _summarise_spans(spans: pl.DataFrame) -> pl.DataFrame:
         .sort(is_root.not_(), pl.col("part_base").fill_null(0), "start_ns", "trace_id", "span_id")
         .group_by(_BY_TRAJECTORY, maintain_order=True)
         .agg(
-            *(pl.col(name).drop_nulls().first() for name in _IDENTITY),
+            # Whose run it is, its roots say: others may write what they like on their spans.
+            *(
+                pl.when(is_root.any() & pl.lit(name not in _IDENTITY_OF_ANY))
+                .then(pl.col(name).filter(is_root).drop_nulls().first())
+                .otherwise(pl.col(name).drop_nulls().first())
+                for name in _IDENTITY
+            ),
             pl.col("trace_id").first(),
             pl.col("source").first(),
             end=pl.when(last_base <= last_root_base)

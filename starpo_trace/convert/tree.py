@@ -85,6 +85,7 @@ def assign_trajectories(
     explicit = _inherit(forest, [_column(span, "trajectory_id") for span in spans])
     generic = _generic_trajectories(forest, rows, spans)
     ids: list[str | None] = [own or other for own, other in zip(explicit, generic, strict=True)]
+    _reject_conflicting_roots(rows, spans, ids)
     _reject_duplicate_calls(forest, spans, ids)
     _reject_without_calls(spans, ids, explicit)
     targets = _place_rewards(rows, spans, ids)
@@ -158,6 +159,22 @@ def _generic_trajectories(
 
 def _record(span: Converted) -> str | None:
     return span.record if isinstance(span, CanonicalSpan) else None
+
+
+def _reject_conflicting_roots(
+    rows: Sequence[SpanRow], spans: list[Converted], ids: Sequence[str | None]
+) -> None:
+    """A trajectory id that was made of a root's own ids says which of several roots it is."""
+    roots: dict[str, list[int]] = defaultdict(list)
+    for i, (span, trajectory) in enumerate(zip(spans, ids, strict=True)):
+        if _record(span) == "trajectory" and trajectory and _column(span, "part") is None:
+            roots[trajectory].append(i)
+    for trajectory, several in roots.items():
+        own = [i for i in several if f"{rows[i].trace_id}-{rows[i].span_id}" == trajectory]
+        for i in several:
+            if own and i not in own:
+                detail = f"trajectory {trajectory} has another root, which its id is made of"
+                spans[i] = Rejection(reason="conflicting_root", detail=detail)
 
 
 def _reject_duplicate_calls(

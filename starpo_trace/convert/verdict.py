@@ -17,7 +17,13 @@ NOT_EVEN_SFT: Final = (
     "conflicting_copies",
 )
 """Reasons that leave nothing to learn from."""
-INFORMATION: Final = ("call_error", "skewed_clock", "open_part", "reward_signature_invalid")
+INFORMATION: Final = (
+    "call_error",
+    "skewed_clock",
+    "open_part",
+    "reward_signature_invalid",
+    "conflicting_root",
+)
 """Reasons that take nothing away. Every other reason means: not for RL."""
 NOT_RL: Final = (
     "unended",
@@ -32,6 +38,10 @@ NOT_RL: Final = (
     "orphan_span",
     "reward_refused",
     "redacted",
+    "conflicting_roots",
+    "malformed_attributes",
+    "history_mismatch",
+    "cycle",
 )
 
 _BY_TRAJECTORY = "trajectory_id"
@@ -48,6 +58,7 @@ def judge_trajectories(
     found = [
         _reasons_of_trajectories(trajectories),
         _reasons_of_steps(spans),
+        _reasons_of_roots(spans),
         _reasons_of_turns(turns),
         _reasons_of_history(turns, messages),
         spans.filter(pl.col("flag").is_not_null())
@@ -133,6 +144,15 @@ def _reasons_of_steps(spans: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def _reasons_of_roots(spans: pl.DataFrame) -> pl.DataFrame:
+    """One root, beside those of what resumed the run."""
+    roots = spans.filter((pl.col("record") == "trajectory") & pl.col("part").is_null())
+    counted = roots.group_by(_BY_TRAJECTORY).agg(
+        num_roots=pl.struct("trace_id", "span_id").n_unique()
+    )
+    return _reason_rows(counted, {"conflicting_roots": pl.col("num_roots") > 1})
+
+
 def _reasons_of_turns(turns: pl.DataFrame) -> pl.DataFrame:
     failed = pl.col("outcome") == "error"
     answered = pl.col("output_node").is_not_null()
@@ -146,7 +166,8 @@ def _reasons_of_turns(turns: pl.DataFrame) -> pl.DataFrame:
             | ~answered.any().over(_BY_TRAJECTORY),
             "call_error": failed,
             "stream_incomplete": pl.col("outcome").is_in(["cut", "closed", "dropped", "cancelled"])
-            | (failed & answered),
+            # An answer that said why it ends is whole; the program may have failed to parse it.
+            | (failed & answered & pl.col("finish_reason").is_null()),
             "token_ids_missing": acted & (pl.col("token_provenance") == "missing"),
             "redacted": acted
             & (

@@ -84,6 +84,10 @@ class BackgroundProcessor(SpanProcessor):
         self._retry_at_s = 0.0
         self._is_asked_to_wait = False
         self._end_s: float | None = None
+        self._is_over_for_good = threading.Event()
+        """The last spans were delivered, or given up."""
+        self._finishing: int | None = None
+        """Thread of the program's that delivers them, where ours does not run."""
 
     # What a destination implements.
 
@@ -148,32 +152,40 @@ class BackgroundProcessor(SpanProcessor):
 
     def shutdown(self, timeout_s: float | None = None) -> None:
         """Deliver what waits, within bounds, and accept no more spans."""
-        if self._spans.is_closed:
-            return
-        self._spans.is_closed = True
         if timeout_s is None:
             timeout_s = self.shutdown_timeout_s
+        if self._spans.is_closed:  # a signal handler may ask while an exit is delivering
+            self._is_over_for_good.wait(timeout_s)
+            return
+        self._spans.is_closed = True
         self._end_s = time.monotonic() + timeout_s
         thread = self._thread
-        if thread is not None and thread.is_alive():
-            self._messages.put(True)
-            thread.join(timeout_s)
-            return
-        self._finish()
+        try:
+            if thread is not None and thread.is_alive():
+                self._messages.put(True)
+                thread.join(timeout_s)
+            else:
+                self._finishing = threading.get_ident()
+                self._finish()
+        finally:
+            self._finishing = None
+            self._is_over_for_good.set()
 
     def read_stats(self) -> dict[str, int]:
         """Counts of spans: sent, accepted, acknowledged, rejected, waiting, dropped."""
         return self._spans.read_stats()
 
     def is_interrupted_here(self) -> bool:
-        """Whether this thread was interrupted, by a signal say, inside `on_end`."""
-        return self._spans.is_locked_here()
+        """Whether this thread was interrupted, by a signal say, inside `on_end` or `shutdown`."""
+        return self._spans.is_locked_here() or self._finishing == threading.get_ident()
 
     def after_fork_in_child(self) -> None:
         """Begin anew: what was queued is the parent's to deliver, and its thread is not here."""
         was_closed = self._spans.is_closed
         self._reset()
         self._spans.is_closed = was_closed
+        if was_closed:
+            self._is_over_for_good.set()
         with Guard("leaving what belongs to the parent process"):
             self._leave_parents_destination()
 
@@ -216,6 +228,7 @@ class BackgroundProcessor(SpanProcessor):
         self._answer_flushes()
         with Guard("closing the span destination"):
             self._close()
+        self._is_over_for_good.set()
 
     def _await_work(self) -> None:
         """Return when a delivery or idle work is due."""

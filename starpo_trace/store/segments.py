@@ -28,6 +28,9 @@ MARKER: Final = b"SPR1"
 SUFFIX: Final = ".otlp"
 OPEN_SUFFIX: Final = ".otlp.open"
 _HEADER: Final = struct.Struct("<4sIII")
+_SEARCHES: Final = 16
+_MIN_SEARCH_BYTES: Final = 64 << 20
+"""Checksums over so many bytes, and over the file so many times, are spent on damage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +68,12 @@ def read_segment(path: str | os.PathLike[str]) -> Iterator[Record | Damage]:
 
 
 def scan_records(data: bytes, *, is_open: bool) -> Iterator[Record | Damage]:
-    """Bytes of a segment -> its records in order, and the damage between them."""
+    """Bytes of a segment -> its records in order, and the damage between them.
+
+    Damage that is full of markers, as if somebody had made it so, is looked through only in part:
+    each marker may cost a checksum over all that follows.
+    """
+    search = _Search(data)
     if data.startswith(MAGIC):
         offset = len(MAGIC)
     elif is_open and MAGIC.startswith(data):  # killed before the first write was whole
@@ -73,7 +81,7 @@ def scan_records(data: bytes, *, is_open: bool) -> Iterator[Record | Damage]:
             yield Damage(offset=0, length=len(data), reason="torn_tail")
         return
     else:
-        offset = _find_record(data, 0)
+        offset = search.find_record(0)
         yield Damage(offset=0, length=offset, reason="bad_magic")
     while offset < len(data):
         record = _record_at(data, offset)
@@ -81,7 +89,7 @@ def scan_records(data: bytes, *, is_open: bool) -> Iterator[Record | Damage]:
             yield record
             offset += _HEADER.size + len(record.payload)
             continue
-        following = _find_record(data, offset + 1)
+        following = search.find_record(offset + 1)
         is_tail = following == len(data) and is_open
         reason = "torn_tail" if is_tail else "damaged_record"
         yield Damage(offset=offset, length=following - offset, reason=reason)
@@ -113,13 +121,25 @@ def _record_at(data: bytes, offset: int) -> Record | None:
     return Record(payload=payload, num_spans=num_spans, offset=offset)
 
 
-def _find_record(data: bytes, start: int) -> int:
-    """Offset of the first intact record at or after `start`; the file's end when there is none."""
-    while (start := data.find(MARKER, start)) >= 0:
-        if _record_at(data, start) is not None:
-            return start
-        start += 1
-    return len(data)
+class _Search:
+    """Looks for records amid damage, for as long as that is worth it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._bytes_left = _MIN_SEARCH_BYTES + _SEARCHES * len(data)
+
+    def find_record(self, start: int) -> int:
+        """Offset of the first intact record at or after `start`; the file's end without one."""
+        data = self._data
+        while self._bytes_left > 0 and (start := data.find(MARKER, start)) >= 0:
+            if start + _HEADER.size <= len(data):
+                length = _HEADER.unpack_from(data, start)[1]
+                if start + _HEADER.size + length <= len(data):
+                    self._bytes_left -= length
+            if _record_at(data, start) is not None:
+                return start
+            start += 1
+        return len(data)
 
 
 class SegmentWriter:

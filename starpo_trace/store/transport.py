@@ -137,7 +137,7 @@ class _RecordingAdapter(BaseAdapter):
                 # Mostly a kept connection that died, say while a serverless process was frozen.
                 response = send(timeout=timeout)
             try:
-                body = response.raw.read(_MAX_ANSWER_BYTES, decode_content=True)
+                body = _read_body(response.raw, timeout)
             finally:
                 response.close()
         except Exception as error:  # noqa: BLE001 (requests, urllib3 and sockets raise many kinds)
@@ -147,6 +147,20 @@ class _RecordingAdapter(BaseAdapter):
     def close(self) -> None:
         for adapter in self.inner.values():
             adapter.close()
+
+
+def _read_body(raw: Any, timeout_s: Any) -> bytes:
+    """The beginning of an answer; the timeout is for all of it, a socket's is for each piece."""
+    deadline_s = time.monotonic() + (timeout_s if isinstance(timeout_s, (int, float)) else 10.0)
+    body = b""
+    while len(body) < _MAX_ANSWER_BYTES:
+        piece = raw.read1(_MAX_ANSWER_BYTES - len(body), decode_content=True)
+        if not piece:
+            break
+        body += piece
+        if time.monotonic() > deadline_s:
+            raise TimeoutError("the answer did not end in time")
+    return body
 
 
 def read_http_answer(status: int, headers: Mapping[str, str], body: bytes) -> Answer:

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -117,6 +119,59 @@ def test_a_handler_of_the_programs_is_not_disturbed(tmp_path, place):
     code, _, err = terminate(tmp_path, **{place: handler})
     assert (code, err) == (7, "")
     assert ends_in(tmp_path) == BOTH  # by atexit
+
+
+LEAVING = """
+import sys
+import starpo_trace
+starpo_trace.instrument(endpoint=sys.argv[1])
+with starpo_trace.trajectory("done"):
+    pass
+print("leaving", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_delivering_already_is_let_to(tmp_path):
+    """SIGTERM amid a normal exit, as a pool sends to its workers: the delivery is waited for."""
+    asked, answer = threading.Event(), threading.Event()
+    taken = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            asked.set()
+            answer.wait(20)
+            self.send_response(200)
+            self.end_headers()
+            taken.append(True)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/v1/traces"
+        child = subprocess.Popen(
+            [sys.executable, "-c", LEAVING, url], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"leaving\n"
+        assert asked.wait(20)
+        time.sleep(0.3)  # its exit waits for the answer by now
+        child.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert child.poll() is None
+        answer.set()
+        _, err = child.communicate(timeout=20)
+    finally:
+        answer.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert (child.returncode, err, taken) == (-signal.SIGTERM, b"", [True])
 
 
 @pytest.mark.slow

@@ -169,6 +169,26 @@ def test_what_an_endpoint_does_not_take_is_kept(export_to, fault):
         assert counts_of(processor, "sent", "acknowledged", "rejected", "dropped") == (20, 20, 0, 0)
 
 
+def test_an_answer_that_does_not_end_is_tried_again(export_to, monkeypatch):
+    """The timeout is for the whole answer, not for each byte of it."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.4")
+
+    def drip(handler, _body):
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(b"x")
+            time.sleep(0.1)
+
+    with Endpoint(drip) as endpoint:
+        processor, tracer = export_to(endpoint)
+        tracer.start_span("a").end()
+        assert processor.force_flush(30_000)
+        assert len(endpoint.times_s) == 2
+        assert counts_of(processor, "sent", "acknowledged") == (1, 1)
+
+
 def test_an_endpoint_that_hangs_is_tried_again(export_to, monkeypatch):
     """A request without an answer ends with the standard timeout, and its spans are sent again."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.3")

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import pickle
 import subprocess
 import sys
 
@@ -421,5 +422,10 @@ def test_patched_methods_are_copied_as_methods_are():
     assert copy.deepcopy(vars(Client)["ask"]) is vars(Client)["ask"]
     function, arguments = client.ask.__reduce__()
     assert function(*arguments)() is client.names
+    of_class = Client.ask  # asked of the class it is no method of anybody
+    assert copy.copy(of_class)(client) == copy.deepcopy(of_class)(client) == ["a"]
     patches.restore()
     assert type(vars(Client)["ask"]).__name__ == "function"
+    with record_spans():
+        for copied in (pickle.loads(pickle.dumps(openai.OpenAI.request)),):
+            assert copied.__wrapped__ is openai.OpenAI.request.__wrapped__

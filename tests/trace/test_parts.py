@@ -1,5 +1,6 @@
 """One run in several processes -> one trajectory."""
 
+import base64
 import dataclasses
 import json
 import os
@@ -380,6 +381,35 @@ def test_a_token_says_what_was(monkeypatch):
     assert (resumed[semconv.POLICY_ID], resumed[semconv.TASK_ID]) == ("p2", "t1")
     assert new[semconv.TRAJECTORY_ID] == anew.id != run.id
     assert semconv.PART not in new
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        (7, [["zz" * 16, 1, None]]),
+        (7, ["abc"]),
+        (7, [[1, 2, 3]]),
+        (7, [["aa" * 16, -1, None]]),
+        (4, 10**30),
+        (4, float("inf")),
+        (4, True),
+    ],
+)
+def test_a_damaged_token_begins_a_run_anew(field, value, monkeypatch):
+    """Whatever part of it is damaged: the run has a root, and its calls belong to it."""
+    monkeypatch.setenv("STARPO_DEBUG", "0")
+    with record_spans() as store:
+        with starpo_trace.trajectory() as run:
+            token = run.checkpoint()
+        head, _, text = token.partition(".")
+        fields = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        fields[field] = value
+        damaged = base64.urlsafe_b64encode(json.dumps(fields).encode()).decode().rstrip("=")
+        with starpo_trace.trajectory(resume=f"{head}.{damaged}") as anew:
+            pass
+    _, new = store.select("trajectory")
+    assert new[semconv.TRAJECTORY_ID] == anew.id != run.id
+    assert new[semconv.TRAJECTORY_END] == "terminated"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -199,6 +199,9 @@ def test_a_turn_reward_by_id_finds_the_latest_call_of_an_open_run(monkeypatch, c
     [
         ({"step": "0"}, "reward 'solved' has step='0': give the number of a step, from 0"),
         ({"step": -1}, "reward 'solved' has step=-1: give the number of a step, from 0"),
+        ({"step": True}, "reward 'solved' has step=True: give the number of a step, from 0"),
+        ({"step": 2**63}, f"reward 'solved' has step={2**63}: give the number of a step, from 0"),
+        ({"name": ""}, "reward with an empty name: give it one, or leave name= out"),
         ({"min": "a"}, "reward 'min of solved' is 'a': give a number"),
         ({"max": math.nan}, "reward 'max of solved' is nan: give a finite number"),
         ({"scope": "run"}, "reward with 'run': use one of step, turn, trajectory"),
@@ -211,7 +214,7 @@ def test_what_is_wrong_with_a_reward_is_named(given, problem):
         starpo_trace.trajectory(),
         pytest.raises((TypeError, ValueError), match=f"^{re.escape(problem)}"),
     ):
-        starpo_trace.reward(1.0, name="solved", **given)
+        starpo_trace.reward(1.0, **{"name": "solved", **given})
 
 
 def test_a_reward_is_named_as_runs_are():

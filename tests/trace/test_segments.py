@@ -2,11 +2,13 @@
 
 import struct
 import zlib
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from starpo_trace.store import segments
 from starpo_trace.store.segments import (
     MAGIC,
     Damage,
@@ -108,6 +110,31 @@ def test_every_byte_is_a_record_or_damage(tmp_path_factory, noise, data):
         assert item.offset == covered
         covered += item.length if isinstance(item, Damage) else 16 + len(item.payload)
     assert covered == len(content)
+
+
+def test_damage_full_of_markers_costs_bounded_work(tmp_path, monkeypatch):
+    """Each marker claims all that follows; what is looked through is bounded, what is left is told."""
+    num_markers = 5000
+    end = len(MAGIC) + 16 * num_markers
+    offsets = range(len(MAGIC), end, 16)
+    forged = b"".join(
+        struct.pack("<4sIII", b"SPR1", max(1, end - offset - 16), 0, 1) for offset in offsets
+    )
+    whole = frame_record(b"whole", 1)
+    path = write_file(tmp_path, MAGIC + whole + forged)
+    num_bytes = 0
+
+    def count(data):
+        nonlocal num_bytes
+        num_bytes += len(data)
+        return zlib.crc32(data)
+
+    monkeypatch.setattr(segments, "_MIN_SEARCH_BYTES", 0)
+    monkeypatch.setattr(segments, "zlib", SimpleNamespace(crc32=count))
+    assert payloads_of(path) == [b"whole"]
+    [damage] = damages_of(path)
+    assert (damage.offset, damage.length) == (len(MAGIC + whole), len(forged))
+    assert num_bytes < 2 * 20 * path.stat().st_size < num_markers * len(forged) / 2  # read twice
 
 
 def test_a_writer_seals_and_removes(tmp_path):

@@ -292,3 +292,45 @@ def test_export_beside_agents_that_come_and_go(tmp_path, request_message):
     finally:
         is_over.set()
         agent.join()
+
+
+def test_an_attribute_without_a_text_as_key_costs_one_span(tmp_path, request_message):
+    """The span is malformed; its neighbour is read."""
+    document = json.loads(otlp_json(request_message))
+    spans = document["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    spans[0]["attributes"] = [{"key": 5, "value": {"stringValue": "x"}}]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(document))
+    build = convert_sources([path])
+    assert build.accounting.spans_read == 2
+    assert sorted(build.tables["rejected"]["reason"]) == ["malformed_span", "not_an_agent_span"]
+
+
+def test_no_span_of_an_older_or_odd_container_is_lost(tmp_path, request_message):
+    """The names of before OTLP 1.0 are read; what holds no list of spans is a malformed one."""
+    document = json.loads(otlp_json(request_message))
+    [group] = document["resourceSpans"]
+    [scope_group] = group.pop("scopeSpans")
+    group["instrumentationLibrarySpans"] = [
+        {"instrumentationLibrary": scope_group["scope"], "spans": scope_group["spans"][:1]},
+    ]
+    group["scopeSpans"] = {"spans": scope_group["spans"][1:]}
+    document["resourceSpans"] += [{"scopeSpans": ["odd"]}, "odder"]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(document))
+    [file] = find_source_files([path])
+    batches = list(read_span_batches(file))
+    rows = [row for batch in batches for row in batch.rows]
+    malformed = [each for batch in batches for each in batch.malformed]
+    assert (len(rows), {row.scope for row in rows}, len(malformed)) == (2, {"my_scope", ""}, 2)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("loop.otlp.open", "cannot be read"), ("gone", "is a link to a file that is not there")],
+)
+def test_links_that_lead_nowhere_are_named(tmp_path, target, message):
+    """A loop of links, and one to a file that was removed."""
+    (tmp_path / "loop.otlp.open").symlink_to(target)
+    with pytest.raises(SourceError, match=f"loop.otlp.open: {message}"):
+        convert_sources([tmp_path])

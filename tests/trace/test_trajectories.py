@@ -424,6 +424,72 @@ def test_reward_that_cannot_be_placed_is_rejected(spans, attributes, links, reas
     assert tables["trajectories"]["reward"].to_list() == [None]
 
 
+@pytest.mark.parametrize("length", [2**63 - 1, "9" * 30, 1e30, -1])
+def test_an_impossible_number_of_messages_costs_one_span(spans, length):
+    """Whoever sent it: the span is rejected, all others are converted."""
+    rows = two_turns(spans)
+    bad = spans.row(
+        {
+            semconv.RECORD: "llm",
+            semconv.TRAJECTORY_ID: "t2",
+            semconv.HISTORY_BASE: "aa" * 16,
+            semconv.HISTORY_BASE_LENGTH: length,
+            semconv.INPUT_MESSAGES: '[{"role":"user","parts":[]}]',
+        }
+    )
+    tables = convert_rows([*rows, bad])
+    assert tables["trajectories"]["usable_for"].to_list() == ["rl"]
+    assert tables["rejected"].select("span_id", "reason").rows() == [
+        (bad.span_id, "malformed_attributes")
+    ]
+
+
+@pytest.mark.parametrize("step", [2**31, 2**63 - 1, -1])
+def test_an_impossible_step_costs_one_span(spans, step):
+    """A number so high would hide that steps are missing."""
+    rows = two_turns(spans)
+    rows[2].attributes[semconv.STEP] = step
+    tables = convert_rows(rows)
+    assert tables["rejected"]["reason"].to_list() == ["malformed_attributes"]
+    assert "missing_turn" in tables["trajectories"]["reasons"].to_list()[0]
+
+
+def test_a_run_is_whose_its_roots_say(spans):
+    """Other spans of the run cannot name its task, where a root is there."""
+    root, *rest = two_turns(spans)
+    del root.attributes[semconv.TASK_ID]
+    rest[1].attributes[semconv.TASK_ID] = "another"
+    [row] = convert_rows([root, *rest])["trajectories"].to_dicts()
+    assert row["task_id"] is None
+    [row] = convert_rows(rest)["trajectories"].to_dicts()  # killed before its root was written
+    assert row["task_id"] == "another"
+
+
+def test_two_roots_of_one_id_are_told(spans):
+    """Two runs that were given one id; it does not say whose it is, so it is no single run."""
+    rows = two_turns(spans)
+    [row] = convert_rows([*rows, spans.root("t1", num_steps=0)])["trajectories"].to_dicts()
+    assert (row["usable_for"], row["reasons"]) == ("sft", ["conflicting_roots"])
+
+
+def test_a_generated_id_says_which_root_is_its(spans):
+    """Somebody else's root of that id is rejected, and changes nothing of the run."""
+    trajectory = f"{1:032x}-{1:016x}"
+    root = spans.root(trajectory, num_steps=1, **{semconv.TASK_ID: "task"})
+    call = spans.call(root, 0, [USER], ANSWER, attributes=tokens([1], [2], [-0.5]))
+    reward = spans.reward(root, 1.0)
+    forged = spans.root(
+        trajectory, end="error", **{semconv.TASK_ID: "another", semconv.POLICY_ID: "p2"}
+    )
+    tables = convert_rows([forged, root, call, reward])
+    [row] = tables["trajectories"].to_dicts()
+    assert (row["task_id"], row["policy_id"], row["end"]) == ("task", None, "terminated")
+    assert (row["usable_for"], row["reward"], row["reasons"]) == ("rl", 1.0, ["conflicting_root"])
+    assert tables["rejected"].select("span_id", "reason").rows() == [
+        (forged.span_id, "conflicting_root")
+    ]
+
+
 def test_states_are_whole_values(spans):
     """Merge patches are applied; a patch without its base, or with a wrong hash, is rejected."""
     from starpo_trace.convert.states import hash_state

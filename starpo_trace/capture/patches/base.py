@@ -44,15 +44,24 @@ class Patch:
 
 
 class _BoundFunction(wrapt.BoundFunctionWrapper):
-    """A patched method of an object: copied and pickled as bound methods are."""
+    """A patched method of an object: copied and pickled as bound methods are.
+
+    Or, asked of the class, the function itself.
+    """
 
     def __copy__(self) -> Any:
+        if self._self_instance is None:
+            return self
         return getattr(self._self_instance, self.__name__)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if self._self_instance is None:
+            return self
         return getattr(copy.deepcopy(self._self_instance, memo), self.__name__)
 
     def __reduce__(self) -> Any:
+        if self._self_instance is None:
+            return _find_by_name(self)
         return getattr, (self._self_instance, self.__name__)
 
     def __reduce_ex__(self, _protocol: Any) -> Any:
@@ -71,12 +80,17 @@ class _Function(wrapt.FunctionWrapper):
         return self
 
     def __reduce__(self) -> Any:
-        import pkgutil
-
-        return pkgutil.resolve_name, (f"{self.__module__}:{self.__qualname__}",)
+        return _find_by_name(self)
 
     def __reduce_ex__(self, _protocol: Any) -> Any:
         return self.__reduce__()
+
+
+def _find_by_name(function: Any) -> Any:
+    """What pickle needs to find a function again."""
+    import pkgutil
+
+    return pkgutil.resolve_name, (f"{function.__module__}:{function.__qualname__}",)
 
 
 class PatchSet:

@@ -47,6 +47,8 @@ _CHOICE_FIELDS: Final = frozenset(
 )
 """The same of a choice."""
 _PIECEWISE_FIELDS: Final = _CHOICE_FIELDS - {"finish_reason"}
+_SAID_AT_FIRST: Final = ("id", "model", "prompt_token_ids")
+"""Fields of chunks of which the first counts."""
 _SAID_ONCE: Final = frozenset({"role", "id", "type", "name"})
 """Fields of a delta that are said once, not piece by piece."""
 _TEXT_FIELDS: Final = frozenset(
@@ -155,7 +157,9 @@ class ChatChunks:
                     and choice_fields["index"] == 0
                     and not choice.__pydantic_extra__
                 ):
-                    texts.append(delta.__dict__["content"])
+                    content = delta.__dict__["content"]
+                    if content is not None:
+                        texts.append(content)
                     return
             except (AttributeError, KeyError, ValueError):  # parsed JSON, or of another shape
                 pass
@@ -164,10 +168,9 @@ class ChatChunks:
     def _add_any(self, chunk: Any) -> None:
         fields = get_fields(chunk)
         top = self._top
-        if not top:
-            top.update((name, fields.get(name)) for name in ("id", "model", "prompt_token_ids"))
-        elif "prompt_token_ids" in fields and top["prompt_token_ids"] is None:
-            top["prompt_token_ids"] = fields["prompt_token_ids"]
+        for name in _SAID_AT_FIRST:
+            if not top.get(name):  # Azure's first chunk has empty ones
+                top[name] = fields.get(name)
         for name, value in fields.items():
             if value is not None and name not in _TAKEN_FIELDS:
                 is_growing = isinstance(value, dict) and isinstance(top.get(name), dict)

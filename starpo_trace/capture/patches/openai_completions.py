@@ -15,6 +15,10 @@ from starpo_trace.messages import Message
 
 _RECORDED_ELSEWHERE: Final = frozenset({"model", "prompt", "stream"})
 _LOGPROB_LISTS: Final = ("tokens", "token_logprobs")
+_GROWING_FIELDS: Final = frozenset({"text", "token_ids", "logprobs", "pieces"})
+_CHOICE_FIELDS: Final = _GROWING_FIELDS | {
+    *("index", "finish_reason", "prompt_token_ids", "prompt_logprobs")
+}
 
 
 def read_completion_request(server: Mapping[str, Any], body: Mapping[str, Any]) -> LLMRequest:
@@ -77,6 +81,7 @@ def _read_choice(choice: Mapping[str, Any]) -> Message:
     }
     if choice.get("finish_reason") is not None:
         message["finish_reason"] = choice["finish_reason"]
+    add_extra(message, choice, _CHOICE_FIELDS, has_more_usage=False)
     return message
 
 
@@ -111,9 +116,11 @@ class CompletionChunks:
 
 def _extend_choice(choice: dict[str, Any], chunk: Mapping[str, Any]) -> None:
     choice["pieces"].append(chunk.get("text") or "")
-    for name in ("finish_reason", "prompt_token_ids"):
-        if chunk.get(name) is not None:
-            choice[name] = chunk[name]
+    choice.update(
+        (name, value)
+        for name, value in chunk.items()
+        if value is not None and name not in _GROWING_FIELDS
+    )
     if chunk.get("token_ids") is not None:
         choice.setdefault("token_ids", []).extend(chunk["token_ids"])
     if chunk.get("logprobs") is not None:

@@ -16,6 +16,7 @@ from starpo_trace.capture.exchange import LLMRequest, LLMResponse
 from starpo_trace.capture.invocation import Call, begin_call
 from starpo_trace.capture.patches.bodies import record_body
 from starpo_trace.capture.patches.streams import ChunkAccumulator, record_stream
+from starpo_trace.guard import Guard
 
 if TYPE_CHECKING:
     from starpo_trace.capture.patches.base import Begin, End
@@ -56,7 +57,11 @@ def make_steps(
         if endpoint is None:
             return None
         call = endpoint.begin(_read_request, endpoint, client, options, kwargs, provider)
-        return None if call is None else (call, endpoint)
+        if call is None:
+            return None
+        if callable(options.post_parser):
+            options.post_parser = _keep_answer(options.post_parser, call, endpoint)
+        return call, endpoint
 
     def end(call: Call, endpoint: Endpoint, result: Any) -> Any:
         if call.is_stream and endpoint.make_accumulator is not None:
@@ -70,6 +75,22 @@ def make_steps(
         return result
 
     return begin, end
+
+
+def _keep_answer(
+    parse: Callable[[Any], Any], call: Call, endpoint: Endpoint
+) -> Callable[[Any], Any]:
+    """The step of `parse()` that reads the answer, which is recorded also where that fails."""
+
+    def parse_answer(answer: Any) -> Any:
+        try:
+            return parse(answer)
+        except Exception as error:
+            with Guard("recording an answer that the program cannot parse"):
+                call.finish(endpoint.read_response(answer), error=error)
+            raise
+
+    return parse_answer
 
 
 def _read_request(

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -17,6 +17,8 @@ from starpo_trace import semconv as keys
 from starpo_trace.convert.dialects.canonical import Columns
 from starpo_trace.limits import CUT_PREFIX, is_cut
 from starpo_trace.messages import Message, chain_hashes, dump_json
+
+_MAX_LENGTH: Final = 2**31 - 1
 
 
 class HistoryMismatchError(ValueError):
@@ -82,7 +84,7 @@ def read_history(attributes: dict[str, Any]) -> History:
     base = _text_or_none(attributes.get(keys.HISTORY_BASE))
     if value is None and base is None:
         return History(nodes=(), base_node=None, last_node=None, length=0, is_recorded=False)
-    base_length = int(attributes.get(keys.HISTORY_BASE_LENGTH) or 0)
+    base_length = _read_length(attributes.get(keys.HISTORY_BASE_LENGTH))
     messages = _messages(value) if value is not None and not _is_all_cut(value) else []
     messages = [*_system_message(attributes), *messages]
     nodes = _chain_nodes(messages, base, base_length)
@@ -152,6 +154,18 @@ def read_logprobs(value: Any) -> Sequence[float | None] | None:
         return None if numbers is None else array("d", numbers).tolist()
     known = iter(array("d", [number for number in numbers if number is not None]))
     return [None if number is None else next(known) for number in numbers]
+
+
+def _read_length(value: Any) -> int:
+    """Number of messages or ids left out.
+
+    Raises:
+        ValueError, TypeError, OverflowError: it is no such number.
+    """
+    length = int(value or 0)
+    if not 0 <= length <= _MAX_LENGTH:
+        raise ValueError(f"{value!r} is no number of messages")
+    return length
 
 
 def _read_list(value: Any) -> list[Any] | None:

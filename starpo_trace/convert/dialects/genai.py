@@ -46,6 +46,7 @@ _EVALUATION_EVENT: Final = "gen_ai.evaluation.result"
 _INPUT_USAGE: Final = (keys.USAGE_INPUT_TOKENS, "gen_ai.usage.prompt_tokens")
 _OUTPUT_USAGE: Final = (keys.USAGE_OUTPUT_TOKENS, "gen_ai.usage.completion_tokens")
 _INT64_MAX: Final = 2**63 - 1
+_MAX_STEP: Final = 2**31 - 1
 
 
 def matches(span: SpanRow) -> bool:
@@ -138,7 +139,7 @@ def _span_columns(span: SpanRow, attributes: dict[str, Any], record: str) -> Col
         "scope": span.scope,
         "start_ns": span.start_ns,
         "end_ns": span.end_ns,
-        "step": _int(attributes.get(keys.STEP)),
+        "step": _step(attributes.get(keys.STEP)),
         "part": _text(attributes.get(keys.PART)),
         "part_base": _int(attributes.get(keys.PART_BASE)),
         "part_parent": _text(attributes.get(keys.PART_PARENT)),
@@ -286,6 +287,13 @@ def _int(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _INT64_MAX:
         return None
     return value
+
+
+def _step(value: Any) -> int | None:
+    step = _int(value)
+    if step is not None and not 0 <= step <= _MAX_STEP:
+        raise ValueError(f"step {step} is none")
+    return step
 
 
 def _first_int(attributes: dict[str, Any], names: tuple[str, ...]) -> int | None:

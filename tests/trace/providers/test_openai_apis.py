@@ -227,6 +227,23 @@ def test_a_streamed_text_completion_comes_together():
     assert semconv.USAGE_INPUT_TOKENS not in call
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_what_a_server_says_of_a_choice_is_kept(is_stream):
+    """vLLM's `stop_reason`, as of chat completions."""
+    choice = {"index": 0, "text": "3", "finish_reason": "stop", "stop_reason": "###"}
+    make = answer_chunks if is_stream else answer_json
+    answer = make({**COMPLETION, "choices": [choice]})
+
+    def ask(client):
+        told = client.completions.create(model="m", prompt="n?", stream=is_stream)
+        for _ in told if is_stream else ():
+            pass
+
+    [call] = record_calls(answer, ask)
+    [message] = json.loads(call[semconv.OUTPUT_MESSAGES])
+    assert message["extra"] == {"stop_reason": "###"}
+
+
 def test_a_repeated_prompt_is_not_taken_for_the_answer():
     """With `echo` the tokens begin with the prompt's, so none are recorded as sampled."""
     lists = {"tokens": ["hi", "3"], "token_logprobs": [None, -0.5]}

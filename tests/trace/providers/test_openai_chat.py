@@ -3,6 +3,7 @@
 import json
 
 import openai
+import pydantic
 import pytest
 from servers_openai import (
     answer_chunks,
@@ -197,6 +198,49 @@ def test_parallel_calls_that_share_an_index_stay_apart(deltas, expected):
     [call] = record_calls(answer_chunks(*chat_chunks(*deltas)), read_chat)
     [parts] = output_parts(call)
     assert [(p["id"], p["name"], p["arguments"]) for p in parts] == expected
+
+
+def test_a_delta_without_text_loses_nothing():
+    """Some servers send `content: null` between pieces."""
+    deltas = [{"role": "assistant", "content": "Hel"}, {"content": None}, {"content": "lo"}]
+    [call] = record_calls(answer_chunks(*chat_chunks(*deltas)), read_chat)
+    assert output_parts(call) == [[{"type": "text", "content": "Hello"}]]
+    assert call[semconv.STREAM_OUTCOME] == "exhausted"
+
+
+def test_an_empty_first_chunk_names_nothing():
+    """Azure's has an empty id and model, and says only how the prompt was filtered."""
+    first = {"choices": [], "created": 0, "id": "", "model": "", "object": ""}
+    chunks = list(chat_chunks({"role": "assistant", "content": "Hi"}))
+    [call] = record_calls(answer_chunks(first, *chunks), read_chat)
+    assert call[semconv.RESPONSE_ID] == chunks[0]["id"]
+    assert call[semconv.RESPONSE_MODEL] == chunks[0]["model"]
+
+
+class Count(pydantic.BaseModel):
+    n: int
+
+
+@pytest.mark.parametrize(
+    ("content", "finish", "error"),
+    [
+        ("no json", "stop", pydantic.ValidationError),
+        ('{"n": 1', "length", openai.LengthFinishReasonError),
+    ],
+)
+def test_an_answer_that_cannot_be_parsed_is_recorded(content, finish, error):
+    """What the model said is its action; the program's exception is the SDK's own."""
+    answer = chat_answer({"content": content})
+    answer["choices"][0]["finish_reason"] = finish
+
+    def ask(client):
+        with pytest.raises(error):
+            client.chat.completions.parse(model="m", messages=[USER], response_format=Count)
+
+    [call] = record_calls(answer_json(answer), ask)
+    assert output_parts(call) == [[{"type": "text", "content": content}]]
+    assert call[semconv.RESPONSE_FINISH_REASONS] == (finish,)
+    assert call[semconv.ERROR_TYPE].endswith(error.__name__)
 
 
 def test_a_field_said_with_every_delta_is_said_once():

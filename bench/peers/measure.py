@@ -34,8 +34,11 @@ BLOCKS = {
 }
 """Row -> calls in the two blocks whose difference counts. Within a process a second pair of blocks
 agrees to 0.1 % of a call, so more calls would tell nothing more."""
-CLOSE = ("none@ours", "floor", "ours", "ours-trajectory", "ours-delta")
-"""Setups whose differences are small; they are counted in several memory layouts."""
+CLOSE = (
+    *("none@ours", "floor", "ours", "ours-trajectory", "ours-redaction", "ours-delta"),
+    *("none@contrib", "contrib-events", "contrib-spans"),
+)
+"""Setups whose figures are small beside the call; they are counted in several memory layouts."""
 HEAVY_ROWS = ("16k", "200", "agent200")
 NUM_LAYOUTS, NUM_HEAVY_LAYOUTS = 12, 3
 NUM_LAYOUTS_QUICK, NUM_HEAVY_LAYOUTS_QUICK = 4, 1

@@ -55,7 +55,6 @@ _TEXT_FIELDS: Final = frozenset(
     {"content", *REASONING_FIELDS, "refusal", "arguments", "input", "transcript", "data"}
 )
 """Fields of a delta that are pieces of a text; others may be said again with each delta."""
-_TEXT_ONLY: Final = {"content"}
 _GET_TOKEN: Final = attrgetter("token")
 _GET_LOGPROB: Final = attrgetter("logprob")
 _TOKEN_ID_PREFIX: Final = "token_id:"  # noqa: S105 (vLLM's return_tokens_as_token_ids)
@@ -149,17 +148,17 @@ class ChatChunks:
                 [choice] = fields["choices"]
                 choice_fields = choice.__dict__
                 delta = choice_fields["delta"]
+                content = delta.__dict__["content"]
                 if (
-                    delta.__pydantic_fields_set__ == _TEXT_ONLY
+                    content is not None
+                    and len(delta.__pydantic_fields_set__) == 1
                     and fields["usage"] is None
                     and choice_fields["finish_reason"] is None
                     and choice_fields["logprobs"] is None
                     and choice_fields["index"] == 0
                     and not choice.__pydantic_extra__
                 ):
-                    content = delta.__dict__["content"]
-                    if content is not None:
-                        texts.append(content)
+                    texts.append(content)
                     return
             except (AttributeError, KeyError, ValueError):  # parsed JSON, or of another shape
                 pass

@@ -155,7 +155,7 @@ class ChatChunks:
                     and fields["usage"] is None
                     and choice_fields["finish_reason"] is None
                     and choice_fields["logprobs"] is None
-                    and choice_fields["index"] == 0
+                    and not choice_fields["index"]
                     and not choice.__pydantic_extra__
                 ):
                     texts.append(content)

@@ -285,3 +285,28 @@ def test_a_forked_child_ends_no_span_of_its_parents(tmp_path, read_store):
     [call] = [row for row in rows if row.name == "chat m"]
     assert call.attributes[semconv.STREAM_OUTCOME] == "exhausted"
     assert "one two three four" in call.attributes[semconv.OUTPUT_MESSAGES]
+
+
+POOL = """
+import multiprocessing
+import starpo_trace
+
+def work(number):
+    with starpo_trace.trajectory(f"worker {{number}}"):
+        pass
+
+if __name__ == "__main__":
+    starpo_trace.instrument(store={store!r})
+    for _ in range(3):
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            pool.map(work, range(20))
+"""
+
+
+@pytest.mark.slow
+def test_a_pool_that_is_terminated_loses_nothing(tmp_path):
+    """Leaving `with Pool()` sends each worker SIGTERM while it may be delivering already."""
+    store = tmp_path / "store"
+    run(POOL, tmp_path, store=str(store))
+    expected = {f"invoke_agent worker {number}": 3 for number in range(20)}
+    assert Counter(names_in(store)) == expected

@@ -2,18 +2,23 @@
 
 Read are our own store (`*.otlp` and unsealed `*.otlp.open` segments) and what the OpenTelemetry
 Collector's file exporter writes: JSON lines, and protobuf messages each behind a 4-byte big-endian
-length; also a single OTLP JSON document and a single protobuf message. What a file is, is decided
-from its first bytes, not from its name. A damaged record is counted and its neighbours are read.
+length; also a single OTLP JSON document and a single protobuf message. The Collector compresses each
+message (zstd, behind its length); whole files may be compressed too, by gzip or zstd. What a file
+is, is decided from its first bytes, not from its name. A damaged record is counted and its
+neighbours are read.
 
 Agents may write meanwhile: a segment that is sealed is read on under its new name.
 """
 
-import os
+import gzip
+import io
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from io import BufferedReader
 from pathlib import Path
+from typing import IO, Any, Final, cast
 
 from starpo_trace.convert.otlp import (
     DecodeError,
@@ -30,7 +35,11 @@ SPAN_FILE_SUFFIXES = frozenset(
 )
 
 _UNSEALED = ".otlp.open"
-_COMPRESSED = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b": "gzip"}
+_COMPRESSED_SUFFIXES: Final = frozenset({".gz", ".zst", ".zstd"})
+_ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+_MAX_MESSAGE_BYTES: Final = 1 << 30
+_PIECE_BYTES: Final = 1 << 16
 _PROTOBUF_FIRST_BYTE = b"\x0a"  # field 1, length-delimited: `resource_spans`
 
 
@@ -103,10 +112,28 @@ def read_span_batches(file: SourceFile) -> Iterator[SpanBatch]:
     """File -> batches of spans.
 
     Raises:
-        SourceError: the file is empty, compressed, unreadable or holds no OTLP.
+        SourceError: the file is empty, unreadable or holds no OTLP.
     """
     reader = _detect_reader(file.path)
-    return reader(file.path, file.source)
+    return _read_to_damage(file.path, reader(file.path, file.source))
+
+
+def _read_to_damage(path: Path, batches: Iterator[SpanBatch]) -> Iterator[SpanBatch]:
+    """Batches up to where compressed data cannot be read on."""
+    try:
+        yield from batches
+    except _list_faults() as error:
+        yield _damage(path, 0, f"compressed data is damaged or cut: {error}")
+
+
+def _list_faults() -> tuple[type[Exception], ...]:
+    """What reading compressed data may raise."""
+    faults: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
+    try:
+        from zstandard import ZstdError
+    except ImportError:
+        return faults
+    return (*faults, ZstdError)
 
 
 def fingerprint_file(path: Path) -> SourceFingerprint:
@@ -164,7 +191,7 @@ def _files_of(path: Path) -> list[Path]:
     files = sorted(
         file
         for file in _list_folder(path)
-        if file.suffix in SPAN_FILE_SUFFIXES
+        if _plain_name(file).suffix in SPAN_FILE_SUFFIXES
         and file.name != "manifest.json"
         and (file.is_file() or (file.name.endswith(_UNSEALED) and not file.exists()))
     )
@@ -176,24 +203,93 @@ def _files_of(path: Path) -> list[Path]:
     return files
 
 
+def _plain_name(file: Path) -> Path:
+    """`a.json.gz` -> `a.json`."""
+    return file.with_suffix("") if file.suffix in _COMPRESSED_SUFFIXES else file
+
+
+def _open_spans(path: Path) -> IO[bytes]:
+    """File -> stream of what it holds, decompressed.
+
+    Raises:
+        SourceError: it cannot be read, or needs a package that is not installed.
+    """
+    stream = _open_source(path)
+    head = stream.peek(4)[:4]
+    if head.startswith(_GZIP_MAGIC):
+        stream.close()
+        return cast("IO[bytes]", gzip.open(stream.name))
+    if head == _ZSTD_MAGIC:
+        return io.BufferedReader(_ZstdStream(stream, _make_decompressor(path)))
+    return stream
+
+
+class _ZstdStream(io.RawIOBase):
+    """Frames of zstd, one after the other; unlike the package's reader it tells where one is cut."""
+
+    def __init__(self, stream: IO[bytes], decompressor: Any) -> None:
+        self._stream = stream
+        self._decompressor = decompressor
+        self._frame: Any = None
+        self._left = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        while not self._left:
+            piece = self._stream.read(_PIECE_BYTES)
+            if not piece:
+                if self._frame is not None:
+                    raise EOFError("it ends within a frame")
+                return 0
+            self._left = self._decompress(piece)
+        length = min(len(buffer), len(self._left))
+        buffer[:length], self._left = self._left[:length], self._left[length:]
+        return length
+
+    def _decompress(self, piece: bytes) -> bytes:
+        data = b""
+        while piece:
+            if self._frame is None:
+                self._frame = self._decompressor.decompressobj()
+            data += self._frame.decompress(piece)
+            piece = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        return data
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def _make_decompressor(path: Path) -> Any:
+    try:
+        import zstandard
+    except ImportError:
+        raise SourceError(
+            f"{path}: zstd data, for which the package zstandard is missing; "
+            "pip install 'starpo[dataset]'"
+        ) from None
+    return zstandard.ZstdDecompressor()
+
+
 def _detect_reader(path: Path) -> Callable[[Path, str], Iterator[SpanBatch]]:
-    with _open_source(path) as stream:
-        head = stream.read(64)
+    try:
+        with _open_spans(path) as stream:
+            head = stream.read(64)
+    except _list_faults() as error:
+        raise SourceError(f"{path}: compressed data is damaged or cut: {error}") from error
     if head.startswith(SEGMENT_MAGIC) or path.name.endswith((".otlp", ".otlp.open")):
         return _read_segment_batches
     if not head:
         raise SourceError(f"{path}: the file is empty")
-    for magic, name in _COMPRESSED.items():
-        if head.startswith(magic) or head[4:].startswith(magic):
-            raise SourceError(
-                f"{path}: {name} data; decompress it first, or leave `compression` out of the "
-                "Collector's file exporter"
-            )
     if head.lstrip()[:1] == b"{":
         return _read_json_batches
     if head.startswith(_PROTOBUF_FIRST_BYTE):
         return _read_protobuf_batches
-    if head[4:5] == _PROTOBUF_FIRST_BYTE:
+    if head[4:5] == _PROTOBUF_FIRST_BYTE or head[4:8] == _ZSTD_MAGIC:
         return _read_length_prefixed_batches
     raise SourceError(
         f"{path}: {_describe_head(path, head)}: neither a trace store segment nor OTLP JSON "
@@ -226,9 +322,10 @@ def _damage(path: Path, offset: int, reason: str) -> SpanBatch:
 def _read_segment_batches(path: Path, source: str) -> Iterator[SpanBatch]:
     from starpo_trace.store.segments import Damage, scan_records
 
-    with _open_source(path) as stream:
+    with _open_spans(path) as stream:
         data = stream.read()
-    for record in scan_records(data, is_open=stream.name.endswith(_UNSEALED)):
+    name = getattr(stream, "name", "")  # a segment may have been sealed meanwhile
+    for record in scan_records(data, is_open=str(name).endswith(_UNSEALED)):
         if isinstance(record, Damage):
             yield _damage(path, record.offset, record.reason)
             continue
@@ -239,7 +336,7 @@ def _read_segment_batches(path: Path, source: str) -> Iterator[SpanBatch]:
 
 
 def _read_json_batches(path: Path, source: str) -> Iterator[SpanBatch]:
-    with _open_source(path) as stream:
+    with _open_spans(path) as stream:
         first = stream.readline()
         try:
             batch = _batch(decode_json(first, source))
@@ -260,7 +357,7 @@ def _read_json_batches(path: Path, source: str) -> Iterator[SpanBatch]:
 
 
 def _read_json_document(path: Path, source: str) -> SpanBatch | None:
-    with _open_source(path) as stream:
+    with _open_spans(path) as stream:
         document = stream.read()
     try:
         return _batch(decode_json(document, source))
@@ -269,7 +366,7 @@ def _read_json_document(path: Path, source: str) -> SpanBatch | None:
 
 
 def _read_protobuf_batches(path: Path, source: str) -> Iterator[SpanBatch]:
-    with _open_source(path) as stream:
+    with _open_spans(path) as stream:
         payload = stream.read()
     try:
         yield _batch(decode_protobuf(payload, source))
@@ -279,16 +376,40 @@ def _read_protobuf_batches(path: Path, source: str) -> Iterator[SpanBatch]:
 
 def _read_length_prefixed_batches(path: Path, source: str) -> Iterator[SpanBatch]:
     offset = 0
-    with _open_source(path) as stream:
-        num_bytes = os.fstat(stream.fileno()).st_size
+    with _open_spans(path) as stream:
         while prefix := stream.read(4):
             length = int.from_bytes(prefix, "big")
-            if len(prefix) < 4 or offset + 4 + length > num_bytes:
+            payload = stream.read(length)
+            if len(prefix) < 4 or len(payload) < length:
                 yield _damage(path, offset, "torn_tail")
                 return
-            payload = stream.read(length)
             try:
-                yield _batch(decode_protobuf(payload, source))
+                yield _read_message(path, payload, source)
             except DecodeError as error:
                 yield _damage(path, offset, str(error))
             offset += 4 + length
+
+
+def _read_message(path: Path, payload: bytes, source: str) -> SpanBatch:
+    """One message of the Collector's, which may be compressed, and JSON then.
+
+    Raises:
+        DecodeError: it is none.
+        SourceError: it needs a package that is not installed.
+    """
+    if payload.startswith(_ZSTD_MAGIC):
+        payload = _decompress(path, payload)
+        if payload.lstrip()[:1] == b"{":
+            return _batch(decode_json(payload, source))
+    return _batch(decode_protobuf(payload, source))
+
+
+def _decompress(path: Path, payload: bytes) -> bytes:
+    reader = _make_decompressor(path).stream_reader(payload)
+    try:
+        data = reader.read(_MAX_MESSAGE_BYTES + 1)
+    except _list_faults() as error:
+        raise DecodeError(f"not zstd data: {error}") from error
+    if len(data) > _MAX_MESSAGE_BYTES:
+        raise DecodeError(f"a message of more than {_MAX_MESSAGE_BYTES:,} bytes")
+    return data

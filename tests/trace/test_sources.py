@@ -1,10 +1,13 @@
 """Files of every kind -> the same spans; damage is counted and neighbours are read."""
 
+import gzip
 import json
+import random
 import shutil
 import threading
 
 import pytest
+import zstandard
 from google.protobuf.json_format import MessageToDict
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import TracerProvider
@@ -97,6 +100,42 @@ def test_every_format_gives_the_same_rows(tmp_path, request_message):
         ]
 
 
+def test_compressed_files_give_the_same_rows(tmp_path, request_message):
+    """Whole files by gzip and zstd, and the Collector's messages, each compressed by itself."""
+    payload = request_message.SerializeToString()
+    text = otlp_json(request_message).encode()
+    zstd = zstandard.ZstdCompressor().compress
+    plain = {"a.otlp": MAGIC + frame_record(payload, 2), "b.pb": payload, "d.jsonl": text + b"\n"}
+    for name, data in plain.items():
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(data))
+        (tmp_path / f"{name}.zst").write_bytes(zstd(data[:50]) + zstd(data[50:]))
+    write_length_prefixed(tmp_path / "e.proto", [zstd(payload), zstd(payload)])
+    write_length_prefixed(tmp_path / "f.json", [zstd(text), b"\x28\xb5\x2f\xfdxxxx", zstd(text)])
+    write_length_prefixed(tmp_path / "g.proto.gz", [payload])
+    compressed = (tmp_path / "g.proto.gz").read_bytes()
+    (tmp_path / "g.proto.gz").write_bytes(gzip.compress(compressed))
+    numbers = {"e.proto": (4, 0), "f.json": (4, 1)}
+    files = find_source_files([tmp_path])
+    assert len(files) == 9
+    for file in files:
+        rows, malformed, damaged = read_all(file.path)
+        found = (len(rows), len(damaged))
+        assert (found, malformed) == (numbers.get(file.path.name, (2, 0)), [])
+        assert {row.name for row in rows} == {"inner", "outer"}
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zstandard.ZstdCompressor().compress])
+def test_compressed_data_that_is_cut_is_damage(tmp_path, request_message, compress):
+    """What can be read of it is; that something is missing is counted."""
+    text = otlp_json(request_message).encode() + b"\n"
+    path = tmp_path / "a.jsonl"
+    noise = random.Random(0).randbytes(300_000).hex().encode() + b"\n"  # fills the buffers
+    path.write_bytes(compress(text + noise + text)[:-100])
+    rows, _, damaged = read_all(path)
+    assert len(rows) == 2
+    assert "compressed data is damaged or cut" in [each.reason[:33] for each in damaged]
+
+
 def test_store_folder_reads_open_segments(tmp_path, request_message):
     """A store's sealed and unsealed segments are all read, and named by the folder."""
     payload = request_message.SerializeToString()
@@ -182,9 +221,9 @@ def test_times_beyond_the_column_are_cut(tmp_path, request_message):
     ("name", "content", "message"),
     [
         ("a.jsonl", b"", "empty"),
-        ("a.pb", b"\x28\xb5\x2f\xfdxxxx", "zstd"),
-        ("a.pb", b"\x00\x00\x00\x09\x28\xb5\x2f\xfdxxxx", "zstd"),
-        ("a.json", b"\x1f\x8bxxxx", "gzip"),
+        ("a.pb", b"\x28\xb5\x2f\xfdxxxx", "compressed data is damaged or cut"),
+        ("a.json", b"\x1f\x8bxxxx", "compressed data is damaged or cut"),
+        ("a.json", gzip.compress(b"hello" * 99)[:-9], "neither"),
         ("a.json", b"hello", "neither"),
     ],
 )

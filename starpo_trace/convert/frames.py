@@ -7,7 +7,12 @@ import polars as pl
 
 from starpo_trace import semconv
 from starpo_trace.convert.columns import columns_to_frame
-from starpo_trace.convert.dialects.canonical import FRAMES, CanonicalRows, CanonicalSpan
+from starpo_trace.convert.dialects.canonical import (
+    FRAMES,
+    CanonicalRows,
+    CanonicalSpan,
+    Rejection,
+)
 from starpo_trace.convert.otlp import SpanRow
 from starpo_trace.convert.parts import order_steps, renumber_span
 from starpo_trace.convert.tree import Assignment, SpanForest
@@ -34,13 +39,17 @@ def build_frames(
         )
     rewards = gathered.frames["rewards"]
     rewards["target_row"] = [
-        # An evaluation event, which has no id, is about the span that holds it.
-        row if reward_id is None else assignment.reward_targets.get(row)
-        for row, reward_id in zip(rewards["row"], rewards["reward_id"], strict=True)
+        # What stands on a span that is no reward itself is about that span.
+        assignment.reward_targets.get(row) if _is_reward(assignment.spans[row]) else row
+        for row in rewards["row"]
     ]
     return {
         name: columns_to_frame(columns, FRAMES[name]) for name, columns in gathered.frames.items()
     }
+
+
+def _is_reward(span: CanonicalSpan | Rejection) -> bool:
+    return isinstance(span, CanonicalSpan) and span.record == "reward"
 
 
 _NOTED: Final = ("redacted", "reward_refused")

@@ -1,6 +1,7 @@
 """OpenInference, traceAI and OpenLLMetry: one agent in each one's words, and what each leaves out."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -259,6 +260,40 @@ def test_openllmetrys_content_of_several_parts():
         [{"type": "text", "content": '[{"type" is broken'}],
         [{"type": "text", "content": "b"}],
     ]
+
+
+def annotation(name, score, prefix="annotations", item="annotation", **more):
+    return flatten(f"{prefix}.0.{item}", {"name": name, "score": score, **more})
+
+
+def test_feedback_on_spans_and_later():
+    """On a call, on an agent, on a carrier with a link, for a session; the same twice is once."""
+    kind = "openinference.span.kind"
+    agent = {kind: "AGENT", "session.id": "s1", **annotation("helpful", 1, annotator_kind="HUMAN")}
+    call = {
+        **openinference([USER], SAID),
+        **annotation("fluent", 0.5, "evaluations", "evaluation", annotator_kind="LLM"),
+    }
+    rows = [make_row(1, agent), make_row(2, call, parent=1)]
+    link = ((f"{1:032x}", f"{2:016x}"),)
+    for number in (3, 4):  # delivered twice
+        late = make_row(number, annotation("right", 0.25, annotator_kind="CODE", identifier="t"))
+        rows.append(replace(late, trace_id=f"{number:032x}", links=link))
+    session = make_row(5, {"session.id": "s1", **annotation("solved", 0, "session.annotations")})
+    lost = make_row(6, annotation("lost", 1))
+    rows += [replace(session, trace_id=f"{5:032x}"), replace(lost, trace_id=f"{6:032x}")]
+    tables = convert_rows(rows)
+    rewards = tables["rewards"].sort("name", "time_ns").to_dicts()
+    columns = ("name", "value", "scope", "source", "turn", "superseded", "trajectory_id")
+    assert [tuple(reward[column] for column in columns) for reward in rewards] == [
+        ("fluent", 0.5, "turn", "judge", 0, False, "s1"),
+        ("helpful", 1.0, "trajectory", "user", None, False, "s1"),
+        ("right", 0.25, "turn", "rule", 0, True, "s1"),
+        ("right", 0.25, "turn", "rule", 0, False, "s1"),
+        ("solved", 0.0, "trajectory", None, None, False, "s1"),
+    ]
+    assert {reward["untrusted_because"] for reward in rewards} == {"not recorded by starpo_trace"}
+    assert tables["rejected"]["reason"].to_list() == ["reward_target_missing"]
 
 
 def test_indices_are_numbers():

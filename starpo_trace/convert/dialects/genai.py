@@ -74,7 +74,7 @@ def convert(span: SpanRow) -> CanonicalSpan | Rejection:
     record = _record_of(attributes)
     if isinstance(record, Rejection):
         return record
-    columns = _span_columns(span, attributes, record)
+    columns = span_columns(span, attributes, record)
     rewards = [
         _evaluation_event(event, time_ns, record)
         for name, time_ns, event in span.events
@@ -129,7 +129,8 @@ def _merge_details(span: SpanRow) -> dict[str, Any]:
     return span.attributes
 
 
-def _span_columns(span: SpanRow, attributes: dict[str, Any], record: str) -> Columns:
+def span_columns(span: SpanRow, attributes: dict[str, Any], record: str) -> Columns:
+    """Span with GenAI attributes -> its row of `spans`."""
     return {
         "is_ours": keys.RECORD in attributes,
         "trajectory_id": _text(attributes.get(keys.TRAJECTORY_ID)),

@@ -9,6 +9,7 @@ from typing import Final
 
 from starpo_trace import semconv as keys
 from starpo_trace.convert.dialects import genai
+from starpo_trace.convert.dialects.annotations import holds_annotations, read_annotations
 from starpo_trace.convert.dialects.canonical import CanonicalSpan, Rejection
 from starpo_trace.convert.dialects.flattened import translate_span
 from starpo_trace.convert.otlp import SpanRow
@@ -32,9 +33,12 @@ _NAMES: Final = {
 }
 
 
+_JUDGE_RUNS: Final = frozenset({"AGENT", "CHAIN"})
+
+
 def matches(span: SpanRow) -> bool:
-    """Whether the span has OpenInference's kind."""
-    return _KIND in span.attributes
+    """Whether the span has OpenInference's kind, or annotations."""
+    return _KIND in span.attributes or holds_annotations(span.attributes)
 
 
 def convert(span: SpanRow) -> CanonicalSpan | Rejection:
@@ -43,4 +47,20 @@ def convert(span: SpanRow) -> CanonicalSpan | Rejection:
     Raises:
         ValueError, TypeError: an attribute has a value that cannot be read.
     """
-    return genai.convert(replace(span, attributes=translate_span(span.attributes, _NAMES)))
+    if _KIND not in span.attributes:
+        return _convert_carrier(span)
+    converted = genai.convert(replace(span, attributes=translate_span(span.attributes, _NAMES)))
+    if isinstance(converted, Rejection) or not holds_annotations(span.attributes):
+        return converted
+    judges_run = span.attributes[_KIND] in _JUDGE_RUNS
+    rewards = read_annotations(span, is_carrier=False, judges_run=judges_run)
+    return replace(converted, rewards=(*converted.rewards, *rewards))
+
+
+def _convert_carrier(span: SpanRow) -> CanonicalSpan:
+    """Late feedback: a span with one link to what it is about, or the session's id."""
+    columns = genai.span_columns(span, {}, "reward")
+    if not span.links:
+        columns["trajectory_id"] = span.attributes.get("session.id")
+    rewards = read_annotations(span, is_carrier=True, judges_run=False)
+    return CanonicalSpan(record="reward", columns=columns, rewards=tuple(rewards))

@@ -1,5 +1,7 @@
 """Span -> canonical span: GenAI keys of others, old names, hostile values."""
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,6 +75,83 @@ def test_content_may_sit_in_an_event():
         events=(("gen_ai.client.inference.operation.details", 5, event),),
     )
     assert (call["has_input"], call["model"]) == (True, "span")
+
+
+OPENAI_EVENTS = (
+    ("gen_ai.system.message", {"content": "Be brief."}),
+    ("gen_ai.user.message", {"content": "how many?", "role": "user"}),
+    (
+        "gen_ai.assistant.message",
+        {
+            "content": "Looking.",
+            "tool_calls": [
+                {"id": "c1", "type": "function", "function": {"name": "stock", "arguments": "{}"}}
+            ],
+        },
+    ),
+    ("gen_ai.tool.message", {"id": "c1", "content": "3"}),
+    ("gen_ai.choice", {"index": 0, "finish_reason": "stop", "message": {"content": "Three."}}),
+)
+BEDROCK_EVENTS = (
+    ("gen_ai.system.message", {"content": '[{"text": "Be brief."}]'}),
+    ("gen_ai.user.message", {"content": '[{"text": "how many?"}]'}),
+    (
+        "gen_ai.assistant.message",
+        {
+            "content": '[{"text": "Looking."}, '
+            '{"toolUse": {"toolUseId": "c1", "name": "stock", "input": {}}}]'
+        },
+    ),
+    (
+        "gen_ai.tool.message",
+        {"content": '[{"toolResult": {"toolUseId": "c1", "content": [{"text": "3"}]}}]'},
+    ),
+    ("gen_ai.choice", {"finish_reason": "stop", "message": '[{"text": "Three."}]'}),
+)
+
+
+@pytest.mark.parametrize("events", [OPENAI_EVENTS, BEDROCK_EVENTS])
+def test_an_event_for_each_message(events):
+    """OpenAI's fields and Bedrock's blocks as JSON text are the same messages."""
+    row = make_row(
+        {semconv.OPERATION_NAME: "chat", "gen_ai.system": "x"},
+        events=tuple((name, 0, fields) for name, fields in events),
+    )
+    span = convert_span(row)
+    assert isinstance(span, CanonicalSpan)
+    messages = [json.loads(node["message"]) for node in span.nodes]
+    call = {"type": "tool_call", "id": "c1", "name": "stock", "arguments": "{}"}
+    result = {"type": "tool_call_response", "id": "c1", "response": "3"}
+    assert [(message["role"], message["parts"]) for message in messages] == [
+        ("system", [{"type": "text", "content": "Be brief."}]),
+        ("user", [{"type": "text", "content": "how many?"}]),
+        ("assistant", [{"type": "text", "content": "Looking."}, call]),
+        ("tool", [result]),
+        ("assistant", [{"type": "text", "content": "Three."}]),
+    ]
+    assert span.call is not None
+    assert (span.call["finish_reason"], span.call["text"]) == ("stop", "Three.")
+
+
+def test_reasoning_and_odd_blocks_of_events():
+    """Signatures stay beside the reasoning, unknown blocks as they are, broken JSON is text."""
+    blocks = (
+        '[{"reasoningContent": {"reasoningText": {"text": "hm", "signature": "s"}}}, '
+        '{"image": {"format": "png"}}, {"type": "video", "u": 1}]'
+    )
+    events = (
+        ("gen_ai.user.message", 0, {"content": '[{"text": broken'}),
+        ("gen_ai.choice", 0, {"message": blocks}),
+    )
+    span = convert_span(make_row({semconv.OPERATION_NAME: "chat"}, events=events))
+    assert isinstance(span, CanonicalSpan)
+    prompt, answer = (json.loads(node["message"])["parts"] for node in span.nodes)
+    assert prompt == [{"type": "text", "content": '[{"text": broken'}]
+    assert answer == [
+        {"type": "reasoning", "content": "hm", "meta": {"signature": "s"}},
+        {"type": "unknown", "raw": {"image": {"format": "png"}}},
+        {"type": "video", "raw": {"type": "video", "u": 1}},
+    ]
 
 
 @pytest.mark.parametrize(

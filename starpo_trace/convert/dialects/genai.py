@@ -1,7 +1,8 @@
 """OpenTelemetry GenAI span, with or without our `starpo.*` keys -> canonical span.
 
 Old names of a key are read where the conventions renamed it. Content may sit in span attributes
-(JSON text) or in the event `gen_ai.client.inference.operation.details` (structured).
+(JSON text), in the event `gen_ai.client.inference.operation.details` (structured), or in older
+events, one for each message.
 """
 
 import math
@@ -18,6 +19,7 @@ from starpo_trace.convert.dialects.content import (
     read_output,
     valid_text,
 )
+from starpo_trace.convert.dialects.legacyevents import read_message_events
 from starpo_trace.convert.otlp import SpanRow
 from starpo_trace.messages import dump_json
 
@@ -126,6 +128,8 @@ def _merge_details(span: SpanRow) -> dict[str, Any]:
     for name, _, event in span.events:
         if name == _DETAILS_EVENT:
             return {**event, **span.attributes}
+    if span.events and keys.RECORD not in span.attributes:
+        return {**read_message_events(span.events), **span.attributes}
     return span.attributes
 
 

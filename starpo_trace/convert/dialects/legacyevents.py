@@ -1,0 +1,137 @@
+"""GenAI's older span events, one for each message -> GenAI message attributes.
+
+`gen_ai.{system,user,assistant,tool}.message` hold the prompt, `gen_ai.choice` each answer. What
+they hold differs by who wrote them: texts, OpenAI's fields, or Bedrock's content blocks (Strands),
+structured or as JSON text.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from starpo_trace import semconv as keys
+from starpo_trace.convert.dialects.content import read_json
+from starpo_trace.messages import dump_json
+
+Part = dict[str, Any]
+Event = tuple[str, int, dict[str, Any]]
+
+_ROLES: Final = {
+    f"gen_ai.{name}.message": role
+    for name, role in (
+        ("system", "system"),
+        ("user", "user"),
+        ("assistant", "assistant"),
+        ("tool", "tool"),
+    )
+}
+_CHOICE: Final = "gen_ai.choice"
+
+
+def read_message_events(events: Iterable[Event]) -> dict[str, Any]:
+    """Events of a span -> `gen_ai.input.messages` and `.output.messages`, where there are any.
+
+    Raises:
+        TypeError, ValueError: an event holds something else than a message.
+    """
+    prompt: list[dict[str, Any]] = []
+    answers: list[dict[str, Any]] = []
+    for name, _, fields in events:
+        role = _ROLES.get(name)
+        if role is not None:
+            prompt.append(_read_message(fields, role))
+        elif name == _CHOICE:
+            answers.append(_read_choice(fields))
+    found = {keys.INPUT_MESSAGES: prompt, keys.OUTPUT_MESSAGES: answers}
+    return {key: messages for key, messages in found.items() if messages}
+
+
+def _read_choice(fields: Mapping[str, Any]) -> dict[str, Any]:
+    message = _load(fields.get("message"))
+    if not isinstance(message, dict):
+        message = {"content": fields.get("content") if message is None else message}
+    message = {**message, "tool_calls": message.get("tool_calls", fields.get("tool_calls"))}
+    answer = _read_message(message, "assistant")
+    if fields.get("finish_reason") is not None:
+        answer["finish_reason"] = str(fields["finish_reason"])
+    return answer
+
+
+def _read_message(fields: Mapping[str, Any], role: str) -> dict[str, Any]:
+    role = str(fields.get("role") or role)
+    content = _load(fields.get("content"))
+    if role == "tool" and not _is_blocks(content):
+        response = {"type": "tool_call_response", "id": fields.get("id")}
+        return {"role": role, "parts": [{**response, "response": content}]}
+    parts = [*_read_content(content), *_read_calls(_load(fields.get("tool_calls")))]
+    if role == "user" and parts and all(p["type"] == "tool_call_response" for p in parts):
+        role = "tool"  # Bedrock has no role of its own for results
+    return {"role": role, "parts": parts}
+
+
+def _read_content(content: Any) -> list[Part]:
+    if content is None:
+        return []
+    if not _is_blocks(content):
+        text = content if isinstance(content, str) else dump_json(content)
+        return [{"type": "text", "content": text}]
+    return [_read_block(block) for block in content]
+
+
+def _is_blocks(content: Any) -> bool:
+    return isinstance(content, list) and all(isinstance(block, dict) for block in content)
+
+
+def _read_block(block: Mapping[str, Any]) -> Part:
+    """One block of Bedrock's, or a part with a type."""
+    call, result = block.get("toolUse"), block.get("toolResult")
+    if isinstance(call, dict):
+        return _make_call(call.get("toolUseId"), call.get("name"), call.get("input"))
+    if isinstance(result, dict):
+        response = result.get("content")
+        if _is_blocks(response) and all(set(each) == {"text"} for each in response):
+            response = "".join(str(each["text"]) for each in response)
+        return {
+            "type": "tool_call_response",
+            "id": result.get("toolUseId"),
+            "response": response,
+        }
+    reasoning = block.get("reasoningContent")
+    if isinstance(reasoning, dict):
+        told = reasoning.get("reasoningText")
+        told = told if isinstance(told, dict) else {}
+        part: Part = {"type": "reasoning", "content": str(told.get("text") or "")}
+        signature = told.get("signature")
+        return part if signature is None else {**part, "meta": {"signature": signature}}
+    text = block.get("text", block.get("content"))
+    if block.get("type", "text") == "text" and isinstance(text, str):
+        return {"type": "text", "content": text}
+    return {"type": str(block.get("type", "unknown")), "raw": dict(block)}
+
+
+def _read_calls(calls: Any) -> list[Part]:
+    if calls is None:
+        return []
+    if not _is_blocks(calls):
+        raise TypeError(f"tool calls are {type(calls).__name__}, no list of objects")
+    parts = []
+    for call in calls:
+        function = call.get("function")
+        function = function if isinstance(function, dict) else call
+        parts.append(_make_call(call.get("id"), function.get("name"), function.get("arguments")))
+    return parts
+
+
+def _make_call(call_id: Any, name: Any, arguments: Any) -> Part:
+    text = arguments if isinstance(arguments, str) else dump_json(arguments or {})
+    return {"type": "tool_call", "id": call_id, "name": name, "arguments": text}
+
+
+def _load(value: Any) -> Any:
+    """JSON text of a list or an object -> what it holds; anything else as it is."""
+    if isinstance(value, str) and value[:1] in {"[", "{"}:
+        try:
+            found = read_json(value)
+        except ValueError:
+            return value
+        return found if _is_blocks(found) or isinstance(found, dict) else value
+    return value

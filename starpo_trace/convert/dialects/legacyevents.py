@@ -87,9 +87,10 @@ def _read_block(block: Mapping[str, Any]) -> Part:
     if isinstance(call, dict):
         return _make_call(call.get("toolUseId"), call.get("name"), call.get("input"))
     if isinstance(result, dict):
-        response = result.get("content")
-        if _is_blocks(response) and all(set(each) == {"text"} for each in response):
-            response = "".join(str(each["text"]) for each in response)
+        response: Any = result.get("content")
+        blocks = response if isinstance(response, list) else []
+        if blocks and _is_blocks(blocks) and all(set(each) == {"text"} for each in blocks):
+            response = "".join(str(each["text"]) for each in blocks)
         return {
             "type": "tool_call_response",
             "id": result.get("toolUseId"),

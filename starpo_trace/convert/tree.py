@@ -180,7 +180,10 @@ def _reject_conflicting_roots(
 def _reject_duplicate_calls(
     forest: SpanForest, spans: list[Converted], ids: Sequence[str | None]
 ) -> None:
-    """A call directly around another is one call seen twice: ours is kept, else the inner one."""
+    """A call directly around another is one call seen twice.
+
+    Ours is kept, else the one that has content, else the inner one.
+    """
     nearest: list[int] = [NO_PARENT] * len(spans)  # nearest agent span above, by record
     seen_twice: set[int] = set()
     for i in forest.top_down:
@@ -192,10 +195,15 @@ def _reject_duplicate_calls(
         if above == NO_PARENT or ids[above] != ids[i]:
             continue
         if _record(spans[i]) == "llm" and _record(spans[above]) == "llm":
-            keep_outer = _column(spans[above], "is_ours") and not _column(spans[i], "is_ours")
-            seen_twice.add(i if keep_outer else above)
+            seen_twice.add(i if _worth(spans[above]) > _worth(spans[i]) else above)
     for i in seen_twice:
         spans[i] = Rejection(reason="duplicate_llm_call", detail="another span is the same call")
+
+
+def _worth(span: Converted) -> tuple[bool, bool]:
+    """What of two records of one call is kept: the greater."""
+    has_content = isinstance(span, CanonicalSpan) and bool(span.call and span.call["has_input"])
+    return bool(_column(span, "is_ours")), has_content
 
 
 def _reject_without_calls(

@@ -262,6 +262,54 @@ def test_openllmetrys_content_of_several_parts():
     ]
 
 
+def test_google_adks_calls_are_in_two_spans():
+    """The outer one has the content as Gemini's JSON in snake case; a tool has keys of ADK's own."""
+    request = {
+        "model": "g",
+        "config": {"system_instruction": "Be brief.", "temperature": 0.5, "tools": [{"x": 1}]},
+        "contents": [
+            {"role": "user", "parts": [{"text": "how many?"}]},
+            {"role": "model", "parts": [{"function_call": {"id": "c1", "name": "f", "args": {}}}]},
+            {
+                "role": "user",
+                "parts": [{"function_response": {"id": "c1", "name": "f", "response": {"n": 3}}}],
+            },
+        ],
+    }
+    response = {
+        "content": {
+            "role": "model",
+            "parts": [{"text": "hm", "thought": True}, {"text": "3", "thought_signature": "s"}],
+        },
+        "finish_reason": "STOP",
+    }
+    outer = {
+        "gcp.vertex.agent.llm_request": json.dumps(request),
+        "gcp.vertex.agent.llm_response": json.dumps(response),
+        "gcp.vertex.agent.session_id": "s1",
+        "gen_ai.request.model": "g",
+        "gen_ai.usage.input_tokens": 5,
+        "gen_ai.usage.output_tokens": 2,
+    }
+    inner = {"gen_ai.operation.name": "generate_content", "gen_ai.request.model": "g"}
+    tool = {
+        "gen_ai.operation.name": "execute_tool",
+        "gen_ai.tool.name": "f",
+        "gcp.vertex.agent.llm_request": "{}",
+        "gcp.vertex.agent.tool_call_args": "{}",
+        "gcp.vertex.agent.tool_response": '{"n": 3}',
+    }
+    rows = [make_row(1, outer), make_row(2, inner, parent=1), make_row(3, tool, parent=1)]
+    tables = convert_rows(rows)
+    [turn] = tables["turns"].to_dicts()
+    assert (turn["text"], turn["reasoning"], turn["temperature"]) == ("3", "hm", 0.5)
+    assert (turn["finish_reason"], turn["input_tokens"]) == ("STOP", 5)
+    roles = tables["messages"].sort("depth")["role"].to_list()
+    assert roles == ["system", "user", "assistant", "tool", "assistant"]
+    assert tables["trajectories"]["trajectory_id"].to_list() == ["s1"]
+    assert tables["rejected"]["reason"].to_list() == ["duplicate_llm_call"]
+
+
 def annotation(name, score, prefix="annotations", item="annotation", **more):
     return flatten(f"{prefix}.0.{item}", {"name": name, "score": score, **more})
 

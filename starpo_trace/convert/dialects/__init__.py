@@ -7,12 +7,12 @@ keys do not decide. A dialect is one module here with `matches(span)` and `conve
 from collections.abc import Mapping
 from typing import Final
 
-from starpo_trace.convert.dialects import genai, openinference, openllmetry, traceai
+from starpo_trace.convert.dialects import adk, genai, openinference, openllmetry, traceai
 from starpo_trace.convert.dialects.canonical import CanonicalSpan, Rejection
 from starpo_trace.convert.dialects.content import HistoryMismatchError
 from starpo_trace.convert.otlp import SpanRow, describe_fault
 
-DIALECTS: Final = (genai, openinference, traceai, openllmetry)
+DIALECTS: Final = (adk, genai, openinference, traceai, openllmetry)
 """Dialects that are read, in the order they are tried."""
 
 _OTHER_DIALECTS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -24,7 +24,6 @@ _OTHER_DIALECTS: Final[Mapping[str, tuple[str, ...]]] = {
     "agent-lightning": ("agentlightning.",),
     "langsmith": ("langsmith.",),
     "haystack": ("haystack.",),
-    "google-adk v1": ("gcp.vertex.agent.",),
     "gen_ai without gen_ai.operation.name": ("gen_ai.",),
 }
 _OTHER_SCOPES: Final[Mapping[str, str]] = {

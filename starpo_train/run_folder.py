@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ class RunFolder:
             tensors=tensors,
             values=values,
             lineage={
-                "starpo_version": version("starpo"),
+                "starpo_version": _read_version(),
                 "dataset": {
                     "path": str(manifest.path),
                     "digest": manifest.digest,
@@ -125,3 +125,11 @@ def read_resumed_config(run: Path) -> RunConfig:
         raise ConfigError(f"{run}: no run to resume (run.toml is missing).")
     config = read_run_config(file)
     return replace(config, run=replace(config.run, output=run.resolve()))
+
+
+def _read_version() -> str:
+    """Version of the code; `unknown` where it runs from a checkout that is not installed."""
+    try:
+        return version("starpo")
+    except PackageNotFoundError:
+        return "unknown"

@@ -39,6 +39,20 @@ def test_a_prompt_whose_base_is_missing_is_unknown(hand, tmp_path):
     assert not trajectory.turns[1].logprobs_exact
 
 
+def test_masked_tokens_are_no_tokens(hand, tmp_path):
+    """A turn whose ids hold masks has none to train on; what goes on from it is told by itself."""
+    turns = [
+        hand.turn([1, -1], [3], [-0.5], token_provenance="redacted"),
+        hand.turn([4], [5], [None], token_provenance="redacted", prompt_base_turn=0),
+        hand.turn([7], [8, 9], [-0.1, None], logprob_provenance="redacted"),
+    ]
+    path = hand.dataset(tmp_path, [hand.trajectory("t", turns, reward=1.0)])
+    (trajectory,) = read_trajectories(path)
+    assert [turn.prompt_ids_T is None for turn in trajectory.turns] == [True, True, False]
+    assert [turn.response_ids_T is None for turn in trajectory.turns] == [True, True, False]
+    assert not any(turn.logprobs_exact for turn in trajectory.turns)
+
+
 def test_message_graphs_are_read_for_the_trajectories_asked(hand, tmp_path):
     """Nodes by id with parent and message; other trajectories stay on disk."""
     messages = [{"node_id": "n", "parent_id": None, "message": '{"role": "user", "parts": []}'}]

@@ -101,6 +101,15 @@ def test_ids_of_another_vocabulary_are_refused(configure, hand, tmp_path):
         train(configure(dataset=hand.dataset(tmp_path / "data", rows)))
 
 
+def test_negative_ids_are_refused(configure, hand, tmp_path):
+    """A mask that a dataset calls exact reaches no model."""
+    rows = [
+        hand.trajectory(f"t{i}", [hand.turn([-1], [5], [-1.0])], reward=float(i)) for i in (0, 1)
+    ]
+    with pytest.raises(DataError, match=r"t0: token id -1 is none"):
+        train(configure(dataset=hand.dataset(tmp_path / "data", rows)))
+
+
 def test_truncated_runs_can_be_left_out(configure, hand, tmp_path):
     """`data.truncated = "drop"` takes a run out and counts it."""
     turn = hand.turn(PROMPT, [GOOD, END], [-5.0, -5.0])

@@ -16,15 +16,13 @@ from typing import Any, Final, Literal, get_args
 
 import polars as pl
 
+from starpo_trace.convert.chatmessages import UnwritableError, write_chat, write_tools
+from starpo_trace.convert.verdict import NOT_EVEN_SFT
 from starpo_trace.errors import ConfigError
-from starpo_trace.messages import to_openai_chat
 
 ChatFormat = Literal["openai", "trl"]
 
-_ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool"})
-_OPENAI_FIELDS: Final = frozenset(
-    {"role", "content", "name", "tool_calls", "tool_call_id", "function_call", "refusal"}
-)
+_TRL_FIELDS: Final = frozenset({"reasoning_content"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +114,7 @@ def _leave_out(row: Mapping[str, Any], split: str | None, min_reward: float | No
     if split is not None and row["split"] != split:
         return "other_split"
     if row["usable_for"] == "none":
-        return next(iter(row["reasons"] or ()), "not_usable")
+        return next((each for each in row["reasons"] if each in NOT_EVEN_SFT), "not_usable")
     if min_reward is not None and row["reward"] is None:
         return "no_reward"
     if min_reward is not None and row["reward"] < min_reward:
@@ -142,10 +140,10 @@ def _write_trajectory(
         conversation = _read_conversation(end, nodes)
         if conversation is None:
             return [], "missing_history"
-        chat = [to_openai_chat(message) for message in conversation]
-        if any(message["role"] not in _ROLES for message in chat):
-            return [], "unknown_role"
-        lines.append(_write_line(chat, turn["tool_definitions"], form))
+        try:
+            lines.append(_write_line(conversation, turn["tool_definitions"], form))
+        except UnwritableError as error:
+            return [], str(error)
     return lines, None
 
 
@@ -163,11 +161,12 @@ def _read_conversation(
     return found[::-1]
 
 
-def _write_line(chat: list[dict[str, Any]], tools: str | None, form: ChatFormat) -> str:
+def _write_line(conversation: list[dict[str, Any]], tools: str | None, form: ChatFormat) -> str:
+    chat = write_chat(conversation)
     if form == "openai":
-        chat = [{k: v for k, v in message.items() if k in _OPENAI_FIELDS} for message in chat]
+        chat = [{k: v for k, v in message.items() if k not in _TRL_FIELDS} for message in chat]
     line: dict[str, Any] = {"messages": chat}
     definitions = json.loads(tools) if tools else None
     if definitions:
-        line["tools"] = definitions
+        line["tools"] = write_tools(definitions)
     return json.dumps(line, ensure_ascii=False)

@@ -11,12 +11,18 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from starpo_trace import semconv
+from starpo_trace.convert.dialects import annotations
 from starpo_trace.convert.otlp import SpanRow
 
 CONFLICT: Final = "conflicting_copies"
 
 # What others add on the way, a Collector's processor say, contradicts nothing that is read here.
-_READ_PREFIXES: Final = ("starpo.", "gen_ai.", "agent.trajectory.", "error.")
+_READ_PREFIXES: Final = (
+    *("starpo.", "gen_ai.", "agent.", "error.", "session."),
+    *("openinference.", "fi.", "llm.", "input.", "output.", "tool.", "tool_call."),
+    *("traceloop.", "gcp.vertex.agent."),
+    *annotations.PREFIXES,
+)
 
 SpanKey = tuple[str, str]
 """Trace id and span id."""

@@ -40,6 +40,8 @@ _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _MAX_MESSAGE_BYTES: Final = 1 << 30
 _PIECE_BYTES: Final = 1 << 16
+_ZSTD_PIECE_BYTES: Final = 1 << 10
+"""What a piece becomes is in memory at once, and lost where the piece is damaged."""
 _PROTOBUF_FIRST_BYTE = b"\x0a"  # field 1, length-delimited: `resource_spans`
 
 
@@ -231,32 +233,40 @@ class _ZstdStream(io.RawIOBase):
         self._stream = stream
         self._decompressor = decompressor
         self._frame: Any = None
-        self._left = b""
+        self._left = memoryview(b"")
+        self._fault: Exception | None = None
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any, /) -> int:
         while not self._left:
-            piece = self._stream.read(_PIECE_BYTES)
+            if self._fault is not None:
+                raise self._fault
+            piece = self._stream.read(_ZSTD_PIECE_BYTES)
             if not piece:
                 if self._frame is not None:
                     raise EOFError("it ends within a frame")
                 return 0
-            self._left = self._decompress(piece)
+            self._left = memoryview(self._decompress(piece))
         length = min(len(buffer), len(self._left))
-        buffer[:length], self._left = self._left[:length], self._left[length:]
+        buffer[:length] = self._left[:length]
+        self._left = self._left[length:]
         return length
 
     def _decompress(self, piece: bytes) -> bytes:
+        """What a piece holds up to where it is damaged; that is raised when the rest was read."""
         data = b""
-        while piece:
-            if self._frame is None:
-                self._frame = self._decompressor.decompressobj()
-            data += self._frame.decompress(piece)
-            piece = self._frame.unused_data
-            if self._frame.eof:
-                self._frame = None
+        try:
+            while piece:
+                if self._frame is None:
+                    self._frame = self._decompressor.decompressobj()
+                data += self._frame.decompress(piece)
+                piece = self._frame.unused_data
+                if self._frame.eof:
+                    self._frame = None
+        except _list_faults() as error:
+            self._fault = error
         return data
 
     def close(self) -> None:
@@ -323,16 +333,32 @@ def _read_segment_batches(path: Path, source: str) -> Iterator[SpanBatch]:
     from starpo_trace.store.segments import Damage, scan_records
 
     with _open_spans(path) as stream:
-        data = stream.read()
+        data, fault = _read_to_fault(stream)
     name = getattr(stream, "name", "")  # a segment may have been sealed meanwhile
-    for record in scan_records(data, is_open=str(name).endswith(_UNSEALED)):
+    is_cut = fault is not None or str(name).endswith(_UNSEALED)
+    for record in scan_records(data, is_open=is_cut):
         if isinstance(record, Damage):
-            yield _damage(path, record.offset, record.reason)
+            if fault is None or record.reason != "torn_tail":
+                yield _damage(path, record.offset, record.reason)
             continue
         try:
             yield _batch(decode_protobuf(record.payload, source))
         except DecodeError as error:
             yield _damage(path, record.offset, str(error))
+    if fault is not None:
+        raise fault
+
+
+def _read_to_fault(stream: IO[bytes]) -> tuple[bytes, Exception | None]:
+    """All of a stream, or all up to where compressed data is damaged, and how."""
+    pieces: list[bytes] = []
+    try:
+        # `read1` hands over what it has before it raises.
+        while piece := cast("io.BufferedReader", stream).read1(_PIECE_BYTES):
+            pieces.append(piece)
+    except _list_faults() as error:
+        return b"".join(pieces), error
+    return b"".join(pieces), None
 
 
 def _read_json_batches(path: Path, source: str) -> Iterator[SpanBatch]:
@@ -405,11 +431,11 @@ def _read_message(path: Path, payload: bytes, source: str) -> SpanBatch:
 
 
 def _decompress(path: Path, payload: bytes) -> bytes:
-    reader = _make_decompressor(path).stream_reader(payload)
+    stream = _ZstdStream(io.BytesIO(payload), _make_decompressor(path))
     try:
-        data = reader.read(_MAX_MESSAGE_BYTES + 1)
+        data = io.BufferedReader(stream).read(_MAX_MESSAGE_BYTES + 1)
     except _list_faults() as error:
-        raise DecodeError(f"not zstd data: {error}") from error
+        raise DecodeError(f"zstd data is damaged or cut: {error}") from error
     if len(data) > _MAX_MESSAGE_BYTES:
         raise DecodeError(f"a message of more than {_MAX_MESSAGE_BYTES:,} bytes")
     return data

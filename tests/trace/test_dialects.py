@@ -108,9 +108,13 @@ BEDROCK_EVENTS = (
     ),
     ("gen_ai.choice", {"finish_reason": "stop", "message": '[{"text": "Three."}]'}),
 )
+WHOLE_EVENTS = tuple(
+    (name, {"gen_ai.system": "x", "gen_ai.event.content": json.dumps(fields)})
+    for name, fields in OPENAI_EVENTS
+)
 
 
-@pytest.mark.parametrize("events", [OPENAI_EVENTS, BEDROCK_EVENTS])
+@pytest.mark.parametrize("events", [OPENAI_EVENTS, BEDROCK_EVENTS, WHOLE_EVENTS])
 def test_an_event_for_each_message(events):
     """OpenAI's fields and Bedrock's blocks as JSON text are the same messages."""
     row = make_row(
@@ -131,6 +135,25 @@ def test_an_event_for_each_message(events):
     ]
     assert span.call is not None
     assert (span.call["finish_reason"], span.call["text"]) == ("stop", "Three.")
+
+
+@pytest.mark.parametrize(
+    "text", ['{"answer":  42}', "[]", '[{"id": 1}, {"id":  2}]', '[{"name": "a"}]', "{}"]
+)
+def test_texts_of_events_that_are_json_stay_texts(text):
+    """What a user pasted, a tool returned or a model answered is word for word what it was."""
+    events = (
+        ("gen_ai.user.message", 0, {"content": text}),
+        ("gen_ai.tool.message", 0, {"id": "c", "content": text}),
+        ("gen_ai.choice", 0, {"message": text}),
+        ("gen_ai.choice", 0, {"message": json.dumps({"content": text})}),
+    )
+    span = convert_span(make_row({semconv.OPERATION_NAME: "chat"}, events=events))
+    assert isinstance(span, CanonicalSpan)
+    parts = [json.loads(node["message"])["parts"] for node in span.nodes]
+    said = [{"type": "text", "content": text}]
+    result = [{"type": "tool_call_response", "id": "c", "response": text}]
+    assert parts == [said, result, said, said]
 
 
 def test_reasoning_and_odd_blocks_of_events():

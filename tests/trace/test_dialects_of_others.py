@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from starpo_trace.convert.dataset import convert_rows
+from starpo_trace.convert.copies import deduplicate_spans
+from starpo_trace.convert.dataset import convert_distinct_spans, convert_rows
 from starpo_trace.convert.dialects import convert_span
 from starpo_trace.convert.dialects.canonical import CanonicalSpan
 from starpo_trace.convert.dialects.flattened import gather
@@ -385,3 +386,100 @@ def test_hostile_attributes_are_data_or_have_a_reason(kind, what, more):
     tables = convert_rows([make_row(1, {kind: what, **attributes})])
     assert tables["turns"].height + tables["rejected"].height == 1
     assert tables["rejected"].height == 0 or tables["rejected"]["reason"][0]
+
+
+ITEMS = [
+    {"type": "reasoning", "id": "rs", "summary": [{"type": "summary_text", "text": "why"}]},
+    {"type": "function_call", "id": "fc", "call_id": "c1", "name": "stock", "arguments": ARGUMENTS},
+    {
+        "type": "message",
+        "id": "ms",
+        "role": "assistant",
+        "content": [{"type": "output_text", "text": "Looking.", "annotations": []}],
+    },
+]
+
+
+@pytest.mark.parametrize("dialect", [openinference, traceai])
+def test_an_answer_of_the_responses_api_is_one_message(dialect):
+    """A message for each item is no choice of three, and the next prompt goes on from the answer.
+
+    traceAI keeps the raw answer as Python prints it, and says that reasoning is text.
+    """
+    raw = {"object": "response", "output": ITEMS, "error": None}
+    text = json.dumps(raw) if dialect is openinference else repr(raw)
+    reasoning = {"contents": [{"message_content": {"type": "text", "text": "why"}}]}
+    said = {"contents": [{"message_content": {"type": "text", "text": "Looking."}}]}
+    items = [
+        {"role": "assistant", **reasoning},
+        {"role": "assistant", "tool_calls": CALLS[:1]},
+        {"role": "assistant", **said},
+    ]
+    prefix = "llm.output_messages" if dialect is openinference else "gen_ai.output.messages"
+    first = dialect([USER], SAID)
+    first = {key: value for key, value in first.items() if not key.startswith(prefix)}
+    first |= {**flatten(prefix, wrap(items)), "output.value": text}
+    answer = {"role": "assistant", "content": "Three."}
+    second = dialect([USER, *items[1:], RESULTS[0]], answer)
+    second["output.value"] = json.dumps({"object": "response", "output": []})
+    tables = convert_rows([make_row(1, first), make_row(2, second)])
+    [trajectory] = tables["trajectories"].to_dicts()
+    assert (trajectory["num_turns"], trajectory["num_branches"]) == (2, 1)
+    turn = tables["turns"].to_dicts()[0]
+    assert (turn["text"], turn["reasoning"]) == ("Looking.", "why")
+    assert [call["arguments"] for call in turn["tool_calls"]] == [ARGUMENTS]
+
+
+@pytest.mark.parametrize("dialect", [openinference, traceai, openllmetry])
+def test_copies_in_any_dialect_that_differ_are_found(dialect):
+    """A copy with another answer is nobody's retry, whatever it is called."""
+    row = make_row(1, dialect([USER], {"role": "assistant", "content": "yes"}))
+    forged = replace(row, attributes=dialect([USER], {"role": "assistant", "content": "no"}))
+    tables = convert_distinct_spans(deduplicate_spans([row, forged]))
+    [trajectory] = tables["trajectories"].to_dicts()
+    assert trajectory["usable_for"] == "none"
+    assert "conflicting_copies" in trajectory["reasons"]
+
+
+@pytest.mark.parametrize("dialect", [openinference, traceai, openllmetry])
+def test_our_names_on_spans_of_others_are_read(dialect):
+    """A run's id set by hand joins traces, whoever recorded them; sessions have their names."""
+    answer = {"role": "assistant", "content": "yes"}
+    ours = {"starpo.trajectory.id": "T", "gen_ai.conversation.id": "C"}
+    rows = [make_row(number, {**dialect([USER], answer), **ours}) for number in (1, 2)]
+    rows[1] = replace(rows[1], trace_id=f"{2:032x}")
+    [trajectory] = convert_rows(rows)["trajectories"].to_dicts()
+    assert (trajectory["trajectory_id"], trajectory["num_turns"]) == ("T", 2)
+    assert trajectory["conversation_id"] == "C"
+
+
+@pytest.mark.parametrize("kind", ["gen_ai.span.kind", "openinference.span.kind"])
+def test_genai_messages_beside_a_kind_of_others(kind):
+    """Both forms at once: messages as JSON text where none are flattened."""
+    text = '[{"role":"%s","parts":[{"type":"text","content":"%s"}]}]'
+    attributes = {
+        kind: "LLM",
+        "gen_ai.operation.name": "chat",
+        "gen_ai.input.messages": text % ("user", "hi"),
+        "gen_ai.output.messages": text % ("assistant", "yo"),
+    }
+    [turn] = convert_rows([make_row(1, attributes)])["turns"].to_dicts()
+    assert (turn["text"], turn["input_node"] is None) == ("yo", False)
+
+
+def test_openllmetrys_forms_of_a_prompt():
+    """A text under its role; and a session beside an operation."""
+    attributes = {
+        "llm.request.type": "completion",
+        "gen_ai.prompt.0.user": "how many?",
+        "gen_ai.completion.0.content": "Three.",
+        "traceloop.association.properties.session_id": "S",
+    }
+    older = convert_rows([make_row(1, attributes)])
+    roles = [json.loads(row["message"])["role"] for row in older["messages"].to_dicts()]
+    assert sorted(roles) == ["assistant", "user"]
+    del attributes["llm.request.type"]
+    newer = convert_rows([make_row(1, {**attributes, "gen_ai.operation.name": "chat"})])
+    for tables in (older, newer):
+        assert tables["trajectories"]["conversation_id"].to_list() == ["S"]
+        assert tables["turns"]["text"].to_list() == ["Three."]

@@ -136,6 +136,44 @@ def test_compressed_data_that_is_cut_is_damage(tmp_path, request_message, compre
     assert "compressed data is damaged or cut" in [each.reason[:33] for each in damaged]
 
 
+@pytest.mark.parametrize("compress", [gzip.compress, zstandard.ZstdCompressor().compress])
+def test_a_compressed_segment_that_is_cut_is_read_to_the_cut(tmp_path, request_message, compress):
+    """Records before it are spans; the cut is counted once."""
+    record = frame_record(request_message.SerializeToString(), 2)
+    whole = compress(MAGIC + record)
+    noise = frame_record(random.Random(0).randbytes(300_000), 2)
+    path = tmp_path / "a.otlp.gz"
+    path.write_bytes(compress(MAGIC + record + noise)[: len(whole) + 200_000])
+    rows, _, damaged = read_all(path)
+    assert (len(rows), [each.reason[:33] for each in damaged]) == (
+        2,
+        ["compressed data is damaged or cut"],
+    )
+
+
+def test_frames_before_a_damaged_one_are_read(tmp_path, request_message):
+    """A small file whose end is garbage; messages that are cut, or of two frames."""
+    text = otlp_json(request_message).encode() + b"\n"
+    zstd = zstandard.ZstdCompressor().compress
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(zstd(text) + zstd(text) + b"garbage!!")
+    rows, _, damaged = read_all(path)
+    assert (len(rows), len(damaged)) == (4, 1)
+    payload = request_message.SerializeToString()
+    half = len(payload) // 2
+    write_length_prefixed(tmp_path / "b.proto", [zstd(payload)[:-5], zstd(payload)])
+    write_length_prefixed(
+        tmp_path / "c.proto", [zstd(payload[:half]) + zstd(payload[half:]), zstd(payload)]
+    )
+    rows, _, damaged = read_all(tmp_path / "b.proto")
+    assert (len(rows), [each.reason for each in damaged]) == (
+        2,
+        ["zstd data is damaged or cut: it ends within a frame"],
+    )
+    rows, _, damaged = read_all(tmp_path / "c.proto")
+    assert (len(rows), damaged) == (4, [])
+
+
 def test_store_folder_reads_open_segments(tmp_path, request_message):
     """A store's sealed and unsealed segments are all read, and named by the folder."""
     payload = request_message.SerializeToString()

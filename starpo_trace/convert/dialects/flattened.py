@@ -5,16 +5,20 @@ OpenInference, traceAI and older OpenLLMetry write a list of messages as one att
 is in the names around it, which each of their modules has as a table.
 """
 
+import ast
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from starpo_trace import semconv as keys
+from starpo_trace.capture.patches.openai_items import join_parts, read_items
 from starpo_trace.convert.dialects.content import read_json
 from starpo_trace.messages import dump_json
 
 Part = dict[str, Any]
 
+_OWN_NAMES: Final = ("starpo.", "gen_ai.")
+_SYSTEM: Final = "gen_ai.system_instructions"
 _LEAF: Final = ""
 """Where a value stands that other attributes go deeper than."""
 _TEXT_TYPES: Final = frozenset({"text", "input_text", "output_text", "reasoning"})
@@ -87,6 +91,9 @@ def translate_span(attributes: Mapping[str, Any], names: Mapping[str, str]) -> d
     """
     kind = str(attributes.get(names["kind"], "UNKNOWN")).upper()
     translated: dict[str, Any] = {
+        name: value for name, value in attributes.items() if name.startswith(_OWN_NAMES)
+    }
+    translated |= {
         own: attributes[name] for own, name in names.items() if "." in own and name in attributes
     }
     translated[keys.OPERATION_NAME] = OPERATION_OF_KIND.get(kind, kind.lower())
@@ -94,6 +101,8 @@ def translate_span(attributes: Mapping[str, Any], names: Mapping[str, str]) -> d
         translated[keys.STEP_KIND] = STEP_KIND_OF_KIND[kind]
     if kind == "LLM":
         translated |= _translate_call(attributes, names)
+        if gather(attributes, names["input"]):
+            translated.pop(_SYSTEM, None)  # the first message says it
     elif kind == "TOOL":
         translated |= _translate_tool(attributes)
     return {key: value for key, value in translated.items() if value is not None}
@@ -107,6 +116,9 @@ def _translate_call(attributes: Mapping[str, Any], names: Mapping[str, str]) -> 
             (keys.OUTPUT_MESSAGES, names["output"]),
         )
     }
+    output = _read_object(attributes.get("output.value"))
+    if output.get("object") == "response":
+        messages = _join_items(messages, output)
     translated: dict[str, Any] = {key: dump_json(found) for key, found in messages.items() if found}
     tools = [read_schema(_get(each, "tool")) for each in gather(attributes, names["tools"]) or ()]
     tools = [tool for tool in tools if tool is not None]
@@ -114,8 +126,34 @@ def _translate_call(attributes: Mapping[str, Any], names: Mapping[str, str]) -> 
         translated[keys.TOOL_DEFINITIONS] = dump_json(tools)
     parameters = _read_object(attributes.get(names["parameters"]))
     translated |= {key: parameters[name] for name, key in PARAMETERS.items() if name in parameters}
-    output = _read_object(attributes.get("output.value"))
     return translated | read_raw_answer(output, messages[keys.OUTPUT_MESSAGES], translated)
+
+
+def _join_items(
+    messages: Mapping[str, list[dict[str, Any]]], response: Mapping[str, Any]
+) -> dict[str, list[dict[str, Any]]]:
+    """A call of the Responses API, flattened as a message for each item -> one for each turn.
+
+    Several messages of an answer would be alternatives; and traceAI calls reasoning a text.
+    """
+    items = response.get("output")
+    parts = join_parts(read_items(items)) if isinstance(items, list) else []
+    said = [{"role": "assistant", "parts": parts}] if parts else messages[keys.OUTPUT_MESSAGES]
+    return {
+        keys.INPUT_MESSAGES: _join_turns(messages[keys.INPUT_MESSAGES]),
+        keys.OUTPUT_MESSAGES: _join_turns(said),
+    }
+
+
+def _join_turns(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    joined: list[dict[str, Any]] = []
+    for message in messages:
+        if joined and message["role"] == joined[-1]["role"] == "assistant":
+            parts = [*joined[-1]["parts"], *message["parts"]]
+            joined[-1] = {**joined[-1], "parts": parts}
+        else:
+            joined.append(message)
+    return joined
 
 
 def read_raw_answer(
@@ -271,11 +309,12 @@ def read_schema(tool: Any) -> Any:
 
 
 def _read_object(value: Any) -> dict[str, Any]:
-    """JSON text -> the object it holds; `{}` for anything else."""
+    """JSON text -> the object it holds, also as Python prints one; `{}` for anything else."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
+        is_printed = value.startswith("{'")  # traceAI, of the Responses API
         try:
-            value = read_json(value)
-        except (ValueError, RecursionError):
+            value = ast.literal_eval(value) if is_printed else read_json(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             return {}
     return value if isinstance(value, dict) else {}
 

@@ -47,6 +47,12 @@ _DETAILS_EVENT: Final = "gen_ai.client.inference.operation.details"
 _EVALUATION_EVENT: Final = "gen_ai.evaluation.result"
 _INPUT_USAGE: Final = (keys.USAGE_INPUT_TOKENS, "gen_ai.usage.prompt_tokens")
 _OUTPUT_USAGE: Final = (keys.USAGE_OUTPUT_TOKENS, "gen_ai.usage.completion_tokens")
+_CONVERSATIONS: Final = (
+    keys.CONVERSATION_ID,
+    "traceloop.association.properties.session_id",
+    "traceloop.association.properties.conversation_id",
+    "traceloop.association.properties.thread_id",
+)
 _INT64_MAX: Final = 2**63 - 1
 _MAX_STEP: Final = 2**31 - 1
 
@@ -61,6 +67,8 @@ def matches(span: SpanRow) -> bool:
         "gen_ai.span.kind",
         "fi.span.kind",
         "gen_ai.prompt.0.role",
+        "gen_ai.completion.0.role",
+        "gen_ai.completion.0.content",
         "openinference.span.kind",
     )
     return keys.OPERATION_NAME in attributes and not any(key in attributes for key in flattened)
@@ -158,7 +166,9 @@ def span_columns(span: SpanRow, attributes: dict[str, Any], record: str) -> Colu
         "environment_name": _text(attributes.get(keys.ENVIRONMENT_NAME)),
         "environment_version": _text(attributes.get(keys.ENVIRONMENT_VERSION)),
         "cohort": _text(attributes.get(keys.COHORT)),
-        "conversation_id": _text(attributes.get(keys.CONVERSATION_ID)),
+        "conversation_id": next(
+            (_text(attributes[name]) for name in _CONVERSATIONS if name in attributes), None
+        ),
         "end": _text(attributes.get(keys.TRAJECTORY_END)) if record == "trajectory" else None,
         "num_steps": _int(attributes.get(keys.TRAJECTORY_NUM_STEPS)),
     }

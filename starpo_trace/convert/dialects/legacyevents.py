@@ -25,6 +25,23 @@ _ROLES: Final = {
     )
 }
 _CHOICE: Final = "gen_ai.choice"
+_WHOLE_EVENT: Final = "gen_ai.event.content"
+"""Where Azure and Semantic Kernel put all of an event, as JSON text."""
+_MESSAGE_NAMES: Final = frozenset({"role", "content", "tool_calls"})
+_BLOCK_NAMES: Final = frozenset(
+    {
+        "text",
+        "toolUse",
+        "toolResult",
+        "reasoningContent",
+        "image",
+        "document",
+        "video",
+        "cachePoint",
+        "guardContent",
+        "citationsContent",
+    }
+)
 
 
 def read_message_events(events: Iterable[Event]) -> dict[str, Any]:
@@ -35,8 +52,10 @@ def read_message_events(events: Iterable[Event]) -> dict[str, Any]:
     """
     prompt: list[dict[str, Any]] = []
     answers: list[dict[str, Any]] = []
-    for name, _, fields in events:
+    for name, _, each in events:
         role = _ROLES.get(name)
+        whole = _load(each.get(_WHOLE_EVENT))
+        fields = {**each, **whole} if isinstance(whole, dict) else each
         if role is not None:
             prompt.append(_read_message(fields, role))
         elif name == _CHOICE:
@@ -47,8 +66,8 @@ def read_message_events(events: Iterable[Event]) -> dict[str, Any]:
 
 def _read_choice(fields: Mapping[str, Any]) -> dict[str, Any]:
     message = _load(fields.get("message"))
-    if not isinstance(message, dict):
-        message = {"content": fields.get("content") if message is None else message}
+    if not isinstance(message, dict) or _MESSAGE_NAMES.isdisjoint(message):
+        message = {"content": fields.get("message", fields.get("content"))}
     message = {**message, "tool_calls": message.get("tool_calls", fields.get("tool_calls"))}
     answer = _read_message(message, "assistant")
     if fields.get("finish_reason") is not None:
@@ -58,7 +77,7 @@ def _read_choice(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_message(fields: Mapping[str, Any], role: str) -> dict[str, Any]:
     role = str(fields.get("role") or role)
-    content = _load(fields.get("content"))
+    content = _load_blocks(fields.get("content"))
     if role == "tool" and not _is_blocks(content):
         response = {"type": "tool_call_response", "id": fields.get("id")}
         return {"role": role, "parts": [{**response, "response": content}]}
@@ -69,7 +88,7 @@ def _read_message(fields: Mapping[str, Any], role: str) -> dict[str, Any]:
 
 
 def _read_content(content: Any) -> list[Part]:
-    if content is None:
+    if content is None or content == []:
         return []
     if not _is_blocks(content):
         text = content if isinstance(content, str) else dump_json(content)
@@ -78,7 +97,19 @@ def _read_content(content: Any) -> list[Part]:
 
 
 def _is_blocks(content: Any) -> bool:
-    return isinstance(content, list) and all(isinstance(block, dict) for block in content)
+    """Whether it is content in parts, and not a list that somebody said or a tool gave."""
+    return (
+        _is_objects(content)
+        and content != []
+        and all(
+            isinstance(block.get("type"), str) or not _BLOCK_NAMES.isdisjoint(block)
+            for block in content
+        )
+    )
+
+
+def _is_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
 
 
 def _read_block(block: Mapping[str, Any]) -> Part:
@@ -89,7 +120,7 @@ def _read_block(block: Mapping[str, Any]) -> Part:
     if isinstance(result, dict):
         response: Any = result.get("content")
         blocks = response if isinstance(response, list) else []
-        if blocks and _is_blocks(blocks) and all(set(each) == {"text"} for each in blocks):
+        if blocks and _is_objects(blocks) and all(set(each) == {"text"} for each in blocks):
             response = "".join(str(each["text"]) for each in blocks)
         return {
             "type": "tool_call_response",
@@ -112,7 +143,7 @@ def _read_block(block: Mapping[str, Any]) -> Part:
 def _read_calls(calls: Any) -> list[Part]:
     if calls is None:
         return []
-    if not _is_blocks(calls):
+    if not _is_objects(calls):
         raise TypeError(f"tool calls are {type(calls).__name__}, no list of objects")
     parts = []
     for call in calls:
@@ -134,5 +165,11 @@ def _load(value: Any) -> Any:
             found = read_json(value)
         except ValueError:
             return value
-        return found if _is_blocks(found) or isinstance(found, dict) else value
+        return found if _is_objects(found) or isinstance(found, dict) else value
     return value
+
+
+def _load_blocks(content: Any) -> Any:
+    """Content's parts, also as JSON text; any other text stays word for word."""
+    found = _load(content)
+    return found if _is_blocks(found) else content

@@ -45,6 +45,8 @@ _RENAMED: Final = {
     keys.REQUEST_TEMPERATURE: ("llm.request.temperature", "llm.temperature"),
     keys.REQUEST_TOP_P: ("llm.top_p",),
 }
+_ROLES: Final = ("system", "user", "assistant")
+"""Older still, a message is its text under its role."""
 _NAMES_OF_AGENTS: Final = ("traceloop.entity.name", "traceloop.workflow.name")
 
 
@@ -111,8 +113,9 @@ def _translate_messages(attributes: Mapping[str, Any]) -> dict[str, Any]:
 def _read_message(message: Any) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise TypeError(f"a message is {type(message).__name__}, no object")
-    role = str(message.get("role") or "assistant")
-    content = message.get("content")
+    role = message.get("role") or next((name for name in _ROLES if name in message), "assistant")
+    content = message.get("content", message.get(role))
+    role = str(role)
     calls = [_read_call(call) for call in message.get("tool_calls") or ()]
     if role == "tool":
         response = {"type": "tool_call_response", "id": message.get("tool_call_id")}

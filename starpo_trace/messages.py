@@ -119,23 +119,6 @@ def _read_extra(message: Mapping[str, Any]) -> dict[str, Any]:
     return extra
 
 
-def to_openai_chat(message: Message) -> dict[str, Any]:
-    """GenAI message -> OpenAI chat message; the inverse of `from_openai_chat`."""
-    result: dict[str, Any] = {"role": message["role"]}
-    texts = [part for part in message["parts"] if not _is_field(part)]
-    if len(texts) == 1 and texts[0]["type"] == "text" and "part" not in texts[0].get("meta", ()):
-        result["content"] = texts[0]["content"]
-    elif texts:
-        result["content"] = [_openai_content_part(part) for part in texts]
-    for part in message["parts"]:
-        if _is_field(part):
-            _add_openai_field(result, part)
-    if "name" in message:
-        result["name"] = message["name"]
-    result.update(message.get("extra", {}))
-    return result
-
-
 def message_hash(message: Message) -> bytes:
     """Identity of one message: 16 bytes over its role, name and parts.
 
@@ -187,37 +170,6 @@ def chain_hashes(messages: Iterable[Message], base: bytes = b"") -> list[bytes]:
     return chains
 
 
-_STRUCTURAL_PARTS = frozenset({"reasoning", "tool_call", "tool_call_response"})
-
-
-def _is_field(part: dict[str, Any]) -> bool:
-    """Whether an OpenAI message has it in a field of its own, beside its content."""
-    return part["type"] in _STRUCTURAL_PARTS or (
-        part["type"] in {"audio", "refusal"} and "meta" in part
-    )
-
-
-def _add_openai_field(result: dict[str, Any], part: dict[str, Any]) -> None:
-    kind = part["type"]
-    if kind == "reasoning":
-        result["reasoning_content"] = part["content"]
-    elif kind == "refusal":
-        result["refusal"] = part["raw"]["refusal"]
-    elif kind == "audio":
-        result["audio"] = {**part["raw"], **part["meta"]}
-    elif kind == "tool_call_response":
-        is_part = "part" in part.get("meta", ())
-        response = {"type": "text", "content": part["response"], "meta": part.get("meta")}
-        result["content"] = [_openai_content_part(response)] if is_part else part["response"]
-        if result["role"] == "tool":
-            result["tool_call_id"] = part["id"]
-    elif part.get("extra") == {"type": "function_call"}:
-        result["function_call"] = {"name": part["name"], "arguments": part["arguments"]}
-    else:
-        result.setdefault("content", None)
-        result.setdefault("tool_calls", []).append(_openai_tool_call(part))
-
-
 def _other_parts(message: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     """What an assistant may say in fields of its own: a refusal, audio, a deprecated call."""
     refusal, audio = message.get("refusal"), message.get("audio")
@@ -251,13 +203,6 @@ def _content_part(part: Any) -> dict[str, Any]:
     return {"type": str(part.get("type", "unknown")), "raw": dict(part)}
 
 
-def _openai_content_part(part: dict[str, Any]) -> Any:
-    if part["type"] == "text":
-        rest = (part.get("meta") or {}).get("part", {})
-        return {"type": "text", "text": part["content"], **rest}
-    return part["raw"]
-
-
 def _tool_response_part(call_id: Any, content: Any) -> dict[str, Any]:
     part = {"type": "tool_call_response", "id": call_id, "response": content}
     if type(content) is list and len(content) == 1:
@@ -282,16 +227,3 @@ def _tool_call_part(call: Mapping[str, Any]) -> dict[str, Any]:
         if extra and extra != {"type": "function"}:
             part["extra"] = extra
     return part
-
-
-def _openai_tool_call(part: dict[str, Any]) -> dict[str, Any]:
-    if part.get("extra") == {"type": "custom"}:
-        custom = {"name": part["name"], "input": part["arguments"]}
-        return {"id": part["id"], "type": "custom", "custom": custom}
-    call: dict[str, Any] = {
-        "id": part["id"],
-        "type": "function",
-        "function": {"name": part["name"], "arguments": part["arguments"]},
-    }
-    call.update(part.get("extra", {}))
-    return call

@@ -7,7 +7,6 @@ from starpo_trace.messages import (
     dump_json,
     from_openai_chat,
     message_hash,
-    to_openai_chat,
 )
 
 CALL = {
@@ -15,6 +14,74 @@ CALL = {
     "type": "function",
     "function": {"name": "stock", "arguments": '{"sku": "A7",  "n":1e0}'},
 }
+
+
+_STRUCTURAL_PARTS = frozenset({"reasoning", "tool_call", "tool_call_response"})
+
+
+def _is_field(part):
+    """Whether an OpenAI message has it in a field of its own, beside its content."""
+    return part["type"] in _STRUCTURAL_PARTS or (
+        part["type"] in {"audio", "refusal"} and "meta" in part
+    )
+
+
+def write_openai_chat(message):
+    """GenAI message -> OpenAI chat message: what `from_openai_chat` read."""
+    result = {"role": message["role"]}
+    texts = [part for part in message["parts"] if not _is_field(part)]
+    if len(texts) == 1 and texts[0]["type"] == "text" and "part" not in texts[0].get("meta", ()):
+        result["content"] = texts[0]["content"]
+    elif texts:
+        result["content"] = [_openai_content_part(part) for part in texts]
+    for part in message["parts"]:
+        if _is_field(part):
+            _add_openai_field(result, part)
+    if "name" in message:
+        result["name"] = message["name"]
+    result.update(message.get("extra", {}))
+    return result
+
+
+def _add_openai_field(result, part):
+    kind = part["type"]
+    if kind == "reasoning":
+        result["reasoning_content"] = part["content"]
+    elif kind == "refusal":
+        result["refusal"] = part["raw"]["refusal"]
+    elif kind == "audio":
+        result["audio"] = {**part["raw"], **part["meta"]}
+    elif kind == "tool_call_response":
+        is_part = "part" in part.get("meta", ())
+        response = {"type": "text", "content": part["response"], "meta": part.get("meta")}
+        result["content"] = [_openai_content_part(response)] if is_part else part["response"]
+        if result["role"] == "tool":
+            result["tool_call_id"] = part["id"]
+    elif part.get("extra") == {"type": "function_call"}:
+        result["function_call"] = {"name": part["name"], "arguments": part["arguments"]}
+    else:
+        result.setdefault("content", None)
+        result.setdefault("tool_calls", []).append(_openai_tool_call(part))
+
+
+def _openai_content_part(part):
+    if part["type"] == "text":
+        rest = (part.get("meta") or {}).get("part", {})
+        return {"type": "text", "text": part["content"], **rest}
+    return part["raw"]
+
+
+def _openai_tool_call(part):
+    if part.get("extra") == {"type": "custom"}:
+        custom = {"name": part["name"], "input": part["arguments"]}
+        return {"id": part["id"], "type": "custom", "custom": custom}
+    call = {
+        "id": part["id"],
+        "type": "function",
+        "function": {"name": part["name"], "arguments": part["arguments"]},
+    }
+    call.update(part.get("extra", {}))
+    return call
 
 
 @pytest.mark.parametrize(
@@ -51,7 +118,7 @@ CALL = {
 )
 def test_openai_messages_survive_the_round_trip(message):
     """Nothing that was said is lost, argument strings least of all."""
-    back = to_openai_chat(from_openai_chat(message))
+    back = write_openai_chat(from_openai_chat(message))
     expected = dict(message)
     if back.get("content") is None:
         expected.pop("content", None)

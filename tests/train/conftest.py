@@ -6,11 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 
 from starpo_trace.schema import DATASET_SCHEMA_VERSION, TABLES
+from starpo_train.tokens import TokenSequence, TurnTokens, build_rows
 
 _TYPES: dict[str, Any] = {
     "str": pl.String,
@@ -215,6 +217,25 @@ def score_answer(policy: Any, prompt: Sequence[int], answer: Sequence[int]) -> t
     return logprobs[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None])[:, 0]
 
 
+def make_token_rows(lengths: Sequence[int], *, seed: int = 0) -> list[TokenSequence]:
+    """Rows of one turn each: half prompt, half sampled."""
+    generator = np.random.default_rng(seed)
+    rows: list[TokenSequence] = []
+    for i, length in enumerate(lengths):
+        ids = generator.integers(2, 300, length).astype(np.int32)
+        half = max(1, length // 2)
+        turn = TurnTokens(
+            turn=0,
+            prompt_ids_T=ids[:half],
+            response_ids_T=ids[half:],
+            logprobs_T=np.zeros(length - half, dtype=np.float32),
+            recorded=True,
+            trained=True,
+        )
+        rows += build_rows([turn], trajectory=i)
+    return rows
+
+
 @pytest.fixture(scope="session")
 def hand() -> SimpleNamespace:
     """Helpers that make datasets, models and run files by hand."""
@@ -227,6 +248,7 @@ def hand() -> SimpleNamespace:
         run_file=write_run_file,
         bandit=write_bandit,
         score=score_answer,
+        rows=make_token_rows,
     )
 
 

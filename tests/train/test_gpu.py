@@ -5,7 +5,6 @@ import os
 import signal
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,7 +14,6 @@ from starpo_train.metrics import read_metrics
 from starpo_train.model import load_policy
 from starpo_train.pack import pack_rows
 from starpo_train.run_folder import read_resumed_config
-from starpo_train.tokens import TurnTokens, build_rows
 from starpo_train.trainer import train
 
 pytestmark = pytest.mark.gpu
@@ -28,11 +26,11 @@ def folder(hand, tmp_path_factory):
 
 
 @pytest.mark.parametrize("is_deterministic", [True, False])
-def test_gradients_repeat_to_the_bit(folder, is_deterministic, monkeypatch):
+def test_gradients_repeat_to_the_bit(hand, folder, is_deterministic, monkeypatch):
     """The same pack twice, in bfloat16, at lengths where kernels split their sums."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     policy = load_policy(ModelSection(path=str(folder)))
-    batch = make_batch([500, 37, 2, 490, 510, 400])
+    batch = make_batch(hand, [500, 37, 2, 490, 510, 400])
     torch.use_deterministic_algorithms(is_deterministic)
     try:
         runs = [differentiate(policy, batch)[2] for _ in range(6)]
@@ -42,21 +40,8 @@ def test_gradients_repeat_to_the_bit(folder, is_deterministic, monkeypatch):
     assert same == [True] * 6
 
 
-def make_batch(lengths):
-    generator = np.random.default_rng(0)
-    rows = []
-    for i, length in enumerate(lengths):
-        ids = generator.integers(2, 300, length).astype(np.int64)
-        half = length // 2
-        turn = TurnTokens(
-            turn=0,
-            prompt_ids_T=ids[:half],
-            response_ids_T=ids[half:],
-            logprobs_T=np.zeros(length - half, dtype=np.float32),
-            recorded=True,
-            trained=True,
-        )
-        rows += build_rows([turn], trajectory=i)
+def make_batch(hand, lengths):
+    rows = hand.rows(lengths)
     return pack_rows(rows, range(len(rows)))
 
 
@@ -70,9 +55,9 @@ def differentiate(policy, batch):
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_float32_on_cuda_gives_the_cpus_numbers(folder, packed):
+def test_float32_on_cuda_gives_the_cpus_numbers(hand, folder, packed):
     """Scores and every gradient within what float32 allows, packed and row by row."""
-    batch = make_batch([120, 37, 2, 200])
+    batch = make_batch(hand, [120, 37, 2, 200])
     results = []
     for device in ("cpu", "cuda"):
         section = ModelSection(path=str(folder), device=device, precision="float32")
@@ -88,9 +73,9 @@ def test_float32_on_cuda_gives_the_cpus_numbers(folder, packed):
         assert float((own_gradients[name] - gradient).abs().max()) <= 1e-4 * max(1.0, scale), name
 
 
-def test_bfloat16_is_the_default_and_near_float32(folder):
+def test_bfloat16_is_the_default_and_near_float32(hand, folder):
     """Log-probabilities within a few hundredths of a nat on average, gradients in direction."""
-    batch = make_batch([120, 37, 2, 200])
+    batch = make_batch(hand, [120, 37, 2, 200])
     exact = load_policy(ModelSection(path=str(folder), device="cuda", precision="float32"))
     policy = load_policy(ModelSection(path=str(folder)))
     assert (policy.device.type, policy.autocast) == ("cuda", True)

@@ -17,26 +17,6 @@ from starpo_train.head import compute_logprobs
 from starpo_train.model import load_policy, merged_state_dict
 from starpo_train.pack import pack_rows
 from starpo_train.serve.loading import load_model as load_served
-from starpo_train.tokens import TurnTokens, build_rows
-
-
-def make_rows(lengths, *, seed=0):
-    """Rows of one turn each: half prompt, half sampled."""
-    generator = np.random.default_rng(seed)
-    rows = []
-    for i, length in enumerate(lengths):
-        ids = generator.integers(2, 300, length).astype(np.int32)
-        half = max(1, length // 2)
-        turn = TurnTokens(
-            turn=0,
-            prompt_ids_T=ids[:half],
-            response_ids_T=ids[half:],
-            logprobs_T=np.zeros(length - half, dtype=np.float32),
-            recorded=True,
-            trained=True,
-        )
-        rows += build_rows([turn], trajectory=i)
-    return rows
 
 
 def load(folder, **options):
@@ -77,7 +57,7 @@ def test_packing_changes_neither_loss_nor_gradient(hand, tmp_path, family):
     """Packed rows, single rows and a padded batch agree to 1e-5 in scores and gradients."""
     policy = load(hand.model(tmp_path / "m", family=family))
     assert (policy.packed, policy.fast_head) == (True, True)
-    rows = make_rows([13, 5, 2, 21])
+    rows = hand.rows([13, 5, 2, 21])
     batch = pack_rows(rows, [0, 1, 2, 3])
     packed, packed_gradients = score_and_differentiate(policy, batch)
 
@@ -97,10 +77,10 @@ def test_packing_changes_neither_loss_nor_gradient(hand, tmp_path, family):
             assert float((gradients[name] - parameter.grad).abs().max()) <= 1e-5 * max(1.0, scale)
 
 
-def test_a_row_never_sees_its_neighbours(model_folder):
+def test_a_row_never_sees_its_neighbours(hand, model_folder):
     """Replacing a packed neighbour leaves a row's log-probabilities bit for bit the same."""
     policy = load(model_folder)
-    rows, others = make_rows([9, 12]), make_rows([9, 12], seed=1)
+    rows, others = hand.rows([9, 12]), hand.rows([9, 12], seed=1)
     with torch.no_grad():
         first = policy.score_actions(pack_rows(rows, [0, 1])).logprobs_A
         second = policy.score_actions(pack_rows([others[0], rows[1]], [0, 1])).logprobs_A
@@ -115,7 +95,7 @@ def test_sliding_window_rows_keep_their_window(hand, tmp_path):
         tmp_path / "m", use_sliding_window=True, sliding_window=6, max_window_layers=0
     )
     policy = load(folder, attention="packed")
-    rows = make_rows([20, 4])
+    rows = hand.rows([20, 4])
     with torch.no_grad():
         packed = policy.score_actions(pack_rows(rows, [0, 1])).logprobs_A
         policy.model.set_attn_implementation("sdpa")
@@ -123,10 +103,10 @@ def test_sliding_window_rows_keep_their_window(hand, tmp_path):
     torch.testing.assert_close(packed, expected, atol=1e-5, rtol=0)
 
 
-def test_no_gradient_from_tokens_that_are_not_trained(model_folder):
+def test_no_gradient_from_tokens_that_are_not_trained(hand, model_folder):
     """What follows the last trained token cannot change any gradient: it has no loss."""
     policy = load(model_folder)
-    (row,) = make_rows([12])
+    (row,) = hand.rows([12])
     longer = replace(
         row,
         input_ids_T=np.concatenate([row.input_ids_T, [7, 8, 9]]),
@@ -163,7 +143,7 @@ def test_chunked_head_equals_full_log_softmax(monkeypatch):
         torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-5)
 
 
-def test_lora_trains_few_weights_and_exports_plain_ones(model_folder):
+def test_lora_trains_few_weights_and_exports_plain_ones(hand, model_folder):
     """Merged weights have the plain model's names and give the LoRA model's log-probabilities."""
     from transformers import AutoModelForCausalLM
 
@@ -174,7 +154,7 @@ def test_lora_trains_few_weights_and_exports_plain_ones(model_folder):
     with torch.no_grad():
         for _, parameter in policy.trained_parameters():
             parameter.add_(0.1)
-    rows = make_rows([10, 6])
+    rows = hand.rows([10, 6])
     with torch.no_grad():
         expected = policy.score_actions(pack_rows(rows, [0, 1])).logprobs_A
         plain = AutoModelForCausalLM.from_pretrained(model_folder)
@@ -207,7 +187,7 @@ def test_a_head_with_scaling_is_not_taken_for_a_plain_one(tmp_path, hand):
     hand.tokenizer().save_pretrained(tmp_path)
     policy = load(tmp_path)
     assert (policy.packed, policy.fast_head) == (True, False)
-    rows = make_rows([9, 5])
+    rows = hand.rows([9, 5])
     with torch.no_grad():
         actual = policy.score_actions(pack_rows(rows, [0, 1])).logprobs_A
         policy.model.set_attn_implementation("sdpa")
@@ -215,10 +195,10 @@ def test_a_head_with_scaling_is_not_taken_for_a_plain_one(tmp_path, hand):
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
-def test_state_features_are_taken_before_each_turn(model_folder):
+def test_state_features_are_taken_before_each_turn(hand, model_folder):
     """The feature of a turn start does not depend on what the turn then samples."""
     policy = load(model_folder)
-    (row,) = make_rows([10])
+    (row,) = hand.rows([10])
     other = replace(row, input_ids_T=np.where(row.action_mask_T, 5, row.input_ids_T))
     features = policy.compute_state_features(pack_rows([row, other], [0, 1]))
     assert features.shape == (2, 32)
@@ -269,9 +249,9 @@ def test_an_unknown_name_asks_no_network(read, monkeypatch):
         read("nope")
 
 
-def test_gradient_checkpointing_changes_no_gradient(model_folder):
+def test_gradient_checkpointing_changes_no_gradient(hand, model_folder):
     """Recomputing activations keeps the rows apart and the gradients equal."""
-    batch = pack_rows(make_rows([13, 5]), [0, 1])
+    batch = pack_rows(hand.rows([13, 5]), [0, 1])
     scores, gradients = score_and_differentiate(load(model_folder), batch)
     again, recomputed = score_and_differentiate(
         load(model_folder, gradient_checkpointing=True), batch
@@ -281,9 +261,9 @@ def test_gradient_checkpointing_changes_no_gradient(model_folder):
         torch.testing.assert_close(recomputed[name], gradient, atol=1e-6, rtol=1e-5)
 
 
-def test_bfloat16_products_keep_float32_scores_and_gradients(model_folder):
+def test_bfloat16_products_keep_float32_scores_and_gradients(hand, model_folder):
     """Within bfloat16's rounding of the float32 numbers, and weights stay float32."""
-    batch = pack_rows(make_rows([13, 5]), [0, 1])
+    batch = pack_rows(hand.rows([13, 5]), [0, 1])
     expected, gradients = score_and_differentiate(load(model_folder), batch)
     actual, rounded = score_and_differentiate(load(model_folder, precision="bfloat16"), batch)
     assert actual.logprobs_A.dtype == torch.float32
@@ -315,7 +295,7 @@ def test_lora_keeps_frozen_weights_in_bfloat16_where_that_is_exact(hand, tmp_pat
     for module in whole.model.modules():
         if hasattr(module, "base_layer"):
             module.base_layer.float()
-    batch = pack_rows(make_rows([13, 5]), [0, 1])
+    batch = pack_rows(hand.rows([13, 5]), [0, 1])
     results = []
     for policy in (halved, whole):
         for name, parameter in policy.trained_parameters():

@@ -17,7 +17,8 @@ from starpo_trace.messages import dump_json
 
 Part = dict[str, Any]
 
-_OWN_NAMES: Final = ("starpo.", "gen_ai.")
+_OWN_NAMES: Final = ("starpo.", "gen_ai.", "error.")
+"""Names that are read as they are, whoever wrote the span."""
 _SYSTEM: Final = "gen_ai.system_instructions"
 _LEAF: Final = ""
 """Where a value stands that other attributes go deeper than."""

@@ -163,7 +163,7 @@ def _load(value: Any) -> Any:
     if isinstance(value, str) and value[:1] in {"[", "{"}:
         try:
             found = read_json(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
         return found if _is_objects(found) or isinstance(found, dict) else value
     return value

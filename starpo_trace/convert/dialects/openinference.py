@@ -29,7 +29,6 @@ _NAMES: Final = {
     keys.USAGE_OUTPUT_TOKENS: "llm.token_count.completion",
     keys.AGENT_NAME: "agent.name",
     keys.CONVERSATION_ID: "session.id",
-    keys.ERROR_TYPE: "error.type",
 }
 
 

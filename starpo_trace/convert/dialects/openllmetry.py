@@ -37,11 +37,6 @@ _RENAMED: Final = {
     keys.USAGE_INPUT_TOKENS: ("gen_ai.usage.prompt_tokens", "llm.usage.prompt_tokens"),
     keys.USAGE_OUTPUT_TOKENS: ("gen_ai.usage.completion_tokens", "llm.usage.completion_tokens"),
     keys.TOOL_NAME: ("traceloop.entity.name",),
-    keys.CONVERSATION_ID: (
-        "traceloop.association.properties.session_id",
-        "traceloop.association.properties.conversation_id",
-        "traceloop.association.properties.thread_id",
-    ),
     keys.REQUEST_TEMPERATURE: ("llm.request.temperature", "llm.temperature"),
     keys.REQUEST_TOP_P: ("llm.top_p",),
 }

@@ -19,15 +19,7 @@ _NAMES: Final = {
     "output": keys.OUTPUT_MESSAGES,
     "tools": keys.TOOL_DEFINITIONS,
     "parameters": "gen_ai.request.parameters",
-    keys.PROVIDER_NAME: keys.PROVIDER_NAME,
-    keys.REQUEST_MODEL: keys.REQUEST_MODEL,
-    keys.RESPONSE_MODEL: keys.RESPONSE_MODEL,
-    keys.RESPONSE_FINISH_REASONS: keys.RESPONSE_FINISH_REASONS,
-    keys.USAGE_INPUT_TOKENS: keys.USAGE_INPUT_TOKENS,
-    keys.USAGE_OUTPUT_TOKENS: keys.USAGE_OUTPUT_TOKENS,
-    keys.AGENT_NAME: keys.AGENT_NAME,
     keys.CONVERSATION_ID: "session.id",
-    keys.ERROR_TYPE: "error.type",
 }
 
 

@@ -34,7 +34,7 @@ class ChatFileReport:
     num_trajectories: int
     """Trajectories that gave at least one."""
     left_out: Mapping[str, int]
-    """Reason -> trajectories that gave none."""
+    """Reason -> trajectories that gave none; the most frequent first, then by name."""
 
 
 def write_chat_file(
@@ -84,7 +84,7 @@ def write_chat_file(
     return ChatFileReport(
         num_examples=num_examples,
         num_trajectories=num_trajectories,
-        left_out=dict(left_out.most_common()),
+        left_out=dict(sorted(left_out.items(), key=lambda item: (-item[1], item[0]))),
     )
 
 

@@ -1,0 +1,39 @@
+"""JSON documents and lines that are not OTLP -> spans, by the first format that knows them.
+
+A format is one module beside this one; adding one means adding it to `DOCUMENT_FORMATS`.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from starpo_trace.convert.otlp import MalformedSpan, SpanRow
+from starpo_trace.convert.sources.batches import SpanBatch, make_batch
+from starpo_trace.convert.sources.files import SourceFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentFormat:
+    """A form of JSON that holds runs or spans."""
+
+    name: str
+    """What users call it."""
+    matches: Callable[[Any], bool]
+    """Whether a parsed value, a whole document or one line, has this form; cheap."""
+    read: Callable[[Any, SourceFile], Iterable[SpanRow | MalformedSpan]]
+    """Value and the file it stands in -> its spans; raises DecodeError where it holds none."""
+
+
+DOCUMENT_FORMATS: Final[tuple[DocumentFormat, ...]] = ()
+
+
+def read_document(value: Any, file: SourceFile) -> SpanBatch | None:
+    """Parsed value -> its spans; None when no format knows it.
+
+    Raises:
+        DecodeError: it has a known form, but cannot be read.
+    """
+    for form in DOCUMENT_FORMATS:
+        if form.matches(value):
+            return make_batch(form.read(value, file))
+    return None

@@ -51,6 +51,8 @@ class SpanRow:
     """(name, time_ns, attributes) of each GenAI span event."""
     links: tuple[tuple[str, str], ...] = ()
     """(trace_id, span_id) of each linked span."""
+    resource: dict[str, Any] = field(default_factory=dict)
+    """Attributes of the process that recorded it; one object for all its spans."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,11 +108,12 @@ def decode_json(payload: bytes | str, source: str) -> Iterator[SpanRow | Malform
 
 def _protobuf_spans(request: Any, source: str) -> Iterator[SpanRow | MalformedSpan]:
     for resource_spans in request.resource_spans:
+        resource = _protobuf_map(resource_spans.resource.attributes)
         for scope_spans in resource_spans.scope_spans:
             scope = scope_spans.scope.name
             for span in scope_spans.spans:
                 try:
-                    row = _protobuf_row(span, scope, source)
+                    row = _protobuf_row(span, scope, resource, source)
                     yield _checked(row)
                 except (ValueError, TypeError, AttributeError, RecursionError) as error:
                     trace_id, span_id = span.trace_id.hex(), span.span_id.hex()
@@ -124,7 +127,7 @@ def _protobuf_spans(request: Any, source: str) -> Iterator[SpanRow | MalformedSp
                     )
 
 
-def _protobuf_row(span: Any, scope: str, source: str) -> SpanRow:
+def _protobuf_row(span: Any, scope: str, resource: dict[str, Any], source: str) -> SpanRow:
     return SpanRow(
         source=source,
         trace_id=span.trace_id.hex(),
@@ -147,6 +150,7 @@ def _protobuf_row(span: Any, scope: str, source: str) -> SpanRow:
             if event.name.startswith("gen_ai.")
         ),
         links=tuple((link.trace_id.hex(), link.span_id.hex()) for link in span.links),
+        resource=resource,
     )
 
 
@@ -166,9 +170,9 @@ def _protobuf_value(value: Any) -> Any:
 
 
 def _json_spans(groups: list[Any], source: str) -> Iterator[SpanRow | MalformedSpan]:
-    for scope, span in _json_span_objects(groups):
+    for resource, scope, span in _json_span_objects(groups):
         try:
-            yield _checked(_json_row(span, scope, source))
+            yield _checked(_json_row(span, scope, resource, source))
         except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             fields = span if isinstance(span, dict) else {}
             yield MalformedSpan(
@@ -181,9 +185,10 @@ def _json_spans(groups: list[Any], source: str) -> Iterator[SpanRow | MalformedS
             )
 
 
-def _json_span_objects(groups: list[Any]) -> Iterator[tuple[str, Any]]:
-    """Scope and span, also under the names of before OTLP 1.0; what holds none is one bad span."""
+def _json_span_objects(groups: list[Any]) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """Resource, scope and span, also under the names of before OTLP 1.0; what holds none is one bad span."""
     for group in groups:
+        resource = _read_resource(group)
         for scope_group in _list_of(group, "scopeSpans", "instrumentationLibrarySpans"):
             scope = name = None
             if isinstance(scope_group, dict):
@@ -191,7 +196,15 @@ def _json_span_objects(groups: list[Any]) -> Iterator[tuple[str, Any]]:
             if isinstance(scope, dict):
                 name = scope.get("name")
             for span in _list_of(scope_group, "spans"):
-                yield _text_or_none(name) or "", span
+                yield resource, _text_or_none(name) or "", span
+
+
+def _read_resource(group: Any) -> dict[str, Any]:
+    """Resource attributes; none where they cannot be read, for the spans can."""
+    try:
+        return _json_map(group["resource"]["attributes"])
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        return {}
 
 
 def _list_of(container: Any, *names: str) -> Iterator[Any]:
@@ -207,7 +220,7 @@ def _list_of(container: Any, *names: str) -> Iterator[Any]:
             yield found
 
 
-def _json_row(span: dict[str, Any], scope: str, source: str) -> SpanRow:
+def _json_row(span: dict[str, Any], scope: str, resource: dict[str, Any], source: str) -> SpanRow:
     status = span.get("status") or {}
     is_error = status.get("code") in (2, "STATUS_CODE_ERROR")
     return SpanRow(
@@ -234,6 +247,7 @@ def _json_row(span: dict[str, Any], scope: str, source: str) -> SpanRow:
         links=tuple(
             (link["traceId"].lower(), link["spanId"].lower()) for link in span.get("links") or ()
         ),
+        resource=resource,
     )
 
 

@@ -35,9 +35,9 @@ from starpo_trace.convert.otlp import (
     DecodeError,
     MalformedSpan,
     SpanRow,
-    decode_json,
     decode_protobuf,
 )
+from starpo_trace.convert.otlpjson import decode_json
 
 NUM_INPUTS = 1_000_000
 NUM_QUICK_INPUTS = 100_000

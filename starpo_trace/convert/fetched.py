@@ -5,8 +5,9 @@ The call gets the answer, so that the dataset has one turn, and the fetch stays 
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from starpo_trace import semconv
 from starpo_trace.convert.otlp import SpanRow

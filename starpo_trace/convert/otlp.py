@@ -1,27 +1,28 @@
-"""OTLP payloads (protobuf or JSON) -> span rows.
+"""OTLP protobuf -> span rows; and what a span row is. JSON is read by `otlpjson`.
 
-Plain Python over upb protobuf and orjson: on this data both Polars' NDJSON reader and protobuf's
+Plain Python over upb protobuf and msgspec: on this data both Polars' NDJSON reader and protobuf's
 own JSON bridge are several times slower.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
-import orjson
+import msgspec
 
 MAX_TIME_NS = 2**63 - 1
 """Later times (the field is unsigned) do not fit the dataset's columns and are cut to this."""
 
-_ID_LENGTHS = (32, 16)
+_SCALARS: Final = frozenset(
+    {"string_value", "int_value", "bool_value", "double_value", "bytes_value"}
+)
 
 
 class DecodeError(ValueError):
     """A payload is not an OTLP trace export."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpanRow:
+class SpanRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One span as it was exported, whatever its dialect."""
 
     source: str
@@ -45,13 +46,13 @@ class SpanRow:
     an error."""
     num_dropped: int = 0
     """Attributes the SDK dropped for its limits."""
-    attributes: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, Any] = {}
     """Attribute values as Python objects."""
     events: tuple[tuple[str, int, dict[str, Any]], ...] = ()
     """(name, time_ns, attributes) of each GenAI span event."""
     links: tuple[tuple[str, str], ...] = ()
     """(trace_id, span_id) of each linked span."""
-    resource: dict[str, Any] = field(default_factory=dict)
+    resource: dict[str, Any] = {}
     """Attributes of the process that recorded it; one object for all its spans."""
 
 
@@ -90,22 +91,6 @@ def decode_protobuf(payload: bytes, source: str) -> Iterator[SpanRow | Malformed
     return _protobuf_spans(request, source)
 
 
-def decode_json(payload: bytes | str, source: str) -> Iterator[SpanRow | MalformedSpan]:
-    """OTLP JSON (one `{"resourceSpans": [...]}`) -> its spans.
-
-    Raises:
-        DecodeError: the text is not JSON, or not such an object.
-    """
-    try:
-        request = orjson.loads(payload)
-    except orjson.JSONDecodeError as error:
-        raise DecodeError(f"not JSON: {error}") from error
-    groups = request.get("resourceSpans") if isinstance(request, dict) else None
-    if not isinstance(groups, list):
-        raise DecodeError("no list `resourceSpans`")
-    return _json_spans(groups, source)
-
-
 def _protobuf_spans(request: Any, source: str) -> Iterator[SpanRow | MalformedSpan]:
     for resource_spans in request.resource_spans:
         resource = _protobuf_map(resource_spans.resource.attributes)
@@ -114,7 +99,7 @@ def _protobuf_spans(request: Any, source: str) -> Iterator[SpanRow | MalformedSp
             for span in scope_spans.spans:
                 try:
                     row = _protobuf_row(span, scope, resource, source)
-                    yield _checked(row)
+                    yield check_row(row)
                 except (ValueError, TypeError, AttributeError, RecursionError) as error:
                     trace_id, span_id = span.trace_id.hex(), span.span_id.hex()
                     yield MalformedSpan(
@@ -155,7 +140,12 @@ def _protobuf_row(span: Any, scope: str, resource: dict[str, Any], source: str) 
 
 
 def _protobuf_map(pairs: Iterable[Any]) -> dict[str, Any]:
-    return {pair.key: _protobuf_value(pair.value) for pair in pairs}
+    found = {}
+    for pair in pairs:
+        value = pair.value
+        kind = value.WhichOneof("value")
+        found[pair.key] = getattr(value, kind) if kind in _SCALARS else _protobuf_value(value)
+    return found
 
 
 def _protobuf_value(value: Any) -> Any:
@@ -169,124 +159,19 @@ def _protobuf_value(value: Any) -> Any:
     return getattr(value, kind)
 
 
-def _json_spans(groups: list[Any], source: str) -> Iterator[SpanRow | MalformedSpan]:
-    for resource, scope, span in _json_span_objects(groups):
-        try:
-            yield _checked(_json_row(span, scope, resource, source))
-        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-            fields = span if isinstance(span, dict) else {}
-            yield MalformedSpan(
-                source=source,
-                trace_id=_text_or_none(fields.get("traceId")),
-                span_id=_text_or_none(fields.get("spanId")),
-                name=_text_or_none(fields.get("name")) or "",
-                scope=scope,
-                detail=describe_fault(error),
-            )
+def check_row(row: SpanRow) -> SpanRow:
+    """Row -> the same, if its ids are valid.
 
-
-def _json_span_objects(groups: list[Any]) -> Iterator[tuple[dict[str, Any], str, Any]]:
-    """Resource, scope and span, also under the names of before OTLP 1.0; what holds none is one bad span."""
-    for group in groups:
-        resource = _read_resource(group)
-        for scope_group in _list_of(group, "scopeSpans", "instrumentationLibrarySpans"):
-            scope = name = None
-            if isinstance(scope_group, dict):
-                scope = scope_group.get("scope") or scope_group.get("instrumentationLibrary")
-            if isinstance(scope, dict):
-                name = scope.get("name")
-            for span in _list_of(scope_group, "spans"):
-                yield resource, _text_or_none(name) or "", span
-
-
-def _read_resource(group: Any) -> dict[str, Any]:
-    """Resource attributes; none where they cannot be read, for the spans can."""
-    try:
-        return _json_map(group["resource"]["attributes"])
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
-        return {}
-
-
-def _list_of(container: Any, *names: str) -> Iterator[Any]:
-    """What an object holds in lists of these names; the object itself where it holds no list."""
-    if not isinstance(container, dict):
-        yield container
-        return
-    for name in names:
-        found = container.get(name)
-        if isinstance(found, list):
-            yield from found
-        elif found is not None:
-            yield found
-
-
-def _json_row(span: dict[str, Any], scope: str, resource: dict[str, Any], source: str) -> SpanRow:
-    status = span.get("status") or {}
-    is_error = status.get("code") in (2, "STATUS_CODE_ERROR")
-    return SpanRow(
-        source=source,
-        trace_id=span["traceId"].lower(),
-        span_id=span["spanId"].lower(),
-        parent_id=(span.get("parentSpanId") or "").lower() or None,
-        name=str(span.get("name", "")),
-        scope=scope,
-        start_ns=_json_time(span.get("startTimeUnixNano")),
-        end_ns=_json_time(span.get("endTimeUnixNano")) or None,
-        error=str(status.get("message") or "") if is_error else None,
-        num_dropped=int(span.get("droppedAttributesCount") or 0),
-        attributes=_json_map(span.get("attributes")),
-        events=tuple(
-            (
-                event["name"],
-                _json_time(event.get("timeUnixNano")),
-                _json_map(event.get("attributes")),
-            )
-            for event in span.get("events") or ()
-            if str(event.get("name", "")).startswith("gen_ai.")
-        ),
-        links=tuple(
-            (link["traceId"].lower(), link["spanId"].lower()) for link in span.get("links") or ()
-        ),
-        resource=resource,
-    )
-
-
-def _json_time(value: Any) -> int:
-    time_ns = int(value or 0)
-    if time_ns < 0:
-        raise ValueError(f"negative time {time_ns}")
-    return min(time_ns, MAX_TIME_NS)
-
-
-def _json_map(pairs: Any) -> dict[str, Any]:
-    found = {pair["key"]: _json_value(pair.get("value")) for pair in pairs or ()}
-    if not all(isinstance(key, str) for key in found):
-        raise ValueError("an attribute's key is no text")
-    return found
-
-
-def _json_value(value: Any) -> Any:
-    if not value:
-        return None
-    kind, content = next(iter(value.items()))
-    if kind == "intValue":
-        return int(content)
-    if kind == "doubleValue":
-        return float(content)
-    if kind == "arrayValue":
-        return [_json_value(item) for item in content.get("values") or ()]
-    if kind == "kvlistValue":
-        return _json_map(content.get("values"))
-    return content
-
-
-def _checked(row: SpanRow) -> SpanRow:
-    for what, value, length in zip(
-        ("trace id", "span id"), (row.trace_id, row.span_id), _ID_LENGTHS, strict=True
-    ):
-        if len(value) != length or not value.strip("0"):
-            raise ValueError(f"{what} {value!r} is not {length} hexadecimal digits above zero")
-        int(value, 16)
+    Raises:
+        ValueError: an id is not of its length, not hexadecimal, or zero.
+    """
+    trace_id, span_id = row.trace_id, row.span_id
+    if len(trace_id) != 32 or not trace_id.strip("0"):
+        raise ValueError(f"trace id {trace_id!r} is not 32 hexadecimal digits above zero")
+    if len(span_id) != 16 or not span_id.strip("0"):
+        raise ValueError(f"span id {span_id!r} is not 16 hexadecimal digits above zero")
+    int(trace_id, 16)
+    int(span_id, 16)
     return row
 
 
@@ -301,7 +186,3 @@ def describe_fault(error: Exception) -> str:
             return "nested too deeply"
         case _:
             return str(error) or "it cannot be read"
-
-
-def _text_or_none(value: Any) -> str | None:
-    return value if isinstance(value, str) else None

@@ -1,11 +1,11 @@
 """OpenInference, traceAI and OpenLLMetry: one agent in each one's words, and what each leaves out."""
 
 import json
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from starpo_trace.convert.copies import deduplicate_spans
 from starpo_trace.convert.dataset import convert_distinct_spans, convert_rows

@@ -1,13 +1,13 @@
 """One run in several processes -> one trajectory."""
 
 import base64
-import dataclasses
 import json
 import os
 import subprocess
 import sys
 import urllib.request
 
+import msgspec
 import openai
 import pytest
 from opentelemetry import baggage, context, propagate
@@ -521,7 +521,7 @@ def test_causes_order_the_steps_of_processes_whose_clocks_disagree(spans):
     )
     last = spans.call(root, 2, [question, sub], {"role": "assistant", "content": "z"})
     rows = [
-        dataclasses.replace(row, start_ns=row.start_ns + hour, end_ns=row.end_ns + hour)
+        msgspec.structs.replace(row, start_ns=row.start_ns + hour, end_ns=row.end_ns + hour)
         for row in (root, first, tool, last)
     ]
     tables = convert_rows([*rows, remote])

@@ -1,12 +1,12 @@
 """Verifiers sign, the builder checks: what an agent writes itself does not count."""
 
-import dataclasses
 import enum
 import json
 import os
 import subprocess
 import sys
 
+import msgspec
 import openai
 import pytest
 
@@ -191,8 +191,8 @@ def test_a_span_with_a_signed_reward_s_ids_does_not_delete_it(spans):
         spans.row({semconv.RECORD: "reward"}),
         spans.row({}),
     ]
-    for forged in (dataclasses.replace(each, **late) for each in forgeries):
-        for cyclic in (forged, dataclasses.replace(forged, parent_id=true.span_id)):
+    for forged in (msgspec.structs.replace(each, **late) for each in forgeries):
+        for cyclic in (forged, msgspec.structs.replace(forged, parent_id=true.span_id)):
             distinct = deduplicate_spans([root, cyclic, call, true])
             tables = convert_distinct_spans(distinct, trust=TRUST)
             [trajectory] = tables["trajectories"].to_dicts()
@@ -456,7 +456,7 @@ def test_signatures_survive_otlp(tmp_path):
     tables = convert_rows(rows, trust=TRUST)
     assert tables["rewards"]["signature"].to_list() == ["valid"]
     changed = [
-        dataclasses.replace(row, attributes={**row.attributes, semconv.EVALUATION_VALUE: 0.3})
+        msgspec.structs.replace(row, attributes={**row.attributes, semconv.EVALUATION_VALUE: 0.3})
         if row.attributes[semconv.RECORD] == "reward"
         else row
         for row in rows

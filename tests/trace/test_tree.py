@@ -1,11 +1,11 @@
 """Span rows -> forest -> trajectories: cycles, orphans, duplicates, foreign traces."""
 
-from dataclasses import replace
 from itertools import permutations
 
 import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from starpo_trace import semconv
 from starpo_trace.convert.copies import deduplicate_spans

@@ -6,8 +6,9 @@ it holds no content. A tool's arguments and response have keys of ADK's own besi
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from starpo_trace import semconv as keys
 from starpo_trace.capture.patches.google_genai_content import read_contents, read_system, read_turn

@@ -7,6 +7,8 @@ Kinds say what a span is; messages are flattened by index. What the SDK received
 from dataclasses import replace
 from typing import Final
 
+from msgspec.structs import replace as replace_fields
+
 from starpo_trace import semconv as keys
 from starpo_trace.convert.dialects import genai
 from starpo_trace.convert.dialects.annotations import holds_annotations, read_annotations
@@ -48,7 +50,9 @@ def convert(span: SpanRow) -> CanonicalSpan | Rejection:
     """
     if _KIND not in span.attributes:
         return _convert_carrier(span)
-    converted = genai.convert(replace(span, attributes=translate_span(span.attributes, _NAMES)))
+    converted = genai.convert(
+        replace_fields(span, attributes=translate_span(span.attributes, _NAMES))
+    )
     if isinstance(converted, Rejection) or not holds_annotations(span.attributes):
         return converted
     judges_run = span.attributes[_KIND] in _JUDGE_RUNS

@@ -7,8 +7,9 @@ messages into `gen_ai.prompt.N.*` and `gen_ai.completion.N.*`.
 import ast
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from starpo_trace import semconv as keys
 from starpo_trace.convert.dialects import genai

@@ -4,8 +4,9 @@ GenAI's names with OpenInference's form: `gen_ai.input.messages` is no text but 
 names, and tools are flattened too.
 """
 
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from starpo_trace import semconv as keys
 from starpo_trace.convert.dialects import genai

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import orjson
 
-from starpo_trace.convert.otlp import DecodeError, decode_json
+from starpo_trace.convert.otlp import DecodeError
+from starpo_trace.convert.otlpjson import decode_json
 from starpo_trace.convert.sources.batches import SpanBatch, make_batch, make_damage
 from starpo_trace.convert.sources.compression import open_spans
 from starpo_trace.convert.sources.documents import read_document

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from starpo_trace.convert.otlp import DecodeError, decode_json, decode_protobuf
+from starpo_trace.convert.otlp import DecodeError, decode_protobuf
+from starpo_trace.convert.otlpjson import decode_json
 from starpo_trace.convert.sources.batches import SpanBatch, make_batch, make_damage
 from starpo_trace.convert.sources.compression import (
     ZSTD_MAGIC,

@@ -12,6 +12,7 @@ _SCALARS: dict[str, type[pl.DataType]] = {
     "i32": pl.Int32,
     "f64": pl.Float64,
     "bool": pl.Boolean,
+    "bytes": pl.Binary,
 }
 
 

@@ -7,16 +7,11 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import polars as pl
 
 from starpo_trace.convert.columns import build_frame
-from starpo_trace.convert.copies import CONFLICT, DistinctSpans, deduplicate_spans
-from starpo_trace.convert.dialects import convert_span
-from starpo_trace.convert.dialects.canonical import Rejection
-from starpo_trace.convert.fetched import join_fetched_answers
-from starpo_trace.convert.frames import build_frames
 from starpo_trace.convert.manifest import (
     Accounting,
     Manifest,
@@ -30,6 +25,7 @@ from starpo_trace.convert.manifest import (
     write_tables,
 )
 from starpo_trace.convert.otlp import MalformedSpan, SpanRow
+from starpo_trace.convert.partition import build_partition
 from starpo_trace.convert.rewards import DEFAULT_TRUST, SIGNATURE_STATES, TRUST_SOURCES, Trust
 from starpo_trace.convert.sources import (
     SourceFingerprint,
@@ -37,12 +33,10 @@ from starpo_trace.convert.sources import (
     fingerprint_file,
     read_span_batches,
 )
-from starpo_trace.convert.trajectories import build_tables
-from starpo_trace.convert.tree import Assignment, assign_trajectories, build_span_forest
+from starpo_trace.convert.staging import stage_rows
 from starpo_trace.errors import ConfigError, SourceError
 from starpo_trace.guard import warn
 from starpo_trace.schema import REJECTED, REWARD_SOURCES
-from starpo_trace.semconv import TRAJECTORY_ID
 from starpo_trace.signing import Keyring, read_keyring
 
 __all__ = [
@@ -53,11 +47,6 @@ __all__ = [
     "read_manifest",
     "scan_table",
 ]
-
-_LOSSES: Final = frozenset(
-    {"history_mismatch", "malformed_attributes", "cycle", "conflicting_root"}
-)
-"""Reasons to reject a span that its trajectory has too: most leave a hole in it."""
 
 _SORT_KEYS: Final = {
     "trajectories": ("trajectory_id",),
@@ -178,11 +167,10 @@ def convert_sources(
             + (f", {spans.num_damaged} damaged record(s)" if spans.num_damaged else "")
             + "; has the agent run with tracing on, and was it flushed?"
         )
-    distinct = deduplicate_spans(spans.rows)
-    tables = convert_distinct_spans(distinct, trust=trust)
-    num_converted = len(distinct.rows) + len(distinct.contradicting)
-    _report(progress, "converted", num_converted)
-    num_used = num_converted - tables["rejected"].height
+    partition = build_partition([stage_rows(spans.rows)], trust=trust)
+    tables = partition.tables
+    num_used = partition.num_used
+    _report(progress, "converted", partition.num_read)
     rejected = pl.concat([tables["rejected"], _malformed_frame(spans.malformed)])
     tables["rejected"] = rejected
     tables["trajectories"] = _split_by_task(tables["trajectories"], test_fraction)
@@ -191,7 +179,7 @@ def convert_sources(
         spans_read=num_read,
         spans_used=num_used,
         spans_rejected_by_reason=dict(sorted(Counter(rejected["reason"].to_list()).items())),
-        duplicates=distinct.num_duplicates,
+        duplicates=partition.num_duplicates,
         damaged_records=spans.num_damaged,
     )
     return Conversion(tables=tables, accounting=accounting, sources=tuple(spans.sources))
@@ -200,49 +188,8 @@ def convert_sources(
 def convert_rows(
     rows: Sequence[SpanRow], *, trust: Trust = DEFAULT_TRUST
 ) -> dict[str, pl.DataFrame]:
-    """Different span rows -> tables; `rejected` has one row per span that is not used."""
-    return convert_distinct_spans(DistinctSpans(rows=list(rows)), trust=trust)
-
-
-def convert_distinct_spans(
-    distinct: DistinctSpans, *, trust: Trust = DEFAULT_TRUST
-) -> dict[str, pl.DataFrame]:
-    """Spans and their contradicting copies -> tables; see `convert_rows`."""
-    rows = join_fetched_answers(distinct.rows)
-    forest = build_span_forest(
-        [row.trace_id for row in rows],
-        [row.span_id for row in rows],
-        [row.parent_id for row in rows],
-    )
-    assignment = assign_trajectories(forest, rows, [convert_span(row) for row in rows])
-    frames = build_frames(rows, forest, assignment)
-    tables = build_tables(frames, _build_losses(distinct, assignment), trust=trust)
-    rejected = [
-        _rejected_row(row, span)
-        for row, span in zip(rows, assignment.spans, strict=True)
-        if isinstance(span, Rejection)
-    ]
-    conflict = Rejection(reason=CONFLICT, detail="another copy of this span differs from it")
-    rejected += [_rejected_row(row, conflict) for row in distinct.contradicting]
-    tables["rejected"] = pl.concat([tables["rejected"], build_frame(rejected, REJECTED)])
-    return tables
-
-
-def _build_losses(distinct: DistinctSpans, assignment: Assignment) -> pl.DataFrame:
-    """What the trajectories lack because of spans that are not used -> `trajectory_id`, `reason`."""
-    losses = [(row.attributes.get(TRAJECTORY_ID), CONFLICT) for row in distinct.contradicting]
-    parts = zip(distinct.rows, assignment.spans, assignment.trajectory_ids, strict=True)
-    for row, span, trajectory in parts:
-        if (row.trace_id, row.span_id) in distinct.contested:
-            losses.append((trajectory, CONFLICT))
-        if isinstance(span, Rejection) and span.reason in _LOSSES:
-            losses.append((trajectory, span.reason))
-    rows = [
-        {"trajectory_id": trajectory, "reason": reason}
-        for trajectory, reason in losses
-        if isinstance(trajectory, str)
-    ]
-    return build_frame(rows, {"trajectory_id": "str", "reason": "str"})
+    """Span rows -> tables; `rejected` has one row per span that is not used."""
+    return build_partition([stage_rows(rows)], trust=trust).tables
 
 
 def _decide_trust(
@@ -270,18 +217,6 @@ def _read_spans(sources: Sequence[Path], progress: Progress | None) -> _Spans:
             spans.num_damaged += len(batch.damaged)
         _report(progress, "read", len(spans.rows))
     return spans
-
-
-def _rejected_row(row: SpanRow, rejection: Rejection) -> dict[str, Any]:
-    return {
-        "source": row.source,
-        "trace_id": row.trace_id,
-        "span_id": row.span_id,
-        "name": row.name,
-        "scope": row.scope,
-        "reason": rejection.reason,
-        "detail": rejection.detail,
-    }
 
 
 def _malformed_frame(malformed: Sequence[MalformedSpan]) -> pl.DataFrame:

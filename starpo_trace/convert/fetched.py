@@ -27,6 +27,15 @@ _ANSWER_KEYS: Final = (
 )
 
 
+def is_unanswered_or_fetch(row: SpanRow) -> bool:
+    """Whether a span may get its answer from another, or be the one that fetched it."""
+    attributes = row.attributes
+    if semconv.RESPONSE_ID not in attributes or semconv.RECORD not in attributes:
+        return False
+    is_fetch = attributes.get(semconv.OPERATION_NAME) == "fetch_response"
+    return is_fetch or semconv.RESPONSE_FINISH_REASONS not in attributes
+
+
 def join_fetched_answers(rows: Sequence[SpanRow]) -> list[SpanRow]:
     """Span rows -> as many, where fetched answers stand in the calls that asked for them."""
     fetches = {

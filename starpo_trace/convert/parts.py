@@ -7,14 +7,17 @@ numbered anew: causes first, clocks second (`starpo_trace.convert.order`).
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
-from starpo_trace.convert.dialects.canonical import CanonicalSpan, Columns, Rejection
+import polars as pl
+
 from starpo_trace.convert.order import OrderedItem, order_items
-from starpo_trace.convert.otlp import SpanRow
-from starpo_trace.convert.tree import NO_PARENT, Assignment, SpanForest
+from starpo_trace.convert.staging import Frames
+from starpo_trace.convert.tree import NO_PARENT, Assignment, SpanColumns, SpanForest
+
+_STEP_RECORDS: Final = frozenset({"llm", "step"})
 
 Key = tuple[str | None, str | None]
 """Trajectory and part."""
@@ -34,94 +37,184 @@ class StepOrder:
     """Of those, per part: recorded number and place of each step, sorted."""
 
 
-def order_steps(rows: Sequence[SpanRow], forest: SpanForest, assignment: Assignment) -> StepOrder:
-    """Spans, their forest and trajectories -> the order of calls and steps."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Steps:
+    """What N spans say about their numbers, one list a column."""
+
+    trace_ids: list[str]
+    span_ids: list[str]
+    start_ns: list[int]
+    steps: list[int | None]
+    parts: list[str | None]
+    bases: list[int | None]
+    parents: list[str | None]
+    afters: list[int | None]
+
+    def branch_point(self, i: int) -> int:
+        """Steps that the parent part had begun when this span's process heard of it."""
+        after = self.afters[i]
+        return (self.bases[i] or 0) if after is None else after
+
+
+def order_steps(
+    frames: Frames, columns: SpanColumns, forest: SpanForest, assignment: Assignment
+) -> StepOrder:
+    """Frames, their forest and trajectories -> the order of calls and steps."""
+    steps = _read_steps(frames["spans"], columns)
+    ids = assignment.trajectory_ids
     members: dict[str | None, list[int]] = defaultdict(list)
-    for i, span in enumerate(assignment.spans):
-        if _is_step(span):
-            members[assignment.trajectory_ids[i]].append(i)
+    for i, record in enumerate(columns.records):
+        if record in _STEP_RECORDS:
+            members[ids[i]].append(i)
     renumbered = {
-        trajectory for trajectory, spans in members.items() if _have_collisions(assignment, spans)
+        trajectory for trajectory, spans in members.items() if _have_collisions(steps, spans)
     }
-    above = _nearest_steps(forest, assignment)
     order = StepOrder(ranks={}, skewed=set(), renumbered=renumbered)
-    for trajectory, spans in members.items():
-        is_numbered = all(_columns(assignment.spans[i])["step"] is not None for i in spans)
-        if is_numbered and trajectory not in renumbered:
-            continue
-        _order_trajectory(rows, assignment, spans, above, order)
+    unnumbered = {
+        trajectory: spans
+        for trajectory, spans in members.items()
+        if trajectory in renumbered or any(steps.steps[i] is None for i in spans)
+    }
+    if not unnumbered:
+        return order
+    above = _nearest_steps(forest, columns)
+    calls, nodes = _read_calls(frames, (i for spans in unnumbered.values() for i in spans))
+    for spans in unnumbered.values():
+        _order_trajectory(steps, spans, above, calls, nodes, order)
     for trajectory in renumbered:
         for i in members[trajectory]:
-            columns = _columns(assignment.spans[i])
-            if columns["step"] is not None:
-                key = (trajectory, columns["part"])
-                order.numbers.setdefault(key, []).append((columns["step"], order.ranks[i]))
+            if (step := steps.steps[i]) is not None:
+                key = (trajectory, steps.parts[i])
+                order.numbers.setdefault(key, []).append((step, order.ranks[i]))
     for numbers in order.numbers.values():
         numbers.sort()
     return order
 
 
-def renumber_span(
-    span: CanonicalSpan, i: int, trajectory: str | None, order: StepOrder
-) -> CanonicalSpan:
-    """A span -> the same with the trajectory's numbers in place of its part's."""
-    if trajectory not in order.renumbered:
-        return span
-    columns = span.columns
-    key = (trajectory, columns["part"])
-    step = order.ranks[i] if i in order.ranks else _count_before(columns, trajectory, order)
-    call = span.call
-    if call is not None and call["prompt_base_step"] is not None:
-        base = _find_place(order, key, call["prompt_base_step"])
-        call = {**call, "prompt_base_step": -1 if base is None else base}
-    rewards = tuple(
-        {**reward, "step": _find_place(order, key, reward.get("step"))} for reward in span.rewards
+def renumber_frames(
+    frames: Frames, columns: SpanColumns, assignment: Assignment, order: StepOrder
+) -> Frames:
+    """Frames -> the same with the trajectory's numbers in place of its parts'."""
+    if not order.renumbered:
+        return frames
+    ids = assignment.trajectory_ids
+    steps = _read_steps(frames["spans"], columns)
+    rows = [i for i, trajectory in enumerate(ids) if trajectory in order.renumbered]
+    changed = set(rows)
+    numbers = list(steps.steps)
+    for i in rows:
+        numbers[i] = order.ranks[i] if i in order.ranks else _count_before(steps, i, ids[i], order)
+
+    def find_place(row: int, step: int | None) -> int | None:
+        return _find_place(order, (ids[row], steps.parts[row]), step)
+
+    bases = _change(
+        frames["calls"],
+        "prompt_base_step",
+        changed,
+        lambda row, base: None if base is None else _or_nowhere(find_place(row, base)),
     )
-    return replace(span, columns={**columns, "step": step}, call=call, rewards=rewards)
+    return {
+        **frames,
+        "spans": frames["spans"].with_columns(pl.Series("step", numbers, dtype=pl.Int64)),
+        "calls": frames["calls"].with_columns(bases),
+        "rewards": frames["rewards"].with_columns(
+            _change(frames["rewards"], "step", changed, find_place)
+        ),
+    }
+
+
+def _or_nowhere(place: int | None) -> int:
+    """A base that is not there makes the prompt unknown; no base would make it whole."""
+    return -1 if place is None else place
+
+
+def _change(frame: pl.DataFrame, name: str, rows: set[int], change: Any) -> pl.Series:
+    values = [
+        change(row, value) if row in rows else value
+        for row, value in zip(frame["row"], frame[name], strict=True)
+    ]
+    return pl.Series(name, values, dtype=pl.Int64)
+
+
+def _read_steps(spans: pl.DataFrame, columns: SpanColumns) -> _Steps:
+    return _Steps(
+        trace_ids=columns.trace_ids,
+        span_ids=columns.span_ids,
+        start_ns=spans["start_ns"].to_list(),
+        steps=[
+            None if record is None else step
+            for record, step in zip(columns.records, spans["step"].to_list(), strict=True)
+        ],
+        parts=columns.parts,
+        bases=spans["part_base"].to_list(),
+        parents=spans["part_parent"].to_list(),
+        afters=spans["part_after"].to_list(),
+    )
+
+
+def _read_calls(
+    frames: Frames, rows: Iterable[int]
+) -> tuple[dict[int, tuple[int, str | None, str | None]], dict[int, list[tuple[str, str | None]]]]:
+    """Spans -> history length, input and output node of the calls, and the nodes they hold."""
+    wanted = pl.DataFrame({"row": list(rows)}, schema={"row": pl.Int64})
+    names = ("row", "history_length", "input_node", "output_node")
+    of_calls = frames["calls"].select(names).join(wanted, on="row", how="semi")
+    calls = {row: (length or 0, first, last) for row, length, first, last in of_calls.iter_rows()}
+    nodes: dict[int, list[tuple[str, str | None]]] = defaultdict(list)
+    of_nodes = frames["nodes"].select("row", "node_id", "parent_id")
+    for row, node, parent in of_nodes.join(wanted, on="row", how="semi").iter_rows():
+        nodes[row].append((node, parent))
+    return calls, nodes
 
 
 def _order_trajectory(
-    rows: Sequence[SpanRow],
-    assignment: Assignment,
+    steps: _Steps,
     spans: list[int],
     above: Sequence[int],
+    calls: Mapping[int, tuple[int, str | None, str | None]],
+    nodes_of: Mapping[int, list[tuple[str, str | None]]],
     order: StepOrder,
 ) -> None:
     positions = {i: position for position, i in enumerate(spans)}
-    earlier = _find_earlier(assignment, spans)
-    items = [
-        _ordered_item(rows[i], assignment.spans[i], positions.get(above[i]), earlier[position])
-        for position, i in enumerate(spans)
-    ]
-    nodes = {
-        node["node_id"]: node["parent_id"] for i in spans for node in _nodes(assignment.spans[i])
-    }
+    earlier = _find_earlier(steps, spans)
+    items = []
+    for position, i in enumerate(spans):
+        length, input_node, output_node = calls.get(i, (0, None, None))
+        items.append(
+            OrderedItem(
+                key=(steps.start_ns[i], length, steps.trace_ids[i], steps.span_ids[i]),
+                parent=positions.get(above[i]),
+                input_node=input_node,
+                output_node=output_node,
+                earlier=earlier[position],
+            )
+        )
+    nodes = {node: parent for i in spans for node, parent in nodes_of.get(i, ())}
     positions_in_order, late = order_items(items, nodes)
     order.ranks.update({spans[position]: rank for rank, position in enumerate(positions_in_order)})
     order.skewed.update(spans[position] for position in late)
 
 
-def _find_earlier(assignment: Assignment, spans: list[int]) -> list[tuple[int, ...]]:
+def _find_earlier(steps: _Steps, spans: list[int]) -> list[tuple[int, ...]]:
     """Positions that the recorded numbers put before each span: in its part, and where that began.
 
     Spans of one number (a fork that nobody noticed) stay unordered among themselves.
     """
     of_part: dict[str | None, list[tuple[int, int]]] = defaultdict(list)
     for position, i in enumerate(spans):
-        columns = _columns(assignment.spans[i])
-        if columns["step"] is not None:
-            of_part[columns["part"]].append((columns["step"], position))
+        if (step := steps.steps[i]) is not None:
+            of_part[steps.parts[i]].append((step, position))
     for numbers in of_part.values():
         numbers.sort()
     earlier: list[tuple[int, ...]] = []
     for i in spans:
-        columns = _columns(assignment.spans[i])
         found = []
-        if columns["step"] is not None:
-            found.append(_last_before(of_part[columns["part"]], columns["step"]))
-        if columns["part"] is not None:
-            begun = _branch_point(columns)
-            found.append(_last_before(of_part.get(columns["part_parent"], []), begun))
+        if (step := steps.steps[i]) is not None:
+            found.append(_last_before(of_part[steps.parts[i]], step))
+        if steps.parts[i] is not None:
+            begun = steps.branch_point(i)
+            found.append(_last_before(of_part.get(steps.parents[i], []), begun))
         earlier.append(tuple(each for each in found if each is not None))
     return earlier
 
@@ -131,21 +224,15 @@ def _last_before(numbers: list[tuple[int, int]], step: int) -> int | None:
     return numbers[place - 1][1] if place else None
 
 
-def _branch_point(columns: Columns) -> int:
-    """Steps that the parent part had begun when this span's process heard of it."""
-    after = columns["part_after"]
-    return (columns["part_base"] or 0) if after is None else after
-
-
-def _count_before(columns: Columns, trajectory: str | None, order: StepOrder) -> int | None:
+def _count_before(steps: _Steps, i: int, trajectory: str | None, order: StepOrder) -> int | None:
     """Steps before a span that is none itself (a state, a reward)."""
-    if columns["step"] is None:
+    step, part = steps.steps[i], steps.parts[i]
+    if step is None:
         return None
-    part = columns["part"]
-    places = [_last_before(order.numbers.get((trajectory, part), []), columns["step"])]
+    places = [_last_before(order.numbers.get((trajectory, part), []), step)]
     if part is not None:
-        parents = order.numbers.get((trajectory, columns["part_parent"]), [])
-        places.append(_last_before(parents, _branch_point(columns)))
+        parents = order.numbers.get((trajectory, steps.parents[i]), [])
+        places.append(_last_before(parents, steps.branch_point(i)))
     return max(0 if place is None else place + 1 for place in places)
 
 
@@ -159,48 +246,20 @@ def _find_place(order: StepOrder, key: Key, step: int | None) -> int | None:
     return None
 
 
-def _have_collisions(assignment: Assignment, spans: list[int]) -> bool:
+def _have_collisions(steps: _Steps, spans: list[int]) -> bool:
     part_of: dict[int, str | None] = {}
     for i in spans:
-        columns = _columns(assignment.spans[i])
-        step, part = columns["step"], columns["part"]
+        step, part = steps.steps[i], steps.parts[i]
         if step is not None and part_of.setdefault(step, part) != part:
             return True
     return False
 
 
-def _nearest_steps(forest: SpanForest, assignment: Assignment) -> list[int]:
+def _nearest_steps(forest: SpanForest, columns: SpanColumns) -> list[int]:
     nearest = [NO_PARENT] * len(forest.parents)
     for i in forest.top_down:
         parent = forest.parents[i]
         if parent != NO_PARENT:
-            nearest[i] = parent if _is_step(assignment.spans[parent]) else nearest[parent]
+            is_step = columns.records[parent] in _STEP_RECORDS
+            nearest[i] = parent if is_step else nearest[parent]
     return nearest
-
-
-def _ordered_item(
-    row: SpanRow,
-    span: CanonicalSpan | Rejection,
-    parent: int | None,
-    earlier: tuple[int, ...],
-) -> OrderedItem:
-    call = (span.call if isinstance(span, CanonicalSpan) else None) or {}
-    return OrderedItem(
-        key=(row.start_ns, call.get("history_length") or 0, row.trace_id, row.span_id),
-        parent=parent,
-        input_node=call.get("input_node"),
-        output_node=call.get("output_node"),
-        earlier=earlier,
-    )
-
-
-def _is_step(span: CanonicalSpan | Rejection) -> bool:
-    return isinstance(span, CanonicalSpan) and span.record in {"llm", "step"}
-
-
-def _columns(span: CanonicalSpan | Rejection) -> dict[str, Any]:
-    return span.columns if isinstance(span, CanonicalSpan) else {}
-
-
-def _nodes(span: CanonicalSpan | Rejection) -> tuple[dict[str, Any], ...]:
-    return span.nodes if isinstance(span, CanonicalSpan) else ()

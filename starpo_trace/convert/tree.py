@@ -1,4 +1,4 @@
-"""Canonical spans -> span forest -> the trajectory that each span belongs to.
+"""Spans of a partition -> span forest -> the trajectory that each span belongs to.
 
 Plain Python, linear in the number of spans, without recursion: a chain of 100,000 spans, a cycle
 or a span that is its own parent cannot hang it. Spans on a cycle have no place in a tree and are
@@ -8,12 +8,8 @@ rejected; what hangs below them is kept as an orphan.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from starpo_trace.convert.dialects.canonical import CanonicalSpan, Rejection
-from starpo_trace.convert.otlp import SpanRow
-
-Converted = CanonicalSpan | Rejection
+import polars as pl
 
 NO_PARENT = -1
 
@@ -32,12 +28,68 @@ class SpanForest:
     """The span names a parent that was not read, or that is on a cycle."""
 
 
+@dataclass(slots=True, kw_only=True)
+class SpanColumns:
+    """What N spans say of themselves, one list a column; spans are rejected by `reject`."""
+
+    trace_ids: list[str]
+    """Trace of each span."""
+    span_ids: list[str]
+    """Its id."""
+    records: list[str | None]
+    """Its kind; None once it is rejected."""
+    reasons: list[str | None]
+    """Why it is rejected."""
+    details: list[str | None]
+    """What exactly was found."""
+    are_ours: list[bool]
+    """Written by starpo_trace."""
+    trajectory_ids: list[str | None]
+    """Trajectory that the span names."""
+    conversation_ids: list[str | None]
+    """Conversation that the span names."""
+    parts: list[str | None]
+    """Process that recorded it; None where the trajectory began."""
+    have_input: list[bool]
+    """A call whose prompt was recorded."""
+    num_links: list[int]
+    """How many spans it links to."""
+    links: list[tuple[str, str] | None]
+    """Trace id and span id of the first."""
+
+    def reject(self, i: int, reason: str, detail: str) -> None:
+        """Leave a span out, with its reason."""
+        self.records[i] = None
+        self.reasons[i] = reason
+        self.details[i] = detail
+
+
+def read_span_columns(spans: pl.DataFrame) -> SpanColumns:
+    """Frame `spans` joined with `runs` -> its columns as lists."""
+    traces, ids = spans["link_trace_id"].to_list(), spans["link_span_id"].to_list()
+    return SpanColumns(
+        trace_ids=spans["trace_id"].to_list(),
+        span_ids=spans["span_id"].to_list(),
+        records=spans["record"].to_list(),
+        reasons=spans["reason"].to_list(),
+        details=spans["detail"].to_list(),
+        are_ours=spans["is_ours"].to_list(),
+        trajectory_ids=spans["trajectory_id"].to_list(),
+        conversation_ids=spans["conversation_id"].to_list(),
+        parts=spans["part"].to_list(),
+        have_input=spans["has_input"].to_list(),
+        num_links=spans["num_links"].to_list(),
+        links=[
+            None if trace is None or span is None else (trace, span)
+            for trace, span in zip(traces, ids, strict=True)
+        ],
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
     """Where each of N spans ended up."""
 
-    spans: list[Converted]
-    """The spans, some of them now rejected."""
     trajectory_ids: list[str | None]
     """Trajectory of each span, of rejected ones too where the tree tells it."""
     reward_targets: dict[int, int]
@@ -69,27 +121,28 @@ def build_span_forest(
     )
 
 
-def assign_trajectories(
-    forest: SpanForest, rows: Sequence[SpanRow], spans: Sequence[Converted]
-) -> Assignment:
-    """Forest and canonical spans -> each span's trajectory.
+def assign_trajectories(forest: SpanForest, spans: SpanColumns) -> Assignment:
+    """Forest and spans -> each span's trajectory; spans that belong to none are rejected.
 
     A trajectory is, in this order: what `starpo.trajectory.id` says on the span or its nearest
     ancestor that has one; the conversation; the outermost agent span; the trace. A reward goes
     where its link points, else to the trajectory it names.
     """
-    spans = [
-        Rejection(reason="cycle", detail="the span is its own ancestor") if cyclic else span
-        for span, cyclic in zip(spans, forest.on_cycle, strict=True)
-    ]
-    explicit = _inherit(forest, [_column(span, "trajectory_id") for span in spans])
-    generic = _generic_trajectories(forest, rows, spans)
-    ids: list[str | None] = [own or other for own, other in zip(explicit, generic, strict=True)]
-    _reject_conflicting_roots(rows, spans, ids)
+    own: list[str | None] = list(spans.trajectory_ids)
+    for i, is_cyclic in enumerate(forest.on_cycle):
+        if is_cyclic:
+            spans.reject(i, "cycle", "the span is its own ancestor")
+        if spans.records[i] is None:
+            own[i] = None
+    explicit = _inherit(forest, own)
+    ids: list[str | None] = list(explicit)
+    if None in ids:
+        generic = _generic_trajectories(forest, spans)
+        ids = [one or other for one, other in zip(explicit, generic, strict=True)]
+    _reject_conflicting_roots(spans, ids)
     _reject_duplicate_calls(forest, spans, ids)
     _reject_without_calls(spans, ids, explicit)
-    targets = _place_rewards(rows, spans, ids)
-    return Assignment(spans=spans, trajectory_ids=ids, reward_targets=targets)
+    return Assignment(trajectory_ids=ids, reward_targets=_place_rewards(spans, ids, own))
 
 
 def _find_cycles(parents: Sequence[int]) -> list[bool]:
@@ -126,25 +179,23 @@ def _inherit(forest: SpanForest, own: Sequence[str | None]) -> list[str | None]:
     return values
 
 
-def _column(span: Converted, name: str) -> Any:
-    return span.columns[name] if isinstance(span, CanonicalSpan) else None
-
-
-def _generic_trajectories(
-    forest: SpanForest, rows: Sequence[SpanRow], spans: Sequence[Converted]
-) -> list[str]:
-    outermost: list[int] = [NO_PARENT] * len(spans)
+def _generic_trajectories(forest: SpanForest, spans: SpanColumns) -> list[str]:
+    outermost: list[int] = [NO_PARENT] * len(spans.records)
     for i in forest.top_down:
         parent = forest.parents[i]
         if parent != NO_PARENT:
             outermost[i] = outermost[parent]
-        if outermost[i] == NO_PARENT and _record(spans[i]) == "agent":
+        if outermost[i] == NO_PARENT and spans.records[i] == "agent":
             outermost[i] = i
     groups = [
-        f"{rows[agent].trace_id}-{rows[agent].span_id}" if agent != NO_PARENT else row.trace_id
-        for agent, row in zip(outermost, rows, strict=True)
+        f"{trace_id}-{spans.span_ids[agent]}" if agent != NO_PARENT else trace_id
+        for agent, trace_id in zip(outermost, spans.trace_ids, strict=True)
     ]
-    conversations = _inherit(forest, [_column(span, "conversation_id") for span in spans])
+    own = [
+        None if record is None else conversation
+        for record, conversation in zip(spans.records, spans.conversation_ids, strict=True)
+    ]
+    conversations = _inherit(forest, own)
     of_group: dict[str, set[str]] = defaultdict(set)
     for group, conversation in zip(groups, conversations, strict=True):
         if conversation is not None:
@@ -157,118 +208,120 @@ def _generic_trajectories(
     ]
 
 
-def _record(span: Converted) -> str | None:
-    return span.record if isinstance(span, CanonicalSpan) else None
-
-
-def _reject_conflicting_roots(
-    rows: Sequence[SpanRow], spans: list[Converted], ids: Sequence[str | None]
-) -> None:
+def _reject_conflicting_roots(spans: SpanColumns, ids: Sequence[str | None]) -> None:
     """A trajectory id that was made of a root's own ids says which of several roots it is."""
     roots: dict[str, list[int]] = defaultdict(list)
-    for i, (span, trajectory) in enumerate(zip(spans, ids, strict=True)):
-        if _record(span) == "trajectory" and trajectory and _column(span, "part") is None:
+    for i, record in enumerate(spans.records):
+        if record == "trajectory" and spans.parts[i] is None and (trajectory := ids[i]):
             roots[trajectory].append(i)
     for trajectory, several in roots.items():
-        own = [i for i in several if f"{rows[i].trace_id}-{rows[i].span_id}" == trajectory]
-        for i in several:
-            if own and i not in own:
+        if len(several) == 1:
+            continue
+        own = [i for i in several if f"{spans.trace_ids[i]}-{spans.span_ids[i]}" == trajectory]
+        for i in several if own else ():
+            if i not in own:
                 detail = f"trajectory {trajectory} has another root, which its id is made of"
-                spans[i] = Rejection(reason="conflicting_root", detail=detail)
+                spans.reject(i, "conflicting_root", detail)
 
 
 def _reject_duplicate_calls(
-    forest: SpanForest, spans: list[Converted], ids: Sequence[str | None]
+    forest: SpanForest, spans: SpanColumns, ids: Sequence[str | None]
 ) -> None:
     """A call directly around another is one call seen twice.
 
     Ours is kept, else the one that has content, else the inner one.
     """
-    nearest: list[int] = [NO_PARENT] * len(spans)  # nearest agent span above, by record
+    records = spans.records
+    nearest: list[int] = [NO_PARENT] * len(records)  # nearest agent span above, by record
     seen_twice: set[int] = set()
     for i in forest.top_down:
         parent = forest.parents[i]
         if parent == NO_PARENT:
             continue
-        nearest[i] = parent if _record(spans[parent]) is not None else nearest[parent]
-        above = nearest[i]
-        if above == NO_PARENT or ids[above] != ids[i]:
+        above = nearest[i] = parent if records[parent] is not None else nearest[parent]
+        if above == NO_PARENT or records[i] != "llm" or records[above] != "llm":
             continue
-        if _record(spans[i]) == "llm" and _record(spans[above]) == "llm":
-            seen_twice.add(i if _worth(spans[above]) > _worth(spans[i]) else above)
+        if ids[above] == ids[i]:
+            seen_twice.add(i if _worth(spans, above) > _worth(spans, i) else above)
     for i in seen_twice:
-        spans[i] = Rejection(reason="duplicate_llm_call", detail="another span is the same call")
+        spans.reject(i, "duplicate_llm_call", "another span is the same call")
 
 
-def _worth(span: Converted) -> tuple[bool, bool]:
+def _worth(spans: SpanColumns, i: int) -> tuple[bool, bool]:
     """What of two records of one call is kept: the greater."""
-    has_content = isinstance(span, CanonicalSpan) and bool(span.call and span.call["has_input"])
-    return bool(_column(span, "is_ours")), has_content
+    return spans.are_ours[i], spans.have_input[i]
 
 
 def _reject_without_calls(
-    spans: list[Converted], ids: Sequence[str | None], explicit: Sequence[str | None]
+    spans: SpanColumns, ids: Sequence[str | None], explicit: Sequence[str | None]
 ) -> None:
     """Traces of other libraries are trajectories only when a model was called in them."""
+    records = spans.records
     kept = {
         trajectory
-        for span, trajectory, own in zip(spans, ids, explicit, strict=True)
-        if _record(span) == "llm" or (own is not None and _record(span) not in (None, "reward"))
+        for record, trajectory, own in zip(records, ids, explicit, strict=True)
+        if record == "llm" or (own is not None and record is not None and record != "reward")
     }
-    for i, span in enumerate(spans):
-        if _record(span) not in (None, "reward") and ids[i] not in kept:
-            spans[i] = Rejection(reason="no_llm_call", detail="no model call in this trajectory")
+    for i, trajectory in enumerate(ids):
+        if trajectory not in kept and records[i] is not None and records[i] != "reward":
+            spans.reject(i, "no_llm_call", "no model call in this trajectory")
 
 
 def _place_rewards(
-    rows: Sequence[SpanRow], spans: list[Converted], ids: list[str | None]
+    spans: SpanColumns, ids: list[str | None], named: Sequence[str | None]
 ) -> dict[int, int]:
-    known = {
-        trajectory
-        for span, trajectory in zip(spans, ids, strict=True)
-        if _record(span) not in (None, "reward")
-    }
-    rewards = [i for i, span in enumerate(spans) if _record(span) == "reward"]
+    rewards = [i for i, record in enumerate(spans.records) if record == "reward"]
     if not rewards:
         return {}
-    index = {(row.trace_id, row.span_id): i for i, row in enumerate(rows)}
+    known = {
+        trajectory
+        for record, trajectory in zip(spans.records, ids, strict=True)
+        if record is not None and record != "reward"
+    }
+    index = {key: i for i, key in enumerate(zip(spans.trace_ids, spans.span_ids, strict=True))}
     targets: dict[int, int] = {}
     for i in rewards:
-        named = _column(spans[i], "trajectory_id")
-        placed = _find_target(rows[i], ids[i], spans, ids, index, known, named)
-        if isinstance(placed, Rejection):
-            spans[i] = placed
+        target = _find_linked(spans, i, index)
+        trajectory = _find_trajectory(spans, i, target, ids, known, named[i])
+        if trajectory is None:
             continue
-        ids[i], target = placed
+        ids[i] = trajectory
         if target is not None:
             targets[i] = target
     return targets
 
 
-def _find_target(
-    row: SpanRow,
-    own: str | None,
-    spans: Sequence[Converted],
+def _find_linked(spans: SpanColumns, i: int, index: dict[tuple[str, str], int]) -> int | None:
+    link = spans.links[i]
+    target = index.get(link) if link else None
+    if target is None or spans.records[target] in (None, "reward"):
+        return None
+    return target
+
+
+def _find_trajectory(
+    spans: SpanColumns,
+    i: int,
+    target: int | None,
     ids: Sequence[str | None],
-    index: dict[tuple[str, str], int],
     known: set[str | None],
     named: str | None,
-) -> tuple[str, int | None] | Rejection:
-    if len(row.links) > 1:
-        return Rejection(reason="reward_target_ambiguous", detail=f"{len(row.links)} links")
-    target = index.get(row.links[0]) if row.links else None
-    if target is not None and _record(spans[target]) in (None, "reward"):
-        target = None
+) -> str | None:
+    """Trajectory that a reward is about; None once it is rejected because there is none."""
+    if spans.num_links[i] > 1:
+        spans.reject(i, "reward_target_ambiguous", f"{spans.num_links[i]} links")
+        return None
+    link = spans.links[i]
     linked = ids[target] if target is not None else None
-    if linked is None and row.links and (generated := "-".join(row.links[0])) in known:
+    if linked is None and link and (generated := "-".join(link)) in known:
         linked = generated  # the root span itself was never written
     if linked is not None and named is not None and linked != named:
-        return Rejection(
-            reason="reward_target_conflict", detail=f"linked to {linked}, names {named}"
-        )
+        spans.reject(i, "reward_target_conflict", f"linked to {linked}, names {named}")
+        return None
     trajectory = linked or named
-    if trajectory is None and not row.links:  # a reward inside the trajectory's own tree
-        trajectory = own
+    if trajectory is None and not link:  # a reward inside the trajectory's own tree
+        trajectory = ids[i]
     if trajectory is None or trajectory not in known:
-        return Rejection(reason="reward_target_missing", detail=f"trajectory {trajectory}")
-    return trajectory, target
+        spans.reject(i, "reward_target_missing", f"trajectory {trajectory}")
+        return None
+    return trajectory

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from starpo_trace.convert.copies import deduplicate_spans
-from starpo_trace.convert.dataset import convert_distinct_spans, convert_rows
+from starpo_trace.convert.dataset import convert_rows
 from starpo_trace.convert.dialects import convert_span
 from starpo_trace.convert.dialects.canonical import CanonicalSpan
 from starpo_trace.convert.dialects.flattened import gather
@@ -435,7 +434,7 @@ def test_copies_in_any_dialect_that_differ_are_found(dialect):
     """A copy with another answer is nobody's retry, whatever it is called."""
     row = make_row(1, dialect([USER], {"role": "assistant", "content": "yes"}))
     forged = replace(row, attributes=dialect([USER], {"role": "assistant", "content": "no"}))
-    tables = convert_distinct_spans(deduplicate_spans([row, forged]))
+    tables = convert_rows([row, forged])
     [trajectory] = tables["trajectories"].to_dicts()
     assert trajectory["usable_for"] == "none"
     assert "conflicting_copies" in trajectory["reasons"]

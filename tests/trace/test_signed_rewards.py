@@ -13,10 +13,8 @@ import pytest
 import starpo_trace
 from starpo_trace import semconv
 from starpo_trace.cli import main
-from starpo_trace.convert.copies import deduplicate_spans
 from starpo_trace.convert.dataset import (
     build_dataset,
-    convert_distinct_spans,
     convert_rows,
     scan_table,
 )
@@ -193,8 +191,7 @@ def test_a_span_with_a_signed_reward_s_ids_does_not_delete_it(spans):
     ]
     for forged in (msgspec.structs.replace(each, **late) for each in forgeries):
         for cyclic in (forged, msgspec.structs.replace(forged, parent_id=true.span_id)):
-            distinct = deduplicate_spans([root, cyclic, call, true])
-            tables = convert_distinct_spans(distinct, trust=TRUST)
+            tables = convert_rows([root, cyclic, call, true], trust=TRUST)
             [trajectory] = tables["trajectories"].to_dicts()
             assert trajectory["reward"] == 0.25
             assert "conflicting_copies" in trajectory["reasons"]

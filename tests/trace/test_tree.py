@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from starpo_trace import semconv
-from starpo_trace.convert.copies import deduplicate_spans
-from starpo_trace.convert.dataset import convert_distinct_spans, convert_rows
+from starpo_trace.convert.copies import DistinctSpans, drop_copies
+from starpo_trace.convert.dataset import convert_rows
 from starpo_trace.convert.otlp import SpanRow
+from starpo_trace.convert.partition import build_partition
+from starpo_trace.convert.rewards import DEFAULT_TRUST
+from starpo_trace.convert.staging import concat_chunks, stage_rows
 from starpo_trace.convert.tree import NO_PARENT, build_span_forest
 
 TRACE = f"{1:032x}"
@@ -56,6 +59,15 @@ def test_any_parents_give_a_forest(parents):
         assert forest.on_cycle[i] == (i in walk)
 
 
+def distinct_of(rows) -> DistinctSpans:
+    return drop_copies(concat_chunks([stage_rows(rows)]))
+
+
+def ends_of(found) -> list[tuple[str, int]]:
+    """Which copy of each span stayed."""
+    return found.frames["spans"].select("span_id", "end_ns").rows()
+
+
 def test_equal_copies_and_unfinished_ones_are_silent(spans):
     """Delivered again, read from two files, passed by a Collector, or seen before its end."""
     row = spans.row({semconv.OPERATION_NAME: "chat"})
@@ -65,12 +77,13 @@ def test_equal_copies_and_unfinished_ones_are_silent(spans):
         replace(row, end_ns=None, attributes={}),
     ]
     for order in permutations(copies):
-        found = deduplicate_spans(order)
-        assert [each.end_ns for each in found.rows] == [row.end_ns]
-        assert (found.num_duplicates, found.contradicting, found.contested) == (2, [], frozenset())
+        found = distinct_of(order)
+        assert ends_of(found) == [(row.span_id, row.end_ns)]
+        assert (found.num_duplicates, found.contradicting.height) == (2, 0)
+        assert found.contested == frozenset()
     alien = spans.row({"http.method": "GET"})
     later = replace(alien, end_ns=alien.start_ns + 9)  # ended in a process and in its fork
-    found = deduplicate_spans([alien, later])
+    found = distinct_of([alien, later])
     assert (found.num_duplicates, found.contested) == (1, frozenset())
 
 
@@ -84,12 +97,12 @@ def test_copies_that_differ_are_reported_and_make_a_run_unusable(spans):
     call = rows[1]
     other = {**call.attributes, semconv.TRAJECTORY_ID: "t2", semconv.OUTPUT_MESSAGES: "[]"}
     forged = replace(call, end_ns=call.end_ns + 5, attributes=other)
-    expected = deduplicate_spans([*rows, forged])
-    assert expected.rows == rows
-    assert expected.contradicting == [forged]
     for order in permutations([call, forged, forged]):
-        assert deduplicate_spans([*rows, *order]).rows == rows
-    tables = convert_distinct_spans(expected)
+        found = distinct_of([*rows, *order])
+        assert ends_of(found) == [(row.span_id, row.end_ns) for row in rows]
+        assert found.contradicting["end_ns"].to_list() == [forged.end_ns]
+        assert found.num_duplicates == 2
+    tables = convert_rows([*rows, forged])
     found = tables["trajectories"].sort("trajectory_id").select("usable_for", "reasons").rows()
     assert [verdict for verdict, _ in found] == ["none", "none", "sft"]
     assert ["conflicting_copies" in reasons for _, reasons in found] == [True, True, False]
@@ -113,7 +126,7 @@ def chat(spans, *, parent=None, **fields) -> SpanRow:
 
 
 def trajectories_of(rows) -> dict[str, int]:
-    tables = convert_distinct_spans(deduplicate_spans(rows))
+    tables = convert_rows(rows)
     return dict(tables["trajectories"].select("trajectory_id", "num_turns").iter_rows())
 
 
@@ -255,26 +268,29 @@ def make_row(trace, span, parent, record, trajectory, step) -> SpanRow:
 def test_accounting_closes_in_any_order(drawn, random):
     """Every span is used, rejected once or a duplicate, and order changes nothing."""
     rows = [make_row(*fields) for fields in drawn]
-    distinct = deduplicate_spans(rows)
-    tables = convert_distinct_spans(distinct)
+    partition = build_partition([stage_rows(rows)], trust=DEFAULT_TRUST)
+    tables = partition.tables
+    rejected = tables["rejected"]
+    assert partition.num_read == len(rows)
+    assert partition.num_used + rejected.height + partition.num_duplicates == len(rows)
+    distinct = distinct_of(rows)
     is_conflict = pl.col("reason") == "conflicting_copies"
-    rejected = tables["rejected"].filter(~is_conflict)
-    assert tables["rejected"].height - rejected.height == len(distinct.contradicting)
-    num_kept = len(distinct.rows) + len(distinct.contradicting)
-    assert len(rows) == num_kept + distinct.num_duplicates
-    rewards = [row for row in distinct.rows if row.attributes.get(semconv.RECORD) == "reward"]
-    others = [row for row in distinct.rows if row not in rewards]
-    assert len(others) == len({(row.trace_id, row.span_id) for row in others})
-    names = rejected.filter(pl.col("name") != "reward").select("trace_id", "span_id")
+    assert rejected.filter(is_conflict).height == distinct.contradicting.height
+    rejected = rejected.filter(~is_conflict)
+    kept = distinct.frames["spans"]
+    is_reward = pl.col("name") == "reward"
+    rewards, others = kept.filter(is_reward), kept.filter(~is_reward)
+    assert others.select("trace_id", "span_id").is_unique().all()
+    names = rejected.filter(~is_reward).select("trace_id", "span_id")
     assert names.is_unique().all()
-    ids = set(names.iter_rows())
-    used = [row for row in others if (row.trace_id, row.span_id) not in ids]
-    assert tables["rewards"].height == len(rewards) - (rejected.height - len(ids))
-    turns = {row.span_id for row in used if row.attributes.get(semconv.RECORD) == "llm"}
+    used = others.join(names, on=["trace_id", "span_id"], how="anti")
+    num_rejected_rewards = rejected.height - names.height
+    assert tables["rewards"].height == rewards.height - num_rejected_rewards
+    turns = set(used.filter(pl.col("record") == "llm")["span_id"])
     assert set(tables["turns"]["span_id"]) == turns
     assert tables["trajectories"]["trajectory_id"].is_unique().all()
     random.shuffle(rows)
-    again = convert_distinct_spans(deduplicate_spans(rows))
+    again = convert_rows(rows)
     for name, table in tables.items():
         order = [c for c in table.columns if not table.schema[c].is_nested()]
         assert again[name].sort(order).equals(table.sort(order)), name

@@ -2,10 +2,10 @@
 
 A canonical span is a set of rows, each for one frame: always one row of `spans`, and by record
 kind rows of `calls`, `nodes`, `states` and `rewards`. Frames meet again on the column `row`, the
-number of the span within the build. Types are names as in `starpo_trace.schema`.
+number of the span within its chunk. Types are names as in `starpo_trace.schema`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 Columns = dict[str, Any]
@@ -17,26 +17,36 @@ RECORDS: Final = frozenset(
 
 SPANS: Final[dict[str, str]] = {
     "row": "i64",
-    "record": "str",
-    "is_ours": "bool",  # written by starpo_trace, so that steps are numbered and roots end
-    "trajectory_id": "str",
     "trace_id": "str",
     "span_id": "str",
+    "parent_id": "str",
+    "name": "str",
     "source": "str",
     "scope": "str",
     "start_ns": "i64",
     "end_ns": "i64",
-    "step": "i64",  # in the trajectory; as recorded unless its parts used the same numbers
-    "recorded_step": "i64",
+    # skewed_clock, dropped_attributes, content_truncated, redacted, reward_refused; or null
+    "flag": "str",
+    "num_links": "i64",
+    "link_trace_id": "str",
+    "link_span_id": "str",
+    "record": "str",  # null: rejected
+    "reason": "str",
+    "detail": "str",
+    "is_ours": "bool",  # written by starpo_trace, so that steps are numbered and roots end
+    "trajectory_id": "str",  # as the span itself says
+    "conversation_id": "str",
+    "step": "i64",  # as recorded
+    "step_kind": "str",
+    "has_input": "bool",  # a call whose prompt was recorded
+}
+
+RUNS: Final[dict[str, str]] = {  # of spans that say any of it
+    "row": "i64",
     "part": "str",  # null: the process where the trajectory began
     "part_base": "i64",
     "part_parent": "str",
     "part_after": "i64",
-    "step_kind": "str",
-    "step_order": "i64",  # rank by time and history, for spans without a step number
-    # orphan_span, skewed_clock, dropped_attributes, content_truncated, redacted,
-    # reward_refused; or null
-    "flag": "str",
     "agent_name": "str",
     "task_id": "str",
     "attempt": "i64",
@@ -45,13 +55,13 @@ SPANS: Final[dict[str, str]] = {
     "environment_name": "str",
     "environment_version": "str",
     "cohort": "str",
-    "conversation_id": "str",
     "end": "str",
     "num_steps": "i64",
 }
 
 CALLS: Final[dict[str, str]] = {
     "row": "i64",
+    "response_id": "str",  # where another request may fetch the answer
     "model": "str",
     "temperature": "f64",
     "top_p": "f64",
@@ -116,16 +126,22 @@ REWARDS: Final[dict[str, str]] = {
     "judge_prompt_hash": "str",
     "explanation": "str",
     "time_ns": "i64",
-    "target_row": "i64",  # the span it is linked to; null: known by trajectory id and step only
     "recorded_by_us": "bool",
+}
+
+DEFERRED: Final[dict[str, str]] = {  # spans whose meaning others may change, as they were read
+    "row": "i64",
+    "span": "bytes",
 }
 
 FRAMES: Final[dict[str, dict[str, str]]] = {
     "spans": SPANS,
+    "runs": RUNS,
     "calls": CALLS,
     "nodes": NODES,
     "states": STATES,
     "rewards": REWARDS,
+    "deferred": DEFERRED,
 }
 
 
@@ -136,7 +152,7 @@ class CanonicalSpan:
     record: str
     """One of `RECORDS`."""
     columns: Columns
-    """Its row of `spans`."""
+    """What it says of itself: columns of `spans` and `runs`, where they are not null."""
     call: Columns | None = None
     """Its row of `calls`, for `llm`."""
     nodes: tuple[Columns, ...] = ()
@@ -155,31 +171,3 @@ class Rejection:
     """Stable code, such as `not_an_agent_span`."""
     detail: str = ""
     """What exactly was found."""
-
-
-@dataclass(slots=True, kw_only=True)
-class CanonicalRows:
-    """Columns of every frame, gathered span by span."""
-
-    frames: dict[str, dict[str, list[Any]]] = field(
-        default_factory=lambda: {
-            name: {column: [] for column in columns} for name, columns in FRAMES.items()
-        }
-    )
-    """Frame name -> column name -> values."""
-
-    def add(self, span: CanonicalSpan, row: int, **columns: Any) -> None:
-        """Append `span`'s rows under the number `row`; `columns` go into its row of `spans`."""
-        self._append("spans", {**span.columns, **columns, "record": span.record}, row)
-        if span.call is not None:
-            self._append("calls", span.call, row)
-        for node in span.nodes:
-            self._append("nodes", node, row)
-        for state in span.states:
-            self._append("states", state, row)
-        for reward in span.rewards:
-            self._append("rewards", reward, row)
-
-    def _append(self, frame: str, values: Columns, row: int) -> None:
-        for column, gathered in self.frames[frame].items():
-            gathered.append(row if column == "row" else values.get(column))

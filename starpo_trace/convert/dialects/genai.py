@@ -84,7 +84,7 @@ def convert(span: SpanRow) -> CanonicalSpan | Rejection:
     record = _record_of(attributes)
     if isinstance(record, Rejection):
         return record
-    columns = span_columns(span, attributes, record)
+    columns = span_columns(attributes, record)
     rewards = [
         _evaluation_event(event, time_ns, record)
         for name, time_ns, event in span.events
@@ -141,37 +141,25 @@ def _merge_details(span: SpanRow) -> dict[str, Any]:
     return span.attributes
 
 
-def span_columns(span: SpanRow, attributes: dict[str, Any], record: str) -> Columns:
-    """Span with GenAI attributes -> its row of `spans`."""
-    return {
+def span_columns(attributes: dict[str, Any], record: str) -> Columns:
+    """GenAI attributes -> what the span says of itself and of its run, where it says anything."""
+    columns: Columns = {
         "is_ours": keys.RECORD in attributes,
         "trajectory_id": _text(attributes.get(keys.TRAJECTORY_ID)),
-        "trace_id": span.trace_id,
-        "span_id": span.span_id,
-        "source": span.source,
-        "scope": span.scope,
-        "start_ns": span.start_ns,
-        "end_ns": span.end_ns,
         "step": _step(attributes.get(keys.STEP)),
-        "part": _text(attributes.get(keys.PART)),
-        "part_base": _int(attributes.get(keys.PART_BASE)),
-        "part_parent": _text(attributes.get(keys.PART_PARENT)),
-        "part_after": _int(attributes.get(keys.PART_AFTER)),
         "step_kind": _text(attributes.get(keys.STEP_KIND)),
-        "agent_name": _text(attributes.get(keys.AGENT_NAME)),
-        "task_id": _text(attributes.get(keys.TASK_ID)),
-        "attempt": _int(attributes.get(keys.ATTEMPT)),
-        "seed": _int(attributes.get(keys.SEED)),
-        "policy_id": _text(attributes.get(keys.POLICY_ID)),
-        "environment_name": _text(attributes.get(keys.ENVIRONMENT_NAME)),
-        "environment_version": _text(attributes.get(keys.ENVIRONMENT_VERSION)),
-        "cohort": _text(attributes.get(keys.COHORT)),
-        "conversation_id": next(
-            (_text(attributes[name]) for name in _CONVERSATIONS if name in attributes), None
-        ),
-        "end": _text(attributes.get(keys.TRAJECTORY_END)) if record == "trajectory" else None,
-        "num_steps": _int(attributes.get(keys.TRAJECTORY_NUM_STEPS)),
     }
+    for name in _CONVERSATIONS:
+        if name in attributes:
+            columns["conversation_id"] = _text(attributes[name])
+            break
+    if not _RUN_KEYS.isdisjoint(attributes):
+        for key, (column, read) in _RUN_COLUMNS.items():
+            if key in attributes and (value := read(attributes[key])) is not None:
+                columns[column] = value
+        if record != "trajectory":
+            columns.pop("end", None)
+    return columns
 
 
 def _call_columns(span: SpanRow, attributes: dict[str, Any]) -> tuple[Columns, tuple[Columns, ...]]:
@@ -182,6 +170,9 @@ def _call_columns(span: SpanRow, attributes: dict[str, Any]) -> tuple[Columns, t
     if response_ids is None or logprobs is None or len(logprobs) != len(response_ids):
         logprobs = None
     call = {
+        "response_id": _text(attributes.get(keys.RESPONSE_ID))
+        if keys.RECORD in attributes
+        else None,
         "model": _text(attributes.get(keys.RESPONSE_MODEL) or attributes.get(keys.REQUEST_MODEL)),
         "temperature": _number(attributes.get(keys.REQUEST_TEMPERATURE)),
         "top_p": _number(attributes.get(keys.REQUEST_TOP_P)),
@@ -319,3 +310,22 @@ def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None
+
+
+_RUN_COLUMNS: Final = {
+    keys.PART: ("part", _text),
+    keys.PART_BASE: ("part_base", _int),
+    keys.PART_PARENT: ("part_parent", _text),
+    keys.PART_AFTER: ("part_after", _int),
+    keys.AGENT_NAME: ("agent_name", _text),
+    keys.TASK_ID: ("task_id", _text),
+    keys.ATTEMPT: ("attempt", _int),
+    keys.SEED: ("seed", _int),
+    keys.POLICY_ID: ("policy_id", _text),
+    keys.ENVIRONMENT_NAME: ("environment_name", _text),
+    keys.ENVIRONMENT_VERSION: ("environment_version", _text),
+    keys.COHORT: ("cohort", _text),
+    keys.TRAJECTORY_END: ("end", _text),
+    keys.TRAJECTORY_NUM_STEPS: ("num_steps", _int),
+}
+_RUN_KEYS: Final = frozenset(_RUN_COLUMNS)

@@ -62,7 +62,7 @@ def convert(span: SpanRow) -> CanonicalSpan | Rejection:
 
 def _convert_carrier(span: SpanRow) -> CanonicalSpan:
     """Late feedback: a span with one link to what it is about, or the session's id."""
-    columns = genai.span_columns(span, {}, "reward")
+    columns = genai.span_columns({}, "reward")
     if not span.links:
         columns["trajectory_id"] = span.attributes.get("session.id")
     rewards = read_annotations(span, is_carrier=True, judges_run=False)

@@ -7,7 +7,7 @@ intact. Types are names, not objects, so that this module needs no data library.
 
 from typing import Final
 
-DATASET_SCHEMA_VERSION: Final = "2"
+DATASET_SCHEMA_VERSION: Final = "3"
 
 MANIFEST_FILE: Final = "manifest.json"
 
@@ -42,6 +42,7 @@ TRAJECTORIES: Final[dict[str, str]] = {
     "usable_for": "str",  # rl | sft | none
     "reasons": "list[str]",  # why not better: no_reward, missing_turn, no_content ...
     "split": "str",  # train | test: by task, never within one
+    "digest": "str",  # of its turns, messages, states and rewards: equal content, equal digest
 }
 
 TURNS: Final[dict[str, str]] = {

@@ -1,63 +1,62 @@
-"""Span sources -> trajectory dataset, with every span accounted for."""
+"""Span sources -> trajectory dataset, with every span accounted for.
+
+source files --reading--> chunks on disk --routing--> partitions --shards--> Parquet files
+--merge with the last build--> versions of the Delta tables --> manifest.json
+"""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from tempfile import TemporaryDirectory
+from typing import Any, Final
 
 import polars as pl
 
-from starpo_trace.convert.columns import build_frame
+from starpo_trace.convert.build import LastBuild, NextBuild, Progress, Workers, build_shards
+from starpo_trace.convert.columns import polars_schema
+from starpo_trace.convert.deltalog import commit_table
+from starpo_trace.convert.executors import EXECUTORS
+from starpo_trace.convert.index import read_index, remove_old_index, write_index
 from starpo_trace.convert.manifest import (
+    BUILD_FOLDER,
     Accounting,
     Manifest,
     check_output,
-    digest_tables,
     lock_output,
     read_manifest,
     scan_table,
     undo_unfinished,
     write_manifest,
-    write_tables,
 )
-from starpo_trace.convert.otlp import MalformedSpan, SpanRow
+from starpo_trace.convert.otlp import SpanRow
 from starpo_trace.convert.partition import build_partition
 from starpo_trace.convert.rewards import DEFAULT_TRUST, SIGNATURE_STATES, TRUST_SOURCES, Trust
-from starpo_trace.convert.sources import (
-    SourceFingerprint,
-    find_source_files,
-    fingerprint_file,
-    read_span_batches,
-)
+from starpo_trace.convert.shards import SORT_KEYS, sum_hashes, write_shard_file
+from starpo_trace.convert.sources import find_source_files
 from starpo_trace.convert.staging import stage_rows
-from starpo_trace.errors import ConfigError, SourceError
+from starpo_trace.errors import ConfigError, DatasetError, SourceError
 from starpo_trace.guard import warn
-from starpo_trace.schema import REJECTED, REWARD_SOURCES
+from starpo_trace.schema import MANIFEST_FILE, REJECTED, REWARD_SOURCES, TABLES
 from starpo_trace.signing import Keyring, read_keyring
 
 __all__ = [
+    "EXECUTORS",
     "TRUST_SOURCES",
     "Conversion",
+    "Progress",
     "build_dataset",
     "convert_sources",
     "read_manifest",
     "scan_table",
 ]
 
-_SORT_KEYS: Final = {
-    "trajectories": ("trajectory_id",),
-    "turns": ("trajectory_id", "turn"),
-    "messages": ("trajectory_id", "depth", "node_id"),
-    "states": ("trajectory_id", "step", "time_ns", "name", "hash", "value"),
-    "rewards": ("trajectory_id", "time_ns", "reward_id", "span_id", "name", "value"),
-    "rejected": ("trace_id", "span_id", "name", "reason", "detail", "scope", "source"),
-}
-
-Progress = Callable[[str, int], None]
+_NOT_INCREMENTAL: Final = frozenset({"test_fraction"})
+"""Parameters that change no shard, only the trajectories' table, which every build writes anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,21 +67,11 @@ class Conversion:
     """The tables of `starpo_trace.schema`, sorted."""
     accounting: Accounting
     """Where every span went."""
-    sources: tuple[SourceFingerprint, ...]
-    """The files read."""
+    sources: list[dict[str, Any]]
+    """The files read, as the manifest describes them."""
 
 
-@dataclass(slots=True, kw_only=True)
-class _Spans:
-    """Everything read from the sources."""
-
-    rows: list[SpanRow]
-    malformed: list[MalformedSpan]
-    num_damaged: int
-    sources: list[SourceFingerprint]
-
-
-def build_dataset(
+def build_dataset(  # noqa: PLR0913 (what a user may choose, all of it by name)
     sources: Sequence[Path],
     output: Path,
     *,
@@ -90,9 +79,15 @@ def build_dataset(
     trust_sources: Sequence[str] = TRUST_SOURCES,
     reward_keys: str | Path | Keyring | None = None,
     require_signed: bool | None = None,
+    full: bool = False,
+    executor: str = "serial",
+    num_workers: int | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Stores and OTLP files -> dataset folder at `output`, as a new version if there is one.
+    """Stores and span files -> dataset folder at `output`, as a new version if there is one.
+
+    A dataset of the same parameters is brought up to date: files that it has read are not read
+    again, but for runs that new spans and rewards touch. The result is that of a full build.
 
     Args:
         sources: trace store folders, segment files, OTLP files or folders of them.
@@ -102,13 +97,16 @@ def build_dataset(
         trust_sources: reward sources that count.
         reward_keys: key file or keyring that reward signatures are checked with.
         require_signed: whether unsigned rewards count for nothing; default: when there are keys.
-        progress: called with the name of each stage and a number of spans or rows.
+        full: read and build everything again.
+        executor: `serial`, `process` or `ray`; see `starpo_trace.convert.executors`.
+        num_workers: processes, or Ray tasks at a time; default: the CPUs there are.
+        progress: called with a stage, how much of it is done, and of how much (None: not known).
 
     Raises:
         SourceError: a source does not exist, is empty or holds no spans.
         DatasetError: `output` holds something else, or cannot be written.
-        ConfigError: `test_fraction` is not within [0, 1], a trusted source is none, or the keys
-            cannot be read or are missing.
+        ConfigError: `test_fraction` is not within [0, 1], a trusted source is none, the keys
+            cannot be read or are missing, or the executor is none.
     """
     if not 0.0 <= test_fraction <= 1.0:
         raise ConfigError(f"test_fraction is {test_fraction}; it must be between 0 and 1")
@@ -116,73 +114,48 @@ def build_dataset(
         raise ConfigError(
             f"trust_sources has {', '.join(unknown)}; use {', '.join(REWARD_SOURCES)}"
         )
+    if executor not in EXECUTORS:
+        raise ConfigError(f"executor {executor!r} is none of {', '.join(EXECUTORS)}")
     trust = _decide_trust(trust_sources, reward_keys, require_signed=require_signed)
+    parameters = {
+        "test_fraction": test_fraction,
+        "trust_sources": list(trust_sources),
+        "reward_keys": [] if trust.keyring is None else trust.keyring.key_ids,
+        "require_signed": trust.require_signed,
+    }
     check_output(output)
-    conversion = convert_sources(
-        sources, test_fraction=test_fraction, trust=trust, progress=progress
-    )
-    tables = conversion.tables
-    verdicts = Counter(tables["trajectories"]["usable_for"].to_list())
-    signatures = Counter(tables["rewards"]["signature"].to_list())
+    files = find_source_files(sources)
+    workers = Workers(executor=executor, num_workers=num_workers, progress=progress)
     with lock_output(output), undo_unfinished(output):
-        written = write_tables(output, tables)
-        manifest = Manifest(
-            starpo_version=version("starpo"),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            parameters={
-                "test_fraction": test_fraction,
-                "trust_sources": list(trust_sources),
-                "reward_keys": [] if trust.keyring is None else trust.keyring.key_ids,
-                "require_signed": trust.require_signed,
-            },
-            sources=[
-                {"path": file.path, "bytes": file.num_bytes, "blake2b": file.blake2b}
-                for file in conversion.sources
-            ],
-            counts={name: table.height for name, table in tables.items()},
-            accounting=conversion.accounting,
-            tables=written,
-            usable_for={verdict: verdicts[verdict] for verdict in ("rl", "sft", "none")},
-            signatures={state: signatures[state] for state in SIGNATURE_STATES},
-            digest=digest_tables(tables),
-        )
-        write_manifest(output, manifest)
-    _report(progress, "written", sum(manifest.counts.values()))
+        manifest, last = (None, LastBuild()) if full else _read_last(output, parameters)
+        if manifest is None and (output / MANIFEST_FILE).is_file():
+            # What another version wrote, or with other parameters, gives only its tables' folders.
+            last = LastBuild()
+        built = build_shards(files, last, output / BUILD_FOLDER, trust=trust, workers=workers)
+        _refuse_empty(built, sources)
+        built.trajectories = _split_by_task(built.trajectories, test_fraction)
+        manifest = _commit(output, built, parameters, manifest)
+        workers.report("written", sum(manifest.counts.values()), None)
     return manifest
 
 
-def convert_sources(
-    sources: Sequence[Path],
-    *,
-    test_fraction: float = 0.0,
-    trust: Trust = DEFAULT_TRUST,
-    progress: Progress | None = None,
-) -> Conversion:
-    """Stores and OTLP files -> tables in memory; see `build_dataset`."""
-    spans = _read_spans(sources, progress)
-    num_read = len(spans.rows) + len(spans.malformed)
-    if not num_read:
-        raise SourceError(
-            f"{', '.join(map(str, sources))}: no spans in {len(spans.sources)} file(s)"
-            + (f", {spans.num_damaged} damaged record(s)" if spans.num_damaged else "")
-            + "; has the agent run with tracing on, and was it flushed?"
-        )
-    partition = build_partition([stage_rows(spans.rows)], trust=trust)
-    tables = partition.tables
-    num_used = partition.num_used
-    _report(progress, "converted", partition.num_read)
-    rejected = pl.concat([tables["rejected"], _malformed_frame(spans.malformed)])
-    tables["rejected"] = rejected
-    tables["trajectories"] = _split_by_task(tables["trajectories"], test_fraction)
-    tables = {name: table.sort(_SORT_KEYS[name], nulls_last=True) for name, table in tables.items()}
-    accounting = Accounting(
-        spans_read=num_read,
-        spans_used=num_used,
-        spans_rejected_by_reason=dict(sorted(Counter(rejected["reason"].to_list()).items())),
-        duplicates=partition.num_duplicates,
-        damaged_records=spans.num_damaged,
+def convert_sources(sources: Sequence[Path], *, trust: Trust = DEFAULT_TRUST) -> Conversion:
+    """Stores and span files -> tables in memory; see `build_dataset`."""
+    files = find_source_files(sources)
+    with TemporaryDirectory(prefix="starpo-") as folder:
+        built = build_shards(files, LastBuild(), Path(folder), trust=trust, workers=Workers())
+        _refuse_empty(built, sources)
+        tables = {"trajectories": _split_by_task(built.trajectories, 0.0)}
+        for name, added in built.added.items():
+            frames = [pl.DataFrame(schema=polars_schema(TABLES[name]))]
+            frames += [pl.read_parquet(file.path) for file in added]
+            tables[name] = pl.concat(frames)
+    tables["rejected"] = pl.concat([tables["rejected"], built.index.malformed.select(*REJECTED)])
+    return Conversion(
+        tables={name: tables[name].sort(SORT_KEYS[name], nulls_last=True) for name in TABLES},
+        accounting=_count_spans(built),
+        sources=built.sources,
     )
-    return Conversion(tables=tables, accounting=accounting, sources=tuple(spans.sources))
 
 
 def convert_rows(
@@ -190,6 +163,144 @@ def convert_rows(
 ) -> dict[str, pl.DataFrame]:
     """Span rows -> tables; `rejected` has one row per span that is not used."""
     return build_partition([stage_rows(rows)], trust=trust).tables
+
+
+def _read_last(output: Path, parameters: dict[str, Any]) -> tuple[Manifest | None, LastBuild]:
+    """Dataset that may be brought up to date -> its manifest and what it holds."""
+    if not (output / MANIFEST_FILE).is_file():
+        return None, LastBuild()
+    with suppress(DatasetError):  # of another version: everything is read again
+        manifest = read_manifest(output)
+        is_same = all(
+            manifest.parameters.get(name) == value
+            for name, value in parameters.items()
+            if name not in _NOT_INCREMENTAL
+        )
+        if is_same and manifest.starpo_version == version("starpo"):
+            return manifest, LastBuild(
+                index=read_index(output, manifest.index),
+                sources=manifest.sources,
+                shards=manifest.shards,
+                tables={name: output / entry["path"] for name, entry in manifest.tables.items()},
+                trajectories=scan_table(output, "trajectories").collect(),
+            )
+    return None, LastBuild()
+
+
+def _refuse_empty(built: NextBuild, sources: Sequence[Path]) -> None:
+    if any(entry["spans"] or entry["malformed"] for entry in built.sources):
+        return
+    num_damaged = sum(entry["damaged"] for entry in built.sources)
+    raise SourceError(
+        f"{', '.join(map(str, sources))}: no spans in {len(built.sources)} file(s)"
+        + (f", {num_damaged} damaged record(s)" if num_damaged else "")
+        + "; has the agent run with tracing on, and was it flushed?"
+    )
+
+
+def _commit(
+    output: Path, built: NextBuild, parameters: dict[str, Any], last: Manifest | None
+) -> Manifest:
+    """Files of a build -> versions of the tables, and the manifest that makes them one."""
+    folder = output / BUILD_FOLDER / "tables"
+    token = _name_of(built)
+    if built.index.malformed.height:
+        malformed = built.index.malformed.select(*REJECTED).sort(SORT_KEYS["rejected"])
+        file = write_shard_file(malformed, folder / "rejected" / f"{token}-malformed.parquet")
+        built.added["rejected"].append(file)
+    built.added["trajectories"] = [
+        write_shard_file(built.trajectories, folder / "trajectories" / f"{token}.parquet")
+    ]
+    tables = {}
+    for name in TABLES:
+        new = {file.path.name for file in built.added[name]}
+        names = {entry["files"].get(name) for entry in built.shards.values()} - new - {None}
+        hashes = {} if last is None else last.tables[name]["files"]
+        kept = {name: hashes[name] for name in names}
+        tables[name] = commit_table(output / name, name, built.added[name], kept)
+    accounting = _count_spans(built)
+    manifest = Manifest(
+        starpo_version=version("starpo"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        parameters=parameters,
+        sources=built.sources,
+        counts=_count_rows(output, tables),
+        accounting=accounting,
+        tables=tables,
+        usable_for=_count_values(built.trajectories["usable_for"], ("rl", "sft", "none")),
+        signatures=_count_values(
+            _read_column(output, tables, "rewards", "signature"), SIGNATURE_STATES
+        ),
+        digest=_digest(built),
+        shards=built.shards,
+        index=write_index(output, built.index, token),
+    )
+    write_manifest(output, manifest)
+    remove_old_index(output, manifest.index)
+    return manifest
+
+
+def _name_of(built: NextBuild) -> str:
+    digest = blake2b(digest_size=6)
+    digest.update(datetime.now(UTC).isoformat().encode())
+    digest.update(str(len(built.shards)).encode())
+    return digest.hexdigest()
+
+
+def _count_spans(built: NextBuild) -> Accounting:
+    rejected = Counter[str]()
+    for entry in built.shards.values():
+        rejected.update(entry["rejected"]["by_reason"])
+    num_malformed = built.index.malformed.height
+    if num_malformed:
+        rejected["malformed_span"] += num_malformed
+    num_read = int(built.index.traces["num_spans"].sum()) + num_malformed
+    num_duplicates = int(built.index.traces["num_duplicates"].sum())
+    return Accounting(
+        spans_read=num_read,
+        spans_used=num_read - num_duplicates - rejected.total(),
+        spans_rejected_by_reason=dict(sorted(rejected.items())),
+        duplicates=num_duplicates,
+        damaged_records=sum(entry["damaged"] for entry in built.sources),
+    )
+
+
+def _count_rows(output: Path, tables: dict[str, dict[str, Any]]) -> dict[str, int]:
+    counts = {}
+    for name, entry in tables.items():
+        files = [output / entry["path"] / file for file in entry["files"]]
+        scan = pl.scan_parquet(files, glob=False) if files else None
+        counts[name] = int(scan.select(pl.len()).collect().item()) if scan is not None else 0
+    return counts
+
+
+def _read_column(
+    output: Path, tables: dict[str, dict[str, Any]], name: str, column: str
+) -> pl.Series:
+    files = [output / tables[name]["path"] / file for file in tables[name]["files"]]
+    if not files:
+        return pl.Series(column, [], dtype=pl.String)
+    return pl.scan_parquet(files, glob=False).select(column).collect()[column]
+
+
+def _count_values(values: pl.Series, names: Sequence[str]) -> dict[str, int]:
+    counts = Counter(dict(values.value_counts().iter_rows()))
+    return {name: counts[name] for name in names}
+
+
+def _digest(built: NextBuild) -> str:
+    """Hash of all rows: those of a trajectory are in its `digest` already."""
+    digest = blake2b(digest_size=32)
+    trajectories = built.trajectories.drop("source")
+    malformed = built.index.malformed.select(*REJECTED).drop("source")
+    rejected = sum(entry["rejected"]["digest"] for entry in built.shards.values())
+    for number in (
+        trajectories.height,
+        *(sum_hashes(trajectories, seed) for seed in range(4)),
+        (rejected + sum_hashes(malformed)) % 2**64,
+    ):
+        digest.update(number.to_bytes(8, "big"))
+    return digest.hexdigest()
 
 
 def _decide_trust(
@@ -207,34 +318,6 @@ def _decide_trust(
     )
 
 
-def _read_spans(sources: Sequence[Path], progress: Progress | None) -> _Spans:
-    spans = _Spans(rows=[], malformed=[], num_damaged=0, sources=[])
-    for file in find_source_files(sources):
-        spans.sources.append(fingerprint_file(file.path))
-        for batch in read_span_batches(file):
-            spans.rows.extend(batch.rows)
-            spans.malformed.extend(batch.malformed)
-            spans.num_damaged += len(batch.damaged)
-        _report(progress, "read", len(spans.rows))
-    return spans
-
-
-def _malformed_frame(malformed: Sequence[MalformedSpan]) -> pl.DataFrame:
-    rows = [
-        {
-            "source": span.source,
-            "trace_id": span.trace_id,
-            "span_id": span.span_id,
-            "name": span.name,
-            "scope": span.scope,
-            "reason": "malformed_span",
-            "detail": span.detail,
-        }
-        for span in malformed
-    ]
-    return build_frame(rows, REJECTED)
-
-
 def _split_by_task(trajectories: pl.DataFrame, test_fraction: float) -> pl.DataFrame:
     split = [_split_of(task, test_fraction) for task in trajectories["task_id"]]
     return trajectories.with_columns(pl.Series("split", split, dtype=pl.String))
@@ -245,8 +328,3 @@ def _split_of(task_id: str | None, test_fraction: float) -> str:
         return "train"
     digest = blake2b(task_id.encode(), digest_size=8).digest()
     return "test" if int.from_bytes(digest, "big") / 2**64 < test_fraction else "train"
-
-
-def _report(progress: Progress | None, stage: str, count: int) -> None:
-    if progress is not None:
-        progress(stage, count)

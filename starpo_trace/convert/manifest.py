@@ -1,6 +1,6 @@
-"""Tables + accounting -> dataset folder; the manifest makes them one version.
+"""What a build made -> `manifest.json`, which makes the tables one version; and back.
 
-Each table is a Delta table, overwritten as a new version. The manifest names the versions that
+Each table is a Delta table, every build a new version of it. The manifest names the versions that
 belong together and is replaced last, so that whoever reads through it sees the last whole build,
 also while another is being written or after one was killed.
 """
@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from dataclasses import fields as dataclass_fields
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 _LOCK_FILE: Final = ".build.lock"
 _TEMPORARY_MANIFEST: Final = ".manifest.json.tmp"
-_SLICE_ROWS: Final = 20_000
+INDEX_FOLDER: Final = "index"
+"""What a build remembers for the next one."""
+BUILD_FOLDER: Final = ".build"
+"""Where a build works; what is left of a killed one is removed by the next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +66,8 @@ class Manifest:
     parameters: dict[str, Any]
     """Arguments of the build."""
     sources: list[dict[str, Any]]
-    """`path`, `bytes`, `blake2b` of each file read."""
+    """Of each file read: `path`, `source` (what the caller named), `bytes`, `sha256`, `changed_ns`
+    (Unix time), `spans`, `malformed` (spans that could not be read), `damaged` (records)."""
     counts: dict[str, int]
     """Rows per table."""
     accounting: Accounting
@@ -73,9 +77,13 @@ class Manifest:
     signatures: dict[str, int]
     """Rewards per state of their signature: valid, invalid, missing, unchecked."""
     digest: str
-    """Hash of all rows in a fixed order, without their source paths."""
+    """Hash of all rows, whatever their order, files and sources; of one version of Polars."""
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Per table: `path`, Delta `version`, and `files` (path in the table -> BLAKE2b-128 hex)."""
+    shards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Per shard: `files` (name by table) and what is known of its rows of `rejected`."""
+    index: dict[str, str] = field(default_factory=dict)
+    """Files by which the next build finds what it need not build again."""
     schema_version: str = DATASET_SCHEMA_VERSION
     """Version of tables and columns."""
 
@@ -161,7 +169,7 @@ def check_output(path: Path) -> None:
         return
     if not path.is_dir():
         raise DatasetError(f"{path}: is a file; give a new folder or an existing dataset")
-    ours = {*TABLES, MANIFEST_FILE, _LOCK_FILE, _TEMPORARY_MANIFEST}
+    ours = {*TABLES, MANIFEST_FILE, _LOCK_FILE, _TEMPORARY_MANIFEST, BUILD_FOLDER, INDEX_FOLDER}
     others = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
     if others:
         raise DatasetError(
@@ -201,10 +209,11 @@ def _remove_unfinished(path: Path, *, had_dataset: bool) -> None:
     names = [_TEMPORARY_MANIFEST, _LOCK_FILE]
     for file in (path / name for name in names):
         file.unlink(missing_ok=True)
+    shutil.rmtree(path / BUILD_FOLDER, ignore_errors=True)
     if had_dataset:
         return
-    for table in TABLES:
-        shutil.rmtree(path / table, ignore_errors=True)
+    for folder in (*TABLES, INDEX_FOLDER):
+        shutil.rmtree(path / folder, ignore_errors=True)
     with suppress(OSError):
         path.rmdir()
 
@@ -233,20 +242,6 @@ def lock_output(path: Path) -> Iterator[None]:
         except OSError as error:
             raise DatasetError(f"{path}: another build is writing it; wait for it") from error
         yield
-
-
-def write_tables(path: Path, tables: Mapping[str, "pl.DataFrame"]) -> dict[str, dict[str, Any]]:
-    """Tables -> Delta tables in `path`; the `tables` entry of the manifest."""
-    from deltalake import DeltaTable
-
-    written = {}
-    for name, table in tables.items():
-        folder = path / name
-        table.write_delta(str(folder), mode="overwrite")
-        version = DeltaTable(str(folder)).version()
-        files = _hash_files(folder, version)
-        written[name] = {"path": name, "version": version, "files": files}
-    return written
 
 
 def _hash_files(folder: Path, version: int) -> dict[str, str]:
@@ -280,14 +275,3 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def digest_tables(tables: Mapping[str, "pl.DataFrame"]) -> str:
-    """Sorted tables -> hash of their rows, independent of where the sources lay."""
-    digest = blake2b(digest_size=32)
-    for name in sorted(tables):
-        table = tables[name].drop("source", strict=False) if name != "rewards" else tables[name]
-        digest.update(f"{name}:{table.height}\n".encode())
-        for part in table.iter_slices(_SLICE_ROWS):
-            digest.update(part.write_ndjson().encode())
-    return digest.hexdigest()

@@ -41,6 +41,8 @@ class Partition:
 
     tables: dict[str, pl.DataFrame]
     """The tables of `starpo_trace.schema`; `rejected` has one row per span that is not used."""
+    traces: pl.DataFrame
+    """`trace_id`, `num_spans`, `num_duplicates`: where the spans came from."""
     num_read: int
     """Spans that came in."""
     num_duplicates: int
@@ -61,6 +63,7 @@ def build_partition(chunks: Sequence[Frames], *, trust: Trust) -> Partition:
     """Chunks that hold whole components -> their tables."""
     frames = concat_chunks(chunks)
     num_read = frames["spans"].height
+    counts = frames["spans"].group_by("trace_id").agg(num_spans=pl.len().cast(pl.Int64))
     distinct = drop_copies(frames)
     frames = join_deferred(distinct.frames)
     frames = {
@@ -78,7 +81,21 @@ def build_partition(chunks: Sequence[Frames], *, trust: Trust) -> Partition:
     placed = _place_spans(frames, columns, forest, assignment, order)
     tables = build_tables(placed, losses, trust=trust)
     tables["rejected"] = pl.concat([tables["rejected"], rejected])
-    return Partition(tables=tables, num_read=num_read, num_duplicates=distinct.num_duplicates)
+    duplicates = pl.DataFrame(
+        {
+            "trace_id": list(distinct.duplicates),
+            "num_duplicates": list(distinct.duplicates.values()),
+        },
+        schema={"trace_id": pl.String, "num_duplicates": pl.Int64},
+    )
+    return Partition(
+        tables=tables,
+        traces=counts.join(duplicates, on="trace_id", how="left").with_columns(
+            pl.col("num_duplicates").fill_null(0)
+        ),
+        num_read=num_read,
+        num_duplicates=distinct.num_duplicates,
+    )
 
 
 def _place_spans(

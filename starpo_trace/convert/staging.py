@@ -23,7 +23,9 @@ Frames = dict[str, pl.DataFrame]
 """Frames by name, see `starpo_trace.convert.dialects.canonical.FRAMES`."""
 
 CHUNK_SPANS: Final = 32_768
-"""Spans of a chunk at most."""
+"""Spans after which a chunk is full."""
+CHUNK_BYTES: Final = 128 << 20
+"""Characters of text after which it is full."""
 
 _NAMES: Final = {name: tuple(columns) for name, columns in FRAMES.items()}
 _RUN_COLUMNS: Final = frozenset(FRAMES["runs"]) - {"row"}
@@ -37,11 +39,17 @@ class ChunkBuilder:
 
     def __init__(self) -> None:
         self._rows: dict[str, list[tuple[Any, ...]]] = {name: [] for name in FRAMES}
+        self.num_bytes = 0
 
     @property
     def num_spans(self) -> int:
         """Spans gathered."""
         return len(self._rows["spans"])
+
+    @property
+    def is_full(self) -> bool:
+        """Whether another chunk should be begun."""
+        return self.num_spans >= CHUNK_SPANS or self.num_bytes >= CHUNK_BYTES
 
     def add(self, row: SpanRow) -> None:
         """Convert a span and keep its rows."""
@@ -75,7 +83,7 @@ class ChunkBuilder:
                 row.scope,
                 row.start_ns,
                 row.end_ns,
-                _find_flags(row),
+                self._find_flags(row),
                 len(row.links),
                 *link,
                 *told,
@@ -95,6 +103,26 @@ class ChunkBuilder:
         ):
             for each in several:
                 rows[name].append((number, *map(each.get, _NAMES[name][1:])))
+
+    def _find_flags(self, row: SpanRow) -> str | None:
+        flags = []
+        attributes = row.attributes
+        if row.end_ns is not None and row.end_ns < row.start_ns:
+            flags.append("skewed_clock")
+        if row.num_dropped:
+            flags.append("dropped_attributes")
+        is_truncated = False
+        for value in attributes.values():
+            if type(value) is str:
+                self.num_bytes += len(value)
+                is_truncated = is_truncated or (CUT_PREFIX in value and is_cut(value))
+        if is_truncated:
+            flags.append("content_truncated")
+        if semconv.USABLE_FOR_REASONS in attributes:
+            noted = attributes[semconv.USABLE_FOR_REASONS]
+            if isinstance(noted, (list, tuple)):
+                flags += [reason for reason in _NOTED if reason in noted]
+        return ",".join(flags) if flags else None
 
 
 def stage_rows(rows: Sequence[SpanRow]) -> Frames:
@@ -195,21 +223,3 @@ def _transpose(names: Sequence[str], rows: list[tuple[Any, ...]]) -> Mapping[str
     if not rows:
         return dict.fromkeys(names, ())
     return dict(zip(names, zip(*rows, strict=True), strict=True))
-
-
-def _find_flags(row: SpanRow) -> str | None:
-    flags = []
-    attributes = row.attributes
-    if row.end_ns is not None and row.end_ns < row.start_ns:
-        flags.append("skewed_clock")
-    if row.num_dropped:
-        flags.append("dropped_attributes")
-    for value in attributes.values():
-        if type(value) is str and CUT_PREFIX in value and is_cut(value):
-            flags.append("content_truncated")
-            break
-    if semconv.USABLE_FOR_REASONS in attributes:
-        noted = attributes[semconv.USABLE_FOR_REASONS]
-        if isinstance(noted, (list, tuple)):
-            flags += [reason for reason in _NOTED if reason in noted]
-    return ",".join(flags) if flags else None

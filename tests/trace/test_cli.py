@@ -184,7 +184,7 @@ def test_interrupted_export_says_so_in_one_line(tmp_path, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("starpo_trace.convert.dataset.digest_tables", interrupt)
+    monkeypatch.setattr("starpo_trace.convert.dataset.write_index", interrupt)
     output = tmp_path / "dataset"
     assert main(["export", str(tmp_path / ".starpo/traces"), "-o", str(output)]) == 130
     assert capsys.readouterr().err == "starpo-trace: interrupted; nothing written\n"

@@ -3,9 +3,10 @@
 Agents may write meanwhile: a segment that is sealed is read on under its new name.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
+from hashlib import sha256
 from io import BufferedReader
 from pathlib import Path
 from typing import Final
@@ -38,8 +39,10 @@ class SourceFingerprint:
     """The file."""
     num_bytes: int
     """Its size."""
-    blake2b: str
-    """Hash of its bytes, 16 bytes as hexadecimal digits."""
+    sha256: str
+    """Hash of its bytes, as hexadecimal digits."""
+    changed_ns: int
+    """When it was last changed, Unix time."""
 
 
 def find_source_files(paths: Sequence[Path]) -> list[SourceFile]:
@@ -67,13 +70,16 @@ def fingerprint_file(path: Path) -> SourceFingerprint:
     Raises:
         SourceError: the file cannot be read.
     """
-    digest = blake2b(digest_size=16)
+    digest = sha256()
     num_bytes = 0
     with open_source(path) as stream:
+        changed_ns = os.fstat(stream.fileno()).st_mtime_ns
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
             num_bytes += len(chunk)
-    return SourceFingerprint(path=stream.name, num_bytes=num_bytes, blake2b=digest.hexdigest())
+    return SourceFingerprint(
+        path=stream.name, num_bytes=num_bytes, sha256=digest.hexdigest(), changed_ns=changed_ns
+    )
 
 
 def open_source(path: Path) -> BufferedReader:

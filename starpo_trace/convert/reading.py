@@ -1,0 +1,168 @@
+"""Source files -> chunks of staged spans on disk, with their routes."""
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from starpo_trace.convert.otlp import MalformedSpan
+from starpo_trace.convert.routing import Routes, list_routes
+from starpo_trace.convert.sources import (
+    SourceFile,
+    SourceFingerprint,
+    fingerprint_file,
+    read_span_batches,
+)
+from starpo_trace.convert.staging import ChunkBuilder, write_chunk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadTask:
+    """Files that one worker reads."""
+
+    number: int
+    """Place among the tasks."""
+    files: tuple[tuple[int, SourceFile], ...]
+    """Each with its number among all files of the build."""
+    folder: Path
+    """Where the chunks go."""
+    traces: frozenset[str] | None = None
+    """Only spans of these traces; None: all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileReading:
+    """What a file held."""
+
+    number: int
+    """Number of the file among all of the build."""
+    fingerprint: SourceFingerprint
+    """Identity of the file."""
+    num_spans: int
+    """Spans that could be read."""
+    malformed: tuple[MalformedSpan, ...]
+    """Spans that could not."""
+    num_damaged: int
+    """Records that could not be read at all."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Reading:
+    """What the files of a task held."""
+
+    files: list[FileReading] = field(default_factory=list)
+    """One for each file."""
+    chunks: list[tuple[Path, Routes]] = field(default_factory=list)
+    """Folder and routes of each chunk."""
+
+
+def plan_reading(
+    files: Sequence[tuple[int, SourceFile]],
+    folder: Path,
+    *,
+    traces: frozenset[str] | None = None,
+    max_bytes: int = 64 << 20,
+) -> list[ReadTask]:
+    """Numbered files -> tasks of about `max_bytes`, in the order of the files."""
+    groups: list[list[tuple[int, SourceFile]]] = []
+    size = 0
+    for number, file in files:
+        if not groups or size >= max_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append((number, file))
+        size += _size_of(file.path)
+    return [
+        ReadTask(number=number, files=tuple(group), folder=folder, traces=traces)
+        for number, group in enumerate(groups)
+    ]
+
+
+def read_files(task: ReadTask) -> Reading:
+    """Files of a task -> chunks on disk.
+
+    Raises:
+        SourceError: a file cannot be read or holds no spans of a known form.
+    """
+    reading = Reading()
+    writer = _ChunkWriter(task, reading)
+    with hold_garbage_collection():
+        for number, file in task.files:
+            fingerprint = fingerprint_file(file.path)
+            num_spans, num_damaged = 0, 0
+            malformed: list[MalformedSpan] = []
+            for batch in read_span_batches(file):
+                for row in batch.rows:
+                    if task.traces is None or row.trace_id in task.traces:
+                        writer.builder.add(row)
+                num_spans += len(batch.rows)
+                malformed += batch.malformed
+                num_damaged += len(batch.damaged)
+                writer.note(number)
+            reading.files.append(
+                FileReading(
+                    number=number,
+                    fingerprint=fingerprint,
+                    num_spans=num_spans,
+                    malformed=tuple(malformed),
+                    num_damaged=num_damaged,
+                )
+            )
+        writer.flush()
+    return reading
+
+
+@contextmanager
+def hold_garbage_collection() -> Iterator[None]:
+    """Spans hold no cycles, and looking for some among millions of them takes a third of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+class _ChunkWriter:
+    """Fills chunks and writes each once it is full."""
+
+    def __init__(self, task: ReadTask, reading: Reading) -> None:
+        self.builder = ChunkBuilder()
+        self._task = task
+        self._reading = reading
+        self._files: list[tuple[int, int]] = []  # number of a file, spans up to its end
+
+    def note(self, file: int) -> None:
+        """Spans up to here are of this file."""
+        self._files.append((file, self.builder.num_spans))
+        if self.builder.is_full:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the chunk that was gathered."""
+        if not self.builder.num_spans:
+            return
+        chunks = self._reading.chunks
+        folder = self._task.folder / f"{self._task.number:06d}-{len(chunks):06d}"
+        frames = self.builder.build()
+        chunks.append((folder, list_routes(frames, self._list_files(), self.builder.num_bytes)))
+        write_chunk(frames, folder)
+        self.builder = ChunkBuilder()
+        self._files = []
+
+    def _list_files(self) -> pl.Series:
+        files: list[int] = []
+        for number, end in self._files:
+            files += [number] * (end - len(files))
+        return pl.Series("file", files, dtype=pl.Int64)
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0  # sealed under another name meanwhile; whoever reads it finds it

@@ -180,14 +180,16 @@ def check_output(path: Path) -> None:
 
 @contextmanager
 def undo_unfinished(path: Path) -> Iterator[None]:
-    """Around writing a build: when it fails, leave the last dataset, or nothing at all.
+    """Around a build: when it fails, leave the last dataset, or nothing at all.
 
     Raises:
         DatasetError: the disk is full, or refused a write.
     """
     had_dataset = (path / MANIFEST_FILE).is_file()
+    shutil.rmtree(path / BUILD_FOLDER, ignore_errors=True)  # of a build that was killed
     try:
         yield
+        shutil.rmtree(path / BUILD_FOLDER, ignore_errors=True)
     except Exception as error:
         _remove_unfinished(path, had_dataset=had_dataset)
         # deltalake names the cause of a full disk only in its text, under several error classes.

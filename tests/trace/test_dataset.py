@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 
 import polars as pl
 import pytest
@@ -93,8 +93,13 @@ def test_manifest_by_hand(tmp_path, spans):
     assert manifest.sources == [
         {
             "path": str(file),
+            "source": str(tmp_path / "store"),
             "bytes": len(data),
-            "blake2b": blake2b(data, digest_size=16).hexdigest(),
+            "sha256": sha256(data).hexdigest(),
+            "changed_ns": file.stat().st_mtime_ns,
+            "spans": 20,
+            "malformed": 0,
+            "damaged": 0,
         }
     ]
     assert {name: table["version"] for name, table in manifest.tables.items()} == dict.fromkeys(
@@ -229,7 +234,7 @@ def test_bad_fraction_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", '{"schema_version": "0"}', '{"schema_version": "2"}']
+    "content", ["", "[]", '{"schema_version": "0"}', '{"schema_version": "3"}']
 )
 def test_bad_manifest_is_refused(tmp_path, content):
     """Torn, foreign or older manifests give an error that names the file."""
@@ -248,8 +253,10 @@ def test_manifest_is_plain_json(tmp_path, spans):
         "counts",
         "created",
         "digest",
+        "index",
         "parameters",
         "schema_version",
+        "shards",
         "signatures",
         "sources",
         "starpo_version",
@@ -335,8 +342,8 @@ def test_unknown_trusted_source_is_refused(tmp_path):
 def test_manifest_errors_are_in_words(tmp_path):
     """What is missing is named, not the exception that tripped over it."""
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(DatasetError, match="no schema version, this starpo reads 2"):
+    with pytest.raises(DatasetError, match="no schema version, this starpo reads 3"):
         read_manifest(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"schema_version": "2", "tables": {}}')
+    (tmp_path / "manifest.json").write_text('{"schema_version": "3", "tables": {}}')
     with pytest.raises(DatasetError, match=r"manifest\.json: lacks accounting, counts, created"):
         read_manifest(tmp_path)

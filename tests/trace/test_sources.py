@@ -362,7 +362,7 @@ def test_export_beside_agents_that_come_and_go(tmp_path, request_message):
     try:
         for _ in range(20):
             read = convert_sources([store])
-            sizes = [file.num_bytes for file in read.sources]
+            sizes = [file["bytes"] for file in read.sources]
             assert read.accounting.is_closed
             num_written = sum(size == len(MAGIC) + len(record) for size in sizes)
             assert 2 * num_written <= read.accounting.spans_read <= 2 * len(sizes)

@@ -31,6 +31,8 @@ _NAMES: Final = {name: tuple(columns) for name, columns in FRAMES.items()}
 _RUN_COLUMNS: Final = frozenset(FRAMES["runs"]) - {"row"}
 _NOTED: Final = ("redacted", "reward_refused")
 """What only the recording process knows of a run."""
+_SHORT: Final = len(CUT_PREFIX)
+"""Texts so short hold no mark of a cut."""
 _ENCODER: Final = msgspec.msgpack.Encoder()
 
 
@@ -105,19 +107,18 @@ class ChunkBuilder:
                 rows[name].append((number, *map(each.get, _NAMES[name][1:])))
 
     def _find_flags(self, row: SpanRow) -> str | None:
+        """What is amiss with a span; its texts are counted on the way."""
         flags = []
-        attributes = row.attributes
         if row.end_ns is not None and row.end_ns < row.start_ns:
             flags.append("skewed_clock")
         if row.num_dropped:
             flags.append("dropped_attributes")
-        is_truncated = False
+        attributes = row.attributes
         for value in attributes.values():
-            if type(value) is str:
-                self.num_bytes += len(value)
-                is_truncated = is_truncated or (CUT_PREFIX in value and is_cut(value))
-        if is_truncated:
-            flags.append("content_truncated")
+            if type(value) is str and (length := len(value)) > _SHORT:
+                self.num_bytes += length
+                if CUT_PREFIX in value and is_cut(value) and "content_truncated" not in flags:
+                    flags.append("content_truncated")
         if semconv.USABLE_FOR_REASONS in attributes:
             noted = attributes[semconv.USABLE_FOR_REASONS]
             if isinstance(noted, (list, tuple)):

@@ -11,6 +11,7 @@ from starpo_trace.convert.dialects import adk, genai, openinference, openllmetry
 from starpo_trace.convert.dialects.canonical import CanonicalSpan, Rejection
 from starpo_trace.convert.dialects.content import HistoryMismatchError
 from starpo_trace.convert.otlp import SpanRow, describe_fault
+from starpo_trace.semconv import RECORD
 
 DIALECTS: Final = (adk, genai, openinference, traceai, openllmetry)
 """Dialects that are read, in the order they are tried."""
@@ -39,7 +40,8 @@ def convert_span(span: SpanRow) -> CanonicalSpan | Rejection:
     Reasons: `unknown_dialect` (an agent span whose dialect is not read), `not_an_agent_span`,
     and those of the dialect (`unknown_operation`, `malformed_attributes`, `history_mismatch`).
     """
-    for dialect in DIALECTS:
+    # Ours need no search among the others.
+    for dialect in (genai,) if RECORD in span.attributes else DIALECTS:
         if dialect.matches(span):
             try:
                 return dialect.convert(span)

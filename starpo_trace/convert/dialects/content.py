@@ -8,7 +8,6 @@ import json
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Final
 
 import orjson
@@ -16,7 +15,7 @@ import orjson
 from starpo_trace import semconv as keys
 from starpo_trace.convert.dialects.canonical import Columns
 from starpo_trace.limits import CUT_PREFIX, is_cut
-from starpo_trace.messages import Message, chain_hashes, dump_json
+from starpo_trace.messages import Message, dump_json, extend_chain
 
 _MAX_LENGTH: Final = 2**31 - 1
 
@@ -116,11 +115,9 @@ def read_output(attributes: dict[str, Any], history: History) -> Output:
     messages = _messages(value)
     if not messages:
         return Output()
-    nodes = tuple(
-        {**node, "sampled": True}
-        for message in messages
-        for node in _chain_nodes([message], history.last_node, history.length)
-    )
+    nodes: tuple[Columns, ...] = ()
+    for message in messages:  # choices: each follows the prompt
+        nodes += _chain_nodes([message], history.last_node, history.length, sampled=True)
     parts = messages[0]["parts"]
     return Output(
         # Without the prompt the chain would claim that the answer begins a history.
@@ -179,6 +176,8 @@ def _read_list(value: Any) -> list[Any] | None:
 
 def valid_text(text: str) -> str:
     """Text -> text that UTF-8 can hold: lone surrogates become `?`."""
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -212,11 +211,14 @@ def _messages(value: Any) -> list[Message]:
     if not isinstance(messages, list):
         raise TypeError(f"messages are a {type(messages).__name__}, not a list")
     for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("parts"), list):
+        parts = message.get("parts") if isinstance(message, dict) else None
+        if not isinstance(parts, list):
             raise TypeError("a message has no list `parts`")
-        if not all(isinstance(part, dict) for part in message["parts"]):
-            raise TypeError("a message part is not an object")
-        message.setdefault("role", "user")
+        for part in parts:
+            if not isinstance(part, dict):
+                raise TypeError("a message part is not an object")
+        if "role" not in message:
+            message["role"] = "user"
     return messages
 
 
@@ -225,22 +227,28 @@ def _system_message(attributes: dict[str, Any]) -> list[Message]:
     return [{"role": "system", "parts": parts}] if isinstance(parts, list) and parts else []
 
 
-def _chain_nodes(messages: list[Message], base: str | None, depth: int) -> tuple[Columns, ...]:
+def _chain_nodes(
+    messages: list[Message], base: str | None, depth: int, *, sampled: bool = False
+) -> tuple[Columns, ...]:
     chain = bytes.fromhex(base) if base else b""
-    ids = [node.hex() for node in chain_hashes(messages, chain)]
-    return tuple(
-        {
-            "node_id": node_id,
-            "parent_id": parent_id,
-            "depth": depth + i,
-            "role": valid_text(str(message["role"])),
-            "message": dump_json(message),
-            "sampled": False,
-        }
-        for i, (message, (parent_id, node_id)) in enumerate(
-            zip(messages, pairwise([base, *ids]), strict=True)
+    parent = base
+    nodes = []
+    for message in messages:
+        chain = extend_chain(chain, message)
+        node_id = chain.hex()
+        nodes.append(
+            {
+                "node_id": node_id,
+                "parent_id": parent,
+                "depth": depth,
+                "role": valid_text(str(message["role"])),
+                "message": dump_json(message),
+                "sampled": sampled,
+            }
         )
-    )
+        parent = node_id
+        depth += 1
+    return tuple(nodes)
 
 
 def _last_node(nodes: tuple[Columns, ...], base: str | None) -> str | None:
@@ -261,7 +269,9 @@ def _verify_history(
 
 def _joined(parts: list[dict[str, Any]], kind: str) -> str | None:
     texts = [str(part.get("content") or "") for part in parts if part.get("type") == kind]
-    return valid_text("".join(texts)) if texts else None
+    if not texts:
+        return None
+    return valid_text(texts[0] if len(texts) == 1 else "".join(texts))
 
 
 def _tool_call(part: dict[str, Any]) -> Columns:
@@ -276,4 +286,6 @@ def _tool_call(part: dict[str, Any]) -> Columns:
 
 
 def _text_or_none(value: Any) -> str | None:
-    return None if value is None else valid_text(str(value))
+    if value is None:
+        return None
+    return valid_text(value if type(value) is str else str(value))

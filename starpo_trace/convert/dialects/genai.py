@@ -53,6 +53,20 @@ _CONVERSATIONS: Final = (
     "traceloop.association.properties.conversation_id",
     "traceloop.association.properties.thread_id",
 )
+_SAMPLING: Final = {
+    keys.REQUEST_TEMPERATURE: "temperature",
+    keys.REQUEST_TOP_P: "top_p",
+    keys.REQUEST_TOP_K: "top_k",
+}
+_TOKEN_KEYS: Final = frozenset(
+    {
+        keys.PROMPT_TOKEN_IDS,
+        keys.PROMPT_TOKEN_IDS_BASE_STEP,
+        keys.PROMPT_TOKEN_IDS_BASE_LENGTH,
+        keys.RESPONSE_TOKEN_IDS,
+        keys.RESPONSE_LOGPROBS,
+    }
+)
 _INT64_MAX: Final = 2**63 - 1
 _MAX_STEP: Final = 2**31 - 1
 
@@ -85,11 +99,13 @@ def convert(span: SpanRow) -> CanonicalSpan | Rejection:
     if isinstance(record, Rejection):
         return record
     columns = span_columns(attributes, record)
-    rewards = [
-        _evaluation_event(event, time_ns, record)
-        for name, time_ns, event in span.events
-        if name == _EVALUATION_EVENT
-    ]
+    rewards = []
+    if span.events:
+        rewards = [
+            _evaluation_event(event, time_ns, record)
+            for name, time_ns, event in span.events
+            if name == _EVALUATION_EVENT
+        ]
     call = None
     nodes: tuple[Columns, ...] = ()
     states: tuple[Columns, ...] = ()
@@ -165,21 +181,11 @@ def span_columns(attributes: dict[str, Any], record: str) -> Columns:
 def _call_columns(span: SpanRow, attributes: dict[str, Any]) -> tuple[Columns, tuple[Columns, ...]]:
     history = read_history(attributes)
     output = read_output(attributes, history)
-    response_ids = read_ids(attributes.get(keys.RESPONSE_TOKEN_IDS))
-    logprobs = read_logprobs(attributes.get(keys.RESPONSE_LOGPROBS))
-    if response_ids is None or logprobs is None or len(logprobs) != len(response_ids):
-        logprobs = None
-    call = {
-        "response_id": _text(attributes.get(keys.RESPONSE_ID))
-        if keys.RECORD in attributes
-        else None,
-        "model": _text(attributes.get(keys.RESPONSE_MODEL) or attributes.get(keys.REQUEST_MODEL)),
-        "temperature": _number(attributes.get(keys.REQUEST_TEMPERATURE)),
-        "top_p": _number(attributes.get(keys.REQUEST_TOP_P)),
-        "top_k": _number(attributes.get(keys.REQUEST_TOP_K)),
+    get = attributes.get
+    call: Columns = {
+        "model": _text(get(keys.RESPONSE_MODEL) or get(keys.REQUEST_MODEL)),
         "finish_reason": _finish_reason(attributes, output),
         "outcome": _outcome(span, attributes),
-        "error": _error(span, attributes),
         "history_length": history.length,
         "base_node": history.base_node,
         "input_node": history.last_node,
@@ -190,14 +196,33 @@ def _call_columns(span: SpanRow, attributes: dict[str, Any]) -> tuple[Columns, t
         "reasoning": output.reasoning,
         "text": output.text,
         "tool_calls": output.tool_calls,
-        "tool_definitions": _json_text(attributes.get(keys.TOOL_DEFINITIONS)),
+        "tool_definitions": _json_text(get(keys.TOOL_DEFINITIONS)),
+        "prompt_base_length": 0,
+    }
+    if keys.RECORD in attributes:
+        call["response_id"] = _text(get(keys.RESPONSE_ID))
+    if span.error is not None or keys.ERROR_TYPE in attributes:
+        call["error"] = _error(span, attributes)
+    for key, column in _SAMPLING.items():
+        if key in attributes:
+            call[column] = _number(attributes[key])
+    if not _TOKEN_KEYS.isdisjoint(attributes):
+        call |= _token_columns(attributes)
+    return call, history.nodes + output.nodes
+
+
+def _token_columns(attributes: dict[str, Any]) -> Columns:
+    response_ids = read_ids(attributes.get(keys.RESPONSE_TOKEN_IDS))
+    logprobs = read_logprobs(attributes.get(keys.RESPONSE_LOGPROBS))
+    if response_ids is None or logprobs is None or len(logprobs) != len(response_ids):
+        logprobs = None
+    return {
         "prompt_ids": read_ids(attributes.get(keys.PROMPT_TOKEN_IDS)),
         "prompt_base_step": _int(attributes.get(keys.PROMPT_TOKEN_IDS_BASE_STEP)),
         "prompt_base_length": _int(attributes.get(keys.PROMPT_TOKEN_IDS_BASE_LENGTH)) or 0,
         "response_ids": response_ids,
         "response_logprobs": logprobs,
     }
-    return call, history.nodes + output.nodes
 
 
 def _call_kind(call: Columns) -> str:
@@ -286,7 +311,9 @@ def _json_text(value: Any) -> str | None:
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None else valid_text(value if isinstance(value, str) else str(value))
+    if value is None:
+        return None
+    return valid_text(value if type(value) is str else str(value))
 
 
 def _int(value: Any) -> int | None:
@@ -303,7 +330,10 @@ def _step(value: Any) -> int | None:
 
 
 def _first_int(attributes: dict[str, Any], names: tuple[str, ...]) -> int | None:
-    return next((v for name in names if (v := _int(attributes.get(name))) is not None), None)
+    for name in names:
+        if name in attributes and (value := _int(attributes[name])) is not None:
+            return value
+    return None
 
 
 def _number(value: Any) -> float | None:

@@ -76,7 +76,7 @@ def _run_on_ray(
     function: Callable[[Task], Result], tasks: Iterable[Task], num_workers: int | None
 ) -> Iterator[Result]:
     try:
-        import ray  # pyright: ignore[reportMissingImports]
+        import ray
     except ImportError:
         raise ConfigError(
             "executor ray: the package ray is missing; pip install 'starpo[scale]'"

@@ -42,10 +42,16 @@ def share_prompts(turns: pl.DataFrame) -> pl.DataFrame:
 
     A prompt recorded after a base that is not there, or is too short, has unknown ids.
     """
+    if turns["prompt_ids"].null_count() == turns.height:
+        return _add_columns(turns, [SharedPrompt()] * turns.height)
     shared: list[SharedPrompt] = []
     rows = turns.select(*_COLUMNS).iter_rows(named=True)
     for _, group in groupby(rows, key=lambda row: row["trajectory_id"]):
         shared.extend(_share_trajectory(list(group)))
+    return _add_columns(turns, shared)
+
+
+def _add_columns(turns: pl.DataFrame, shared: Sequence[SharedPrompt]) -> pl.DataFrame:
     return turns.with_columns(
         pl.Series("prompt_base_turn", [p.base_turn for p in shared], dtype=pl.Int64),
         pl.Series("prompt_base_length", [p.base_length for p in shared], dtype=pl.Int64),

@@ -18,6 +18,7 @@ from starpo_trace.convert.token_ids import share_prompts
 from starpo_trace.convert.verdict import judge_trajectories
 
 _BY_TRAJECTORY = "trajectory_id"
+_NEVER: Final = 2**62
 _IDENTITY = (
     "task_id",
     "attempt",
@@ -186,29 +187,51 @@ def _sum_turn_rewards(rewards: pl.DataFrame) -> pl.DataFrame:
 
 
 def _build_messages(nodes: pl.DataFrame, spans: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
+    seen = nodes.join(spans.select("row", _BY_TRAJECTORY), on="row").join(
+        turns.select("row", "turn"), on="row", how="left"
+    )
+    # What was sampled keeps its own JSON: the echo in the next prompt lacks the reasoning. Rows
+    # are numbered by trace and span, so that of equals always the same one is kept.
     messages = (
-        nodes.lazy()
-        .join(spans.lazy().select("row", _BY_TRAJECTORY, "trace_id", "span_id"), on="row")
-        .join(turns.lazy().select("row", "turn"), on="row", how="left")
-        # What was sampled keeps its own JSON: the echo in the next prompt lacks the reasoning.
-        .sort(pl.col("sampled").not_(), "turn", "trace_id", "span_id", "message", nulls_last=True)
-        .group_by(_BY_TRAJECTORY, "node_id", maintain_order=True)
+        seen.lazy()
+        .with_columns(
+            sampled_turn=pl.when("sampled").then("turn"),
+            order=pl.when("sampled").then(0).otherwise(2**62)
+            + pl.col("turn").fill_null(2**29) * 2**32
+            + pl.col("row"),
+        )
+        .sort("order")
+        .group_by(_BY_TRAJECTORY, "node_id")
         .agg(
-            pl.col("parent_id").first(),
+            pl.col("parent_id", "role", "message").first(),
             pl.col("depth").min(),
-            pl.col("role").first(),
-            pl.col("message").first(),
-            sampled_turn=pl.col("turn").filter(pl.col("sampled")).min(),
+            pl.col("sampled_turn").min(),
             first_turn=pl.col("turn").min(),
         )
-        .sort(_BY_TRAJECTORY, "depth", "node_id")
         .collect()
     )
-    return messages.with_columns(first_turn=_first_turns(messages))
+    return _spread_first_turns(messages)
+
+
+def _spread_first_turns(messages: pl.DataFrame) -> pl.DataFrame:
+    """A turn that saw a message saw all before it, though in delta mode it wrote only the rest."""
+    keys = [_BY_TRAJECTORY, "node_id"]
+    of_children = (
+        messages.filter(pl.col("parent_id").is_not_null())
+        .group_by(_BY_TRAJECTORY, node_id="parent_id")
+        .agg(of_children=pl.col("first_turn").min())
+    )
+    is_earlier = pl.col("of_children").lt(pl.col("first_turn").fill_null(_NEVER))
+    late = messages.join(of_children, on=keys).filter(is_earlier).select(_BY_TRAJECTORY).unique()
+    if not late.height:  # nearly always: who wrote a message before the one that follows it
+        return messages
+    changed = messages.join(late, on=_BY_TRAJECTORY, how="semi").sort(_BY_TRAJECTORY, "depth")
+    changed = changed.with_columns(first_turn=_first_turns(changed))
+    return pl.concat([messages.join(late, on=_BY_TRAJECTORY, how="anti"), changed])
 
 
 def _first_turns(messages: pl.DataFrame) -> pl.Series:
-    """A turn that saw a message saw all before it, though in delta mode it wrote only the rest."""
+    """Messages, sorted by depth -> the first turn that saw each or any that follows it."""
     keys = list(zip(messages[_BY_TRAJECTORY], messages["node_id"], strict=True))
     first = dict(zip(keys, messages["first_turn"], strict=True))
     parents = messages["parent_id"]

@@ -122,7 +122,7 @@ def read_output(attributes: dict[str, Any], history: History) -> Output:
     return Output(
         # Without the prompt the chain would claim that the answer begins a history.
         nodes=nodes if history.is_recorded else (),
-        node_id=nodes[0]["node_id"] if history.is_recorded else None,
+        node_id=next(node["node_id"] for node in nodes) if history.is_recorded else None,
         text=_joined(parts, "text"),
         reasoning=_joined(parts, "reasoning"),
         tool_calls=[_tool_call(part) for part in parts if part.get("type") == "tool_call"],

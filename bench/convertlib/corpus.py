@@ -460,3 +460,77 @@ def _set_value(target: Any, value: Any) -> None:
                 _set_value(target.array_value.values.add(), item)
         case _:
             target.string_value = value
+
+
+def write_agent_lightning(folder: Path, num_spans: int, *, seed: int = 0) -> None:
+    """The same runs in agent-lightning's own JSON, a span a line, a blank line after each rollout.
+
+    Calls have the name that its adapter looks for, and token ids, without which it makes no rows.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "spans.jsonl").open("wb") as stream:
+        for number, spans in enumerate(make_runs(num_spans // SPANS_PER_RUN, seed=seed)):
+            for place, span in enumerate(spans):
+                stream.write(
+                    orjson.dumps(
+                        _agent_lightning_span(span, number, place, spans[-1].trace_id),
+                        option=orjson.OPT_APPEND_NEWLINE,
+                    )
+                )
+            stream.write(b"\n")
+
+
+def _agent_lightning_span(span: Span, number: int, place: int, trace_id: str) -> dict[str, Any]:
+    is_call = span.attributes.get("starpo.record") == "llm"
+    attributes = {k: v for k, v in span.attributes.items() if k != "starpo.trajectory.id"}
+    if is_call:
+        attributes |= {"prompt_token_ids": [1, 2, 3], "response_token_ids": [4, 5]}
+    return {
+        "rollout_id": f"ro-{number}",
+        "attempt_id": f"at-{number}",
+        "sequence_id": place,
+        "trace_id": trace_id,
+        "span_id": span.span_id,
+        "parent_id": span.parent_id or None,
+        "name": "openai.chat.completion" if is_call else span.name,
+        "status": {"status_code": "OK", "description": None},
+        "attributes": attributes,
+        "events": [],
+        "links": [],
+        "start_time": span.start_ns / 1e9,
+        "end_time": span.end_ns / 1e9,
+        "context": None,
+        "parent": None,
+        "resource": {"attributes": {}, "schema_url": ""},
+    }
+
+
+def write_late_rewards(path: Path, num_runs: int, share: float, *, seed: int = 0) -> int:
+    """Rewards for a share of the runs, drawn at random, as one more file; how many there are."""
+    source = random.Random(seed + 1)
+    late = []
+    for run in make_runs(num_runs, seed=seed):
+        if source.random() >= share:
+            continue
+        root = run[-1]
+        late.append(
+            Span(
+                trace_id=f"{source.getrandbits(128) or 1:032x}",
+                span_id=f"{source.getrandbits(64) or 1:016x}",
+                parent_id="",
+                name="evaluate reward",
+                start_ns=root.end_ns + 10**12,
+                end_ns=root.end_ns + 10**12,
+                attributes={
+                    "starpo.record": "reward",
+                    "gen_ai.evaluation.name": "reward",
+                    "gen_ai.evaluation.score.value": 0.5,
+                    "starpo.reward.scope": "trajectory",
+                    "starpo.reward.source": "user",
+                    "starpo.reward.id": f"{root.attributes['starpo.trajectory.id']}:late",
+                    "starpo.trajectory.id": root.attributes["starpo.trajectory.id"],
+                },
+            )
+        )
+    path.write_bytes(b"".join(encode_json(late[i : i + 128]) for i in range(0, len(late), 128)))
+    return len(late)

@@ -12,7 +12,6 @@ from starpo_trace.look.funnel import Funnel, Stage
 from starpo_trace.look.numbers import Distribution
 
 _BAR_HEIGHT = 30
-_WEDGE_HEIGHT = 34
 _ROW_HEIGHT = 22
 
 
@@ -43,10 +42,10 @@ def draw_wedges(funnel: Funnel) -> list[Markup]:
         kept = round(1000 * stage.num_kept / stage.total, 1) if stage.total else 0
         shapes.append(
             Markup(
-                '<svg class="wedge" width="100%" height="{0}" viewBox="0 0 1000 {0}" '
+                '<svg class="wedge" width="100%" height="100%" viewBox="0 0 1000 100" '
                 'preserveAspectRatio="none" aria-hidden="true">'
-                '<polygon points="0,0 {1},0 1000,{0} 0,{0}"/></svg>'
-            ).format(_WEDGE_HEIGHT, kept)
+                '<polygon points="0,0 {},0 1000,100 0,100"/></svg>'
+            ).format(kept)
         )
     return shapes
 

@@ -3,7 +3,6 @@
 Each stage is divided exactly: the counts of its parts add up to its total.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -110,7 +109,7 @@ def count_reasons(trajectories: pl.DataFrame) -> tuple[ReasonCount, ...]:
     for verdict in VERDICTS:
         of_verdict = trajectories.filter(pl.col("usable_for") == verdict)
         has = _count_values(of_verdict["reasons"].explode().drop_nulls())
-        alone: Mapping[str, int] = {}
+        alone: dict[str, int] = {}
         if verdict in hinders:
             lists = of_verdict.select(hinders[verdict]).to_series()
             alone = _count_values(lists.filter(lists.list.len() == 1).explode())
@@ -132,7 +131,7 @@ def _is_remark(reason: str, verdict: str) -> bool:
 
 
 def _count_spans(accounting: Accounting) -> Stage:
-    rejected: Sequence[tuple[str, int]] = sorted(
+    rejected = sorted(
         accounting.spans_rejected_by_reason.items(), key=lambda item: (-item[1], item[0])
     )
     return Stage(
@@ -157,7 +156,9 @@ def _count_trees(trajectories: pl.DataFrame, scan: Scan) -> Stage:
         total=every.height,
         shares=(
             Share(name="with a trajectory", count=kept.height, tone="kept"),
-            Share(name="with rejected spans, where no trajectory begins", count=num_lost, tone="lost"),
+            Share(
+                name="with rejected spans, where no trajectory begins", count=num_lost, tone="lost"
+            ),
         ),
         num_kept=kept.height,
     )
@@ -178,5 +179,7 @@ def _count_trajectories(trajectories: pl.DataFrame) -> Stage:
 
 
 def _count_values(values: pl.Series) -> dict[str, int]:
-    counts = values.alias("value").value_counts(name="n").sort("n", "value", descending=[True, False])
+    counts = (
+        values.alias("value").value_counts(name="n").sort("n", "value", descending=[True, False])
+    )
     return dict(counts.iter_rows())

@@ -28,9 +28,7 @@ class Bins:
         """Each bin in words."""
         pairs = zip(self.lows, self.highs, strict=True)
         return tuple(
-            format_number(low)
-            if low == high
-            else f"{format_number(low)} to {format_number(high)}"
+            format_number(low) if low == high else f"{format_number(low)} to {format_number(high)}"
             for low, high in pairs
         )
 

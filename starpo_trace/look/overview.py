@@ -219,6 +219,6 @@ def _count_records(opened: Opened) -> list[tuple[str, int]]:
         .sort("len", "fate", descending=[True, False])
         .collect(engine="streaming")
     )
-    rows = [(name, count) for name, count in counts.head(MAX_ROWS).iter_rows()]
-    rest = counts["len"][MAX_ROWS:].sum()
+    rows: list[tuple[str, int]] = list(counts.head(MAX_ROWS).iter_rows())
+    rest = int(counts["len"][MAX_ROWS:].sum())
     return [*rows, ("does not count: other reasons", rest)] if rest else rows

@@ -66,7 +66,7 @@ def render_page(opened: Opened, overview: Overview, sample: Sample) -> str:
         "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; "
         "trusted-types 'none'"
     )
-    html = (
+    return (
         make_environment()
         .get_template("page.html.j2")
         .render(
@@ -86,7 +86,6 @@ def render_page(opened: Opened, overview: Overview, sample: Sample) -> str:
             version=version("starpo"),
         )
     )
-    return html
 
 
 def make_environment() -> jinja2.Environment:
@@ -110,7 +109,9 @@ def make_environment() -> jinja2.Environment:
 
 
 def _show_hidden(value: Any) -> Any:
-    return make_visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return (
+        make_visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    )
 
 
 def _hash(text: str) -> str:

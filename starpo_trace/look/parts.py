@@ -1,7 +1,7 @@
 """GenAI message JSON -> its parts as texts, none left out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -18,7 +18,7 @@ class Part:
     text: str
     """What a person reads; JSON where the part is no text. A call's arguments are verbatim."""
     name: str | None = None
-    """Of a call's tool."""
+    """Of the tool."""
     call_id: str | None = None
     """That a call and its result share."""
 
@@ -35,7 +35,10 @@ def read_parts(message: str | None) -> list[Part]:
     if not isinstance(parts, list):
         return [Part(kind="unreadable", text=message)]
     rest = {key: each for key, each in value.items() if key not in {"role", "parts"}}
-    return [*map(_read_part, parts), *([Part(kind="also", text=dump_json(rest))] if rest else ())]
+    read = [_read_part(part) for part in parts]
+    if len(read) == 1 and read[0].kind == "result" and isinstance(rest.get("name"), str):
+        read = [replace(read[0], name=rest.pop("name"))]
+    return [*read, *([Part(kind="also", text=dump_json(rest))] if rest else ())]
 
 
 def read_calls(turn: Mapping[str, Any]) -> list[Part]:

@@ -12,6 +12,7 @@ import orjson
 from starpo_trace.look.parts import Part, read_calls, read_parts
 from starpo_trace.look.story import Branch, Entry, Row, Story
 from starpo_trace.look.visible import make_visible
+from starpo_trace.messages import dump_json
 
 _FACTS: Final = (
     *("trajectory_id", "task_id", "attempt", "seed", "policy_id", "cohort", "split", "end"),
@@ -119,10 +120,17 @@ def _write_entry(entry: Entry, texts: _Texts) -> Record:
         parts = read_calls(row)
         if entry.node is not None:
             of_node = read_parts(entry.node["message"])
-            parts += [part for part in of_node if not parts or part.kind not in _OF_TURN]
+            known = Part(kind="also", text=dump_json({"finish_reason": row["finish_reason"]}))
+            parts += [
+                part
+                for part in of_node
+                if part != known and (not parts or part.kind not in _OF_TURN)
+            ]
         record["parts"] = [_write_part(part, texts) for part in parts]
         record["error"] = None if row["error"] is None else texts.place(row["error"])
-        record["tools"] = None if not row["tool_definitions"] else texts.place(row["tool_definitions"])
+        record["tools"] = (
+            None if not row["tool_definitions"] else texts.place(row["tool_definitions"])
+        )
     elif entry.kind == "state":
         record |= {"name": _show(row["name"]), "step": row["step"]}
         record["text"] = texts.place(row["value"] or "")

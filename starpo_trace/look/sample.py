@@ -125,9 +125,7 @@ def _batches(chosen: Sequence[str], sizes: Mapping[str, int]) -> Iterator[list[s
     batch: list[str] = []
     num_bytes = 0
     for each in chosen:
-        if batch and (
-            num_bytes + sizes.get(each, 0) > _BATCH_BYTES or len(batch) == _BATCH_ROWS
-        ):
+        if batch and (num_bytes + sizes.get(each, 0) > _BATCH_BYTES or len(batch) == _BATCH_ROWS):
             yield batch
             batch, num_bytes = [], 0
         batch.append(each)

@@ -80,6 +80,25 @@ def tell_story(tables: Mapping[str, pl.DataFrame]) -> Story:
     )
 
 
+def group_by_turn(story: Story) -> list[tuple[Row | None, list[int]]]:
+    """Story -> each turn with the places of what it read, did and got; None: what came after."""
+    groups: list[tuple[Row | None, list[int]]] = []
+    waiting: list[int] = []
+    for place, entry in enumerate(story.entries):
+        if entry.kind == "turn":
+            groups.append((entry.row, [*waiting, place]))
+            waiting = []
+        elif entry.kind == "reward" and groups and not waiting and _belongs(entry, groups[-1][0]):
+            groups[-1][1].append(place)
+        else:
+            waiting.append(place)
+    return [*groups, (None, waiting)]
+
+
+def _belongs(reward: Entry, turn: Row | None) -> bool:
+    return turn is not None and reward.row["turn"] == turn["turn"]
+
+
 def _rows(tables: Mapping[str, pl.DataFrame], name: str, *order: str) -> Iterator[dict[str, Any]]:
     return tables[name].sort(*order, nulls_last=False, maintain_order=True).iter_rows(named=True)
 
@@ -103,7 +122,9 @@ class _Writer:
     def add_path(self, node_id: str | None) -> None:
         """Show the messages up to this one that were not shown yet."""
         path: dict[str, None] = {}
-        while node_id in self.nodes and node_id not in self.places and node_id not in path:
+        while node_id is not None and node_id in self.nodes:
+            if node_id in self.places or node_id in path:
+                break
             path[node_id] = None
             node_id = self.nodes[node_id]["parent_id"]
         for each in reversed(path):

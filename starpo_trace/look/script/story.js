@@ -16,13 +16,15 @@ function showStory(trajectory, texts, meanings) {
     trace: trajectory.trace_id, source: trajectory.source,
   };
   const steps = element("ol", { id: "steps" });
-  let branch = 0;
+  let branch = 0, tools = null; // tools are shown where they change
   trajectory.entries.forEach((entry, place) => {
     const begins = trajectory.branches.findIndex(([, first]) => first === place);
     if (begins > 0) steps.append(showFork(trajectory, begins));
     else if (entry.branch !== branch) steps.append(element("li", { class: `fork ${toneOf(entry.branch)}` }, "back on ", element("strong", {}, `branch ${entry.branch + 1}`)));
     branch = entry.branch;
-    steps.append(showEntry(trajectory, entry, place, texts));
+    const isNews = entry.kind === "turn" && entry.tools !== null && entry.tools !== tools;
+    steps.append(showEntry(trajectory, entry, place, texts, isNews));
+    if (entry.kind === "turn") tools = entry.tools;
   });
   return [
     element("h3", {}, trajectory.task_id ?? "no task"),
@@ -48,7 +50,7 @@ function showFork(trajectory, branch) {
     element("a", { href: linkTo(trajectory.trajectory_id, leaves) }, nameOf(origin, leaves)), ": what follows there is not in its history");
 }
 
-function showEntry(trajectory, entry, place, texts) {
+function showEntry(trajectory, entry, place, texts, hasNewTools) {
   const title = element("div", { class: "title num" },
     element("a", { href: linkTo(trajectory.trajectory_id, place), "aria-label": `Link to entry ${place + 1}` }, `#${place + 1}`), ...describeEntry(entry));
   const made = element("li", { class: `entry ${entry.kind} ${toneOf(entry.branch)}`, "data-entry": place, tabindex: -1 }, title);
@@ -56,7 +58,7 @@ function showEntry(trajectory, entry, place, texts) {
   if (entry.kind === "turn") {
     if (!entry.parts.length && entry.error === null) made.append(element("p", { class: "soft small" }, "no answer was recorded"));
     if (entry.error !== null) made.append(showBlock("error", texts[entry.error]));
-    if (entry.tools !== null) made.append(showTools(texts[entry.tools]));
+    if (hasNewTools) made.append(showTools(texts[entry.tools]));
   }
   if (entry.kind === "state") made.append(showBlock("state", texts[entry.text], entry.name));
   if (entry.kind === "reward" && entry.explanation !== null) made.append(showBlock("why", texts[entry.explanation]));

@@ -41,8 +41,8 @@ function open(id, entry) {
   const link = (trajectory.item ??= makeItem(trajectory)).firstChild;
   link.setAttribute("aria-current", "true");
   if (link.isConnected) link.scrollIntoView({ block: "nearest" });
-  if (entry === null) document.getElementById("trajectories").scrollIntoView();
-  else goTo(entry);
+  if (entry !== null) goTo(entry);
+  else (matchMedia("(max-width: 900px)").matches ? story : document.getElementById("trajectories")).scrollIntoView();
 }
 
 function goTo(entry) {

@@ -25,7 +25,9 @@ def render_trajectory(tables: Mapping[str, pl.DataFrame]) -> Iterator[Renderable
     if row["reasons"]:
         reasons = escape_controls(", ".join(row["reasons"]))
         yield Text(f"not better because: {reasons}", style="yellow")
-    begins = {branch.first: number for number, branch in enumerate(story.branches) if number}
+    begins = {branch.first: number for number, branch in enumerate(story.branches)}
+    if story.branches and not story.branches[0].is_torn:
+        del begins[story.branches[0].first]  # the beginning needs no word
     for turn, places in group_by_turn(story):
         title = "end"
         if turn is not None:

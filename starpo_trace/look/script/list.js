@@ -4,18 +4,19 @@ const NOTHING = "\u0000"; // stands for null in a select; no recorded text has i
 const SORTS = {
   sample: ["As sampled", () => 0],
   started: ["Start", (a, b) => compare(a.started_ms, b.started_ms)],
-  best: ["Reward, best first", (a, b) => compare(b.reward, a.reward)],
+  best: ["Reward, best first", (a, b) => compare(a.reward, b.reward, -1)],
   worst: ["Reward, worst first", (a, b) => compare(a.reward, b.reward)],
   task: ["Task", (a, b) => compare(a.task_id, b.task_id) || compare(a.attempt, b.attempt)],
-  turns: ["Turns, most first", (a, b) => compare(b.num_turns, a.num_turns)],
-  tokens: ["Tokens written, most first", (a, b) => compare(b.output_tokens, a.output_tokens)],
-  branches: ["Branches, most first", (a, b) => compare(b.num_branches, a.num_branches)],
+  turns: ["Turns, most first", (a, b) => compare(a.num_turns, b.num_turns, -1)],
+  tokens: ["Tokens written, most first", (a, b) => compare(a.output_tokens, b.output_tokens, -1)],
+  branches: ["Branches, most first", (a, b) => compare(a.num_branches, b.num_branches, -1)],
 };
 const SELECTS = ["usable_for", "reason", "cohort", "policy_id", "split", "end"];
 
-function compare(a, b) { // what is missing comes last, whatever the direction
-  if (typeof a !== typeof b || a === null || b === null) return (a === null) - (b === null) || (typeof a > typeof b) - (typeof a < typeof b);
-  return a < b ? -1 : a > b ? 1 : 0;
+function compare(a, b, sign = 1) { // what is missing, or no number among numbers, comes last both ways
+  if (a === null || b === null) return (a === null) - (b === null);
+  if (typeof a !== typeof b) return typeof a < typeof b ? -1 : 1;
+  return sign * (a < b ? -1 : a > b ? 1 : 0);
 }
 
 function valuesOf(trajectory, name) {

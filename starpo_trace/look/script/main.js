@@ -98,7 +98,9 @@ document.addEventListener("keydown", (event) => {
 for (const name of SELECTS) fillSelect(form.elements[name], trajectories);
 form.elements.sort.append(...Object.entries(SORTS).map(([value, [name]]) => element("option", { value }, name)));
 form.addEventListener("submit", (event) => event.preventDefault());
-form.addEventListener("input", refresh);
+// A field says "change" again when it is left, by the very click that the list must not move under.
+form.addEventListener("input", (event) => { if (event.target.matches("input")) refresh(); });
+form.addEventListener("change", (event) => { if (event.target.matches("select")) refresh(); });
 form.addEventListener("reset", () => setTimeout(refresh));
 document.getElementById("help-button").addEventListener("click", toggleHelp);
 story.addEventListener("click", (event) => {

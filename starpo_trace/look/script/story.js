@@ -19,7 +19,7 @@ function showStory(trajectory, texts, meanings) {
   let branch = 0, tools = null; // tools are shown where they change
   trajectory.entries.forEach((entry, place) => {
     const begins = trajectory.branches.findIndex(([, first]) => first === place);
-    if (begins > 0) steps.append(showFork(trajectory, begins));
+    if (begins > 0 || (begins === 0 && trajectory.branches[0][3])) steps.append(showFork(trajectory, begins));
     else if (entry.branch !== branch) steps.append(element("li", { class: `fork ${toneOf(entry.branch)}` }, "back on ", element("strong", {}, `branch ${entry.branch + 1}`)));
     branch = entry.branch;
     const isNews = entry.kind === "turn" && entry.tools !== null && entry.tools !== tools;
@@ -98,7 +98,7 @@ function showBlock(kind, text, name, id) {
 }
 
 function foldText(text) {
-  const shown = element("div", { class: "text" }, text);
+  const shown = element("div", { class: "words" }, text);
   if (text.length <= FOLD_LENGTH && text.split("\n", FOLD_LINES + 1).length <= FOLD_LINES) return [shown];
   shown.classList.add("folded");
   const words = `all ${number(text.length)} characters`;

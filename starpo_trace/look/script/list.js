@@ -74,7 +74,7 @@ function makeFilter(form, texts) {
 
 function makeItem(trajectory) {
   const id = trajectory.trajectory_id;
-  const facts = [`${trajectory.num_turns} turns`, trajectory.end, trajectory.num_branches > 1 ? `${trajectory.num_branches} branches` : null];
+  const facts = [`${trajectory.num_turns} turn${trajectory.num_turns === 1 ? "" : "s"}`, trajectory.end, trajectory.num_branches > 1 ? `${trajectory.num_branches} branches` : null];
   const attempt = trajectory.attempt === null ? "" : ` · attempt ${trajectory.attempt}`;
   return element("li", {}, element("a", { href: linkTo(id), title: id },
     element("span", { class: "line" },

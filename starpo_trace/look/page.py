@@ -8,6 +8,7 @@ that the script shows only as text.
 import json
 import os
 from base64 import b64encode
+from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
@@ -28,7 +29,7 @@ from starpo_trace.look.sample import Sample, draw_sample
 from starpo_trace.look.visible import make_visible
 
 MAX_TRAJECTORIES: Final = 300
-MAX_BYTES: Final = 8_000_000
+MAX_BYTES: Final = 8 << 20
 
 _SCRIPTS: Final = ("dom.js", "list.js", "branches.js", "story.js", "main.js")
 _MAX_SOURCES: Final = 200
@@ -102,7 +103,7 @@ def make_environment() -> jinja2.Environment:
         "count": "{:,}".format,
         "number": format_number,
         "percent": lambda part, whole: f"{100 * part / whole:.1f}%" if whole else "—",
-        "megabytes": lambda size: f"{size / 1e6:.1f} MB",
+        "megabytes": lambda size: f"{size / (1 << 20):.4g} MiB",
     }
     environment.globals |= {"draw": draw}
     return environment
@@ -138,4 +139,5 @@ def _replace_file(output: Path, html: str) -> None:
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written ({error.strerror or error})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()

@@ -98,7 +98,7 @@ def _dump(value: Any) -> bytes:
 
 def _write_story(story: Story, texts: _Texts) -> Record:
     row = story.row
-    record = _pick(row, _FACTS)
+    record = _pick(row, _FACTS) | {"reasons": _show(row["reasons"] or [])}
     record["started_ms"] = None if row["started_ns"] is None else row["started_ns"] // 1_000_000
     record["seconds"] = _seconds(row)
     record["branches"] = [_write_branch(branch) for branch in story.branches]

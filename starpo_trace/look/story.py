@@ -5,8 +5,10 @@ the turns, each message goes on from the last of a branch, or leaves one further
 a second answer to one prompt), or begins a history of its own (a sub-agent).
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 import polars as pl
@@ -58,20 +60,22 @@ class Story:
 def tell_story(tables: Mapping[str, pl.DataFrame]) -> Story:
     """Tables filtered to one trajectory -> its story, every row of them once."""
     writer = _Writer(nodes={row["node_id"]: row for row in _rows(tables, "messages", "depth")})
-    states = list(_rows(tables, "states", "step", "time_ns"))
-    rewards = list(_rows(tables, "rewards", "time_ns"))
+    states = deque(_rows(tables, "states", "step", "time_ns"))
+    rewards: dict[int | None, list[Row]] = {}
+    for reward in _rows(tables, "rewards", "time_ns"):
+        rewards.setdefault(reward["turn"], []).append(reward)
+    of_run = rewards.pop(None, [])
     for turn in _rows(tables, "turns", "turn"):
         writer.add_path(turn["input_node"])
         while states and (states[0]["step"] or 0) <= (turn["step"] or 0):
-            writer.add("state", states.pop(0))
+            writer.add("state", states.popleft())
         writer.add_turn(turn)
-        for reward in [each for each in rewards if each["turn"] == turn["turn"]]:
+        for reward in rewards.pop(turn["turn"], ()):
             writer.add("reward", reward)
-            rewards.remove(reward)
     writer.add_rest()
     for state in states:
         writer.add("state", state)
-    for reward in rewards:
+    for reward in chain(*rewards.values(), of_run):
         writer.add("reward", reward)
     return Story(
         row=tables["trajectories"].row(0, named=True),

@@ -17,9 +17,10 @@ function showStory(trajectory, texts, meanings) {
   };
   const steps = element("ol", { id: "steps" });
   let branch = 0, tools = null; // tools are shown where they change
+  const beginnings = new Map(trajectory.branches.map(([, first, , isTorn], number) => [number || isTorn ? first : -1, number]));
   trajectory.entries.forEach((entry, place) => {
-    const begins = trajectory.branches.findIndex(([, first]) => first === place);
-    if (begins > 0 || (begins === 0 && trajectory.branches[0][3])) steps.append(showFork(trajectory, begins));
+    const begins = beginnings.get(place);
+    if (begins !== undefined) steps.append(showFork(trajectory, begins));
     else if (entry.branch !== branch) steps.append(element("li", { class: `fork ${toneOf(entry.branch)}` }, "back on ", element("strong", {}, `branch ${entry.branch + 1}`)));
     branch = entry.branch;
     const isNews = entry.kind === "turn" && entry.tools !== null && entry.tools !== tools;

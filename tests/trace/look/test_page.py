@@ -188,6 +188,7 @@ def test_the_command_writes_the_page(shop, tmp_path, capsys):
         (["--html", "page.txt"], "the name of a page ends in .html"),
         (["--html", "{shop}/page.html"], "which holds nothing but its own files"),
         (["--html", "{tmp}/no/page.html"], "cannot be written"),
+        (["--html", "{shop}/manifest.json/page.html"], "manifest.json"),
         (["--html", "{tmp}/page.html", "--trajectory", "a"], "add #t=ID to its address"),
         (["--html", "{tmp}/page.html", "--sample", "-1"], "--sample -1: give 0 to 20,000"),
         (["--sample", "5"], "give --html FILE too"),

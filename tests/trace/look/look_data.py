@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from starpo_trace.convert.columns import build_frame
-from starpo_trace.convert.manifest import Accounting, Manifest, write_manifest, write_tables
+from starpo_trace.convert.manifest import Accounting, Manifest, write_manifest
 from starpo_trace.schema import TABLES
 
 
@@ -31,7 +31,10 @@ def write_dataset(path: Path, rows: dict[str, list[dict]], **fields) -> Path:
         "digest": "d" * 64,
         **fields,
     }
-    write_manifest(path, Manifest(tables=write_tables(path, tables), **values))
+    for name, table in tables.items():
+        table.write_delta(str(path / name))
+    written = {name: {"path": name, "version": 0} for name in tables}
+    write_manifest(path, Manifest(tables=written, **values))
     return path
 
 

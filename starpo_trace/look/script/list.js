@@ -66,6 +66,7 @@ function makeFilter(form, texts) {
     }
     if (isBounded && !(typeof trajectory.reward === "number" && trajectory.reward >= low && trajectory.reward <= high)) return false;
     if (!wanted) return true;
+    if (wanted.startsWith("task:")) return trajectory.task_id?.toLowerCase() === wanted.slice(5).trim();
     trajectory.texts ??= textsOf(trajectory);
     trajectory.names ??= namesOf(trajectory);
     return trajectory.names.includes(wanted) || [...trajectory.texts].some((text) => hits.has(text));

@@ -111,7 +111,7 @@ for (const name of document.querySelectorAll("[data-task]")) {
   const button = element("button", { type: "button", class: "link", title: "Show its trajectories" }, name.textContent);
   button.addEventListener("click", () => {
     form.reset();
-    form.elements.search.value = name.dataset.task;
+    form.elements.search.value = `task:${name.dataset.task}`;
     refresh();
     document.getElementById("trajectories").scrollIntoView();
   });

@@ -107,6 +107,14 @@ def test_filters_and_search(browser, page):
     assert texts(browser, "#found") == ["1 of 12 on this page"]
 
 
+def test_a_task_leads_to_its_attempts(browser, page):
+    """The name of a task in the table of tasks filters by it alone."""
+    visit(browser, page)
+    click(browser, "#groups summary")
+    click(browser, "#groups [data-task=hello] button")
+    assert list_ids(browser) == {"hello/0"}
+
+
 def test_order(browser, page):
     """By task and attempt; the best reward first, those without one last."""
     visit(browser, page)

@@ -9,12 +9,13 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from starpo_trace.collect.command import add_collect_command
-from starpo_trace.errors import ConfigError, StarpoTraceError
+from starpo_trace.errors import StarpoTraceError
 from starpo_trace.guard import mask_logs_with
 from starpo_trace.latereward import record_late_reward
 from starpo_trace.launch import run_program, split_arguments
 from starpo_trace.plain import escape_controls
 from starpo_trace.schema import REWARD_SOURCES
+from starpo_trace.show_command import add_show_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,11 +85,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     export.set_defaults(command=_export)
 
-    show = commands.add_parser("show", help="look at a dataset or a trace store")
-    show.add_argument("path", type=Path, metavar="DATASET|STORE")
-    show.add_argument("--trajectory", metavar="ID", help="one trajectory, step by step")
-    show.add_argument("--limit", type=int, default=20, help="trajectories to list (default: 20)")
-    show.set_defaults(command=_show)
+    add_show_command(commands)
     _add_write_command(commands)
     _add_reward_commands(commands)
     add_collect_command(commands)
@@ -187,19 +184,6 @@ def _hold_native_stderr() -> Iterator[None]:
             held.seek(0)
             if not is_said:
                 os.write(2, held.read())
-
-
-def _show(options: argparse.Namespace) -> int:
-    if options.limit < 1:
-        raise ConfigError(f"--limit {options.limit}: list at least 1 trajectory")
-    from rich.console import Console
-
-    from starpo_trace.show import show_path
-
-    show_path(
-        options.path, Console(), trajectory_id=options.trajectory, max_trajectories=options.limit
-    )
-    return 0
 
 
 def _write(options: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """Dataset -> what a person reads in the terminal."""
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -10,10 +11,13 @@ from starpo_trace.convert.dataset import convert_rows
 from starpo_trace.convert.manifest import Accounting
 from starpo_trace.convert.rewards import Trust
 from starpo_trace.errors import DatasetError
+from starpo_trace.look.opened import Opened, find_trajectory
+from starpo_trace.look.overview import summarize
 from starpo_trace.show import (
-    _find_trajectory,
     _print_trajectories,
     render_accounting,
+    render_reasons,
+    render_rewards,
     render_trajectory,
 )
 from starpo_trace.signing import Keyring, SignedReward, sign_reward
@@ -28,12 +32,28 @@ CALL = {
 }
 
 
-def text_of(tables) -> list[str]:
+def opened(tables, **accounting) -> Opened:
+    """Tables in memory as something to look at."""
+    counts = {"spans_read": 0, "spans_used": 0, "duplicates": 0, "damaged_records": 0}
+    return Opened(
+        path=Path("invented"),
+        scan=lambda name: tables[name].lazy(),
+        accounting=Accounting(**{**counts, "spans_rejected_by_reason": {}, **accounting}),
+        manifest=None,
+    )
+
+
+def print_lines(lines) -> list[str]:
+    """Lines as a wide terminal shows them."""
     out = io.StringIO()
     console = Console(file=out, width=200)
-    for line in render_trajectory(tables):
+    for line in lines:
         console.print(line, soft_wrap=True)
     return [line.strip() for line in out.getvalue().splitlines() if line.strip()]
+
+
+def text_of(tables) -> list[str]:
+    return print_lines(render_trajectory(tables))
 
 
 def test_state_thinking_action_observation_reward_in_order(spans):
@@ -88,7 +108,7 @@ def test_recorded_names_are_no_terminal_commands(spans, tmp_path):
     assert f"state/{shown}  1" in text_of(tables)
     assert f"reward/trajectory  {shown} = 0.5 (environment)" in text_of(tables)
     out = io.StringIO()
-    _print_trajectories(Console(file=out, width=200), tables["trajectories"], 10)
+    _print_trajectories(Console(file=out, width=200), opened(tables), 1, 10)
     assert out.getvalue().count(shown) == 2
     assert "\x1b" not in out.getvalue()
 
@@ -123,12 +143,10 @@ def test_a_reward_says_who_signed_it_and_why_it_does_not_count(spans):
     ]
     unchecked = text_of(convert_rows(rows[:2]))[-1]
     assert unchecked.endswith("(environment, signature of k1 not checked)")
-    accounting = Accounting(
-        spans_read=4, spans_used=4, spans_rejected_by_reason={}, duplicates=0, damaged_records=0
-    )
-    out = io.StringIO()
-    Console(file=out, width=200).print(render_accounting(accounting, tables))
-    assert [line.strip() for line in out.getvalue().splitlines() if "rewards" in line] == [
+    shown = opened(tables, spans_read=4, spans_used=4)
+    signatures = {"valid": 1, "invalid": 1, "missing": 1}
+    funnel = render_accounting(shown.accounting, summarize(shown), signatures)
+    assert [line for line in print_lines([funnel]) if "rewards" in line] == [
         "1  rewards with a valid signature",
         "1  rewards with an invalid signature",
         "1  rewards not signed",
@@ -138,9 +156,54 @@ def test_a_reward_says_who_signed_it_and_why_it_does_not_count(spans):
 def test_trajectory_is_found_by_the_beginning_of_its_id(spans):
     """A unique beginning is enough; none or several are errors that say so."""
     rows = [spans.root("abc1"), spans.root("abd2")]
-    trajectories = convert_rows(rows)["trajectories"]
-    assert _find_trajectory(trajectories, "abc") == "abc1"
+    scan = opened(convert_rows(rows)).scan
+    assert find_trajectory(scan, "abc") == "abc1"
     with pytest.raises(DatasetError, match="2 trajectories begin with 'ab'"):
-        _find_trajectory(trajectories, "ab")
+        find_trajectory(scan, "ab")
     with pytest.raises(DatasetError, match="no trajectory 'x'"):
-        _find_trajectory(trajectories, "x")
+        find_trajectory(scan, "x")
+
+
+def test_a_branch_says_where_it_leaves(spans):
+    """A second answer to one prompt leaves it; a sub-agent's history begins anew."""
+    root = spans.root(num_steps=3)
+    user = {"role": "user", "content": "2+2?"}
+    rows = [
+        root,
+        spans.call(root, 0, [user], {"role": "assistant", "content": "5"}),
+        spans.call(root, 1, [user], {"role": "assistant", "content": "4"}),
+        spans.call(root, 2, [{"role": "system", "content": "Check."}], {"role": "assistant"}),
+    ]
+    lines = text_of(convert_rows(rows))
+    assert [line for line in lines if "branch" in line] == [
+        "├─ branch 2 leaves branch 1 after a user message",
+        "┌─ branch 3 begins anew",
+    ]
+    assert lines.index("-- turn 1 (step 1, ok)") < lines.index(
+        "├─ branch 2 leaves branch 1 after a user message"
+    )
+
+
+def test_reasons_and_rewards_of_all_trajectories(spans):
+    """How many have a reason and nothing else; rewards of each cohort over the same bins."""
+    rows = []
+    for name, cohort, value in (("a", "gold", 1.0), ("b", "gold", 0.0), ("c", "tin", None)):
+        root = spans.root(name, num_steps=1, **{semconv.COHORT: cohort, semconv.TASK_ID: "sum"})
+        call = spans.call(root, 0, [{"role": "user", "content": name}], {"role": "assistant"})
+        rows += [root, call]
+        if value is not None:
+            rows.append(spans.reward(root, value))
+    overview = summarize(opened(convert_rows(rows)))
+    assert print_lines(render_rewards(overview)) == [
+        "rewards by cohort, over 0 .. 1",
+        "gold  ▕██▏ mean 0.5, 2 rewards",
+        "tin  ▕  ▏ mean —, 0 rewards, 1 without",
+        "all  ▕██▏ mean 0.5, 2 rewards, 1 without",
+        "1 of 1 tasks have attempts whose rewards differ",
+    ]
+    counts = [line.split()[:3] for line in print_lines(render_reasons(overview.funnel.reasons))]
+    assert counts[1:] == [
+        ["3", "sft", "logprob_missing"],
+        ["3", "sft", "token_ids_missing"],
+        ["1", "sft", "no_reward"],
+    ]

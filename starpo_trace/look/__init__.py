@@ -1,0 +1,1 @@
+"""Dataset -> numbers about it, the story of each trajectory, and one page to look at both."""

@@ -1,15 +1,13 @@
 """`starpo-trace`: run a script with tracing, export a dataset, look at it, reward late, sign."""
 
 import argparse
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from starpo_trace.collect.command import add_collect_command
 from starpo_trace.errors import StarpoTraceError
+from starpo_trace.export_command import add_export_command, run_export
 from starpo_trace.guard import mask_logs_with
 from starpo_trace.latereward import record_late_reward
 from starpo_trace.launch import run_program, split_arguments
@@ -33,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"starpo-trace: {escape_controls(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        what = "interrupted; nothing written" if options.command is _export else "interrupted"
+        what = "interrupted; nothing written" if options.command is run_export else "interrupted"
         print(f"starpo-trace: {what}", file=sys.stderr)
         return 130
 
@@ -62,29 +60,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     run.set_defaults(command=_run)
 
-    export = commands.add_parser("export", help="trace stores and OTLP files -> dataset")
-    export.add_argument("sources", nargs="+", type=Path, metavar="SOURCE")
-    export.add_argument("-o", "--output", type=Path, required=True, metavar="DATASET")
-    export.add_argument(
-        "--test-fraction", type=float, default=0.0, help="share of the tasks held out as `test`"
-    )
-    export.add_argument(
-        "--trust",
-        action="append",
-        choices=REWARD_SOURCES,
-        help="reward source that counts; repeatable (default: environment, rule, user)",
-    )
-    export.add_argument(
-        "--reward-keys", type=Path, metavar="FILE", help="count only rewards signed with these keys"
-    )
-    export.add_argument(
-        "--require-signed",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="whether unsigned rewards count for nothing (default: yes with --reward-keys)",
-    )
-    export.set_defaults(command=_export)
-
+    add_export_command(commands)
     add_show_command(commands)
     _add_write_command(commands)
     _add_reward_commands(commands)
@@ -139,51 +115,6 @@ def _add_reward_commands(commands: "argparse._SubParsersAction[argparse.Argument
 
 def _run(options: argparse.Namespace) -> int:
     run_program(options.program, store=options.store, has_children=options.children)
-
-
-def _export(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from starpo_trace.convert.dataset import TRUST_SOURCES, build_dataset
-    from starpo_trace.show import render_manifest
-
-    with _hold_native_stderr():
-        manifest = build_dataset(
-            options.sources,
-            options.output,
-            test_fraction=options.test_fraction,
-            trust_sources=options.trust or TRUST_SOURCES,
-            reward_keys=options.reward_keys,
-            require_signed=options.require_signed,
-        )
-    print(options.output)
-    Console().print(render_manifest(manifest))
-    return 0
-
-
-@contextmanager
-def _hold_native_stderr() -> Iterator[None]:
-    """Keep what native code writes to stderr; show it unless an error says it in one line.
-
-    On a full disk deltalake's threads panic, each with a report of its own.
-    """
-    sys.stderr.flush()
-    own_stderr = os.dup(2)
-    with TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        is_said = False
-        try:
-            yield
-        except StarpoTraceError:
-            is_said = True
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(own_stderr, 2)
-            os.close(own_stderr)
-            held.seek(0)
-            if not is_said:
-                os.write(2, held.read())
 
 
 def _write(options: argparse.Namespace) -> int:

@@ -116,6 +116,8 @@ def build_dataset(  # noqa: PLR0913 (what a user may choose, all of it by name)
         )
     if executor not in EXECUTORS:
         raise ConfigError(f"executor {executor!r} is none of {', '.join(EXECUTORS)}")
+    if num_workers is not None and num_workers < 1:
+        raise ConfigError(f"num_workers is {num_workers}; at least one must do the work")
     trust = _decide_trust(trust_sources, reward_keys, require_signed=require_signed)
     parameters = {
         "test_fraction": test_fraction,

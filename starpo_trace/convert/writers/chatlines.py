@@ -42,8 +42,12 @@ def write_chat_lines(
 
 
 def _build_line(conversation: Conversation, *, with_reasoning: bool) -> dict[str, Any]:
-    chat = conversation.write_chat()
-    line: dict[str, Any] = {"messages": chat if with_reasoning else drop_reasoning(chat)}
+    chat = (
+        conversation.write_template_chat()
+        if with_reasoning
+        else drop_reasoning(conversation.write_chat())
+    )
+    line: dict[str, Any] = {"messages": chat}
     tools = conversation.write_tools()
     if tools:
         line["tools"] = tools

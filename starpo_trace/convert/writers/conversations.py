@@ -35,6 +35,16 @@ class Conversation:
         """
         return write_chat(self.read_messages())
 
+    def write_template_chat(self) -> Chat:
+        """The messages as chat templates read them: no text beside calls is `""`.
+
+        OpenAI writes null there, which templates such as Qwen's refuse.
+        """
+        return [
+            {**message, "content": "" if message["content"] is None else message["content"]}
+            for message in self.write_chat()
+        ]
+
     def read_messages(self) -> list[Message]:
         """The messages as they were recorded."""
         return [load_json(node["message"]) for node in self.nodes]

@@ -120,7 +120,7 @@ def _read_candidate(
     conversations = list_conversations(trajectory)
     if not conversations:
         raise UnwritableError("no_answer")
-    chat = conversations[-1].write_chat()
+    chat = conversations[-1].write_template_chat()
     tools = conversations[-1].write_tools()
     encode_json([chat, tools])
     if not split_prompt(chat)[0]:

@@ -133,7 +133,7 @@ def _read_prompt(trajectory: TrajectoryRows) -> tuple[Chat, list[str]]:
     conversations = list_conversations(trajectory)
     if not conversations:
         raise UnwritableError("no_answer")
-    prompt = split_prompt(conversations[-1].write_chat())[0]
+    prompt = split_prompt(conversations[-1].write_template_chat())[0]
     if not prompt:
         raise UnwritableError("no_prompt")
     _check_types(prompt)
@@ -144,7 +144,7 @@ def _read_prompt(trajectory: TrajectoryRows) -> tuple[Chat, list[str]]:
 def _read_conversations(trajectory: TrajectoryRows) -> list[Row]:
     rows: list[Row] = []
     for conversation in list_conversations(trajectory):
-        chat = conversation.write_chat()
+        chat = conversation.write_template_chat()
         _check_types(chat)
         tools = conversation.write_tools()
         row = {"messages": chat, "tools": dump_json(tools) if tools else None}

@@ -7,6 +7,7 @@ earlier document already holds, are marked as copied context.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 from starpo_trace.convert.writers.atifsteps import StepWriter
@@ -57,7 +58,7 @@ def build_document(trajectory: TrajectoryRows) -> dict[str, Any]:
     if not conversations:
         raise UnwritableError("no_answer")
     prompts = restore_prompts(trajectory.turns)
-    *others, main = conversations
+    *others, main = (_go_on(each, trajectory) for each in conversations)
     writer = StepWriter(turns=trajectory.turns, prompts=prompts)
     document = _build_one(trajectory, main, writer, trajectory.id)
     embedded = [
@@ -76,6 +77,18 @@ def build_document(trajectory: TrajectoryRows) -> dict[str, Any]:
     if embedded:
         document["subagent_trajectories"] = embedded
     return document
+
+
+def _go_on(conversation: Conversation, trajectory: TrajectoryRows) -> Conversation:
+    """A conversation -> with what was seen after its last answer, where that is one way on."""
+    following: dict[str | None, list[Row]] = {}
+    for node in trajectory.nodes.values():
+        if node["sampled_turn"] is None:
+            following.setdefault(node["parent_id"], []).append(node)
+    nodes = list(conversation.nodes)
+    while len(found := following.get(nodes[-1]["node_id"], ())) == 1:
+        nodes += found
+    return replace(conversation, nodes=nodes)
 
 
 def _build_one(

@@ -1,7 +1,5 @@
 """Canonical frames -> tables, on trajectories worked out by hand."""
 
-import dataclasses
-
 import openai
 import polars as pl
 import pytest
@@ -117,9 +115,9 @@ def test_a_whole_trajectory_is_usable_for_rl(spans):
 def test_turns_have_the_times_of_their_spans(spans):
     """Start and end; a call that never ended has no end."""
     root = spans.root(num_steps=2)
-    calls = [spans.call(root, step, [USER], ANSWER, delta=False) for step in (0, 1)]
-    unended = dataclasses.replace(calls[1], end_ns=None)
-    turns = convert_rows([root, calls[0], unended])["turns"].sort("turn")
+    ended = spans.call(root, 0, [USER], ANSWER)
+    unended = spans.call(root, 1, [USER], ANSWER, end_ns=None)
+    turns = convert_rows([root, ended, unended])["turns"].sort("turn")
     assert turns.select("started_ns", "ended_ns").rows() == [
         (2_000_000_000, 2_000_001_000),
         (3_000_000_000, None),

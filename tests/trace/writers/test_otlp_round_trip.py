@@ -2,7 +2,6 @@
 
 import base64
 import json
-from dataclasses import replace
 
 import pytest
 from google.protobuf.json_format import Parse
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from starpo_trace import semconv as keys
+from starpo_trace.convert.otlp import SpanRow
 from starpo_trace.convert.states import hash_state
 from starpo_trace.convert.writers.forms import WriteOptions, write_dataset
 from starpo_trace.mergepatch import make_merge_patch
@@ -20,6 +20,16 @@ from starpo_trace.signing import Keyring, SignedReward, sign_reward
 SYSTEM = {"role": "system", "content": "Be brief."}
 TOOLS = dump_json([{"type": "function", "function": {"name": "look"}}])
 MODES = pytest.mark.parametrize("mode", ["delta", "full"])
+
+FIELDS = (
+    *("source", "trace_id", "span_id", "parent_id", "name", "scope", "start_ns", "end_ns"),
+    *("error", "num_dropped", "attributes", "events", "links"),
+)
+
+
+def replace(row, **fields):
+    """A span row with other values of some fields."""
+    return SpanRow(**{name: getattr(row, name) for name in FIELDS} | fields)
 
 
 def write_again(datasets, dataset, mode="delta", **options):

@@ -7,7 +7,7 @@ step of the agent that was copied from another trajectory, or that no model gave
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -115,7 +115,7 @@ class _Reader:
                     {**common, **history, **_describe_call(step, message, model)},
                     span_id=self._make_id(),
                     parent_id=parent,
-                    name=f"chat {model}",
+                    name="chat" if model is None else f"chat {model}",
                     start_ns=start_ns,
                     end_ns=start_ns or None,
                 )
@@ -248,10 +248,10 @@ def _read_rewards(extra: dict[str, Any], time_ns: int) -> Iterator[tuple[str, in
 
 
 def _read_time(text: Any) -> int:
-    """ISO 8601 -> Unix time in ns; 0 for none."""
+    """ISO 8601 (UTC where it names no zone) -> Unix time in ns; 0 for none."""
     if text is None:
         return 0
     at = datetime.fromisoformat(text)
-    epoch = datetime.fromtimestamp(0, at.tzinfo)
-    whole = (at - epoch).days * 86_400 + (at - epoch).seconds
-    return min(max(whole * 1_000_000_000 + at.microsecond * 1000, 0), MAX_TIME_NS)
+    since = (at if at.tzinfo else at.replace(tzinfo=UTC)) - datetime.fromtimestamp(0, UTC)
+    whole = since.days * 86_400 + since.seconds
+    return min(max(whole * 1_000_000_000 + since.microseconds * 1000, 0), MAX_TIME_NS)

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from starpo_trace.convert.writers.chatmessages import UnwritableError, write_chat, write_tools
 from starpo_trace.convert.writers.stream import Row, TrajectoryRows
 from starpo_trace.mergepatch import load_json
@@ -87,19 +85,8 @@ def split_prompt(chat: Chat) -> tuple[Chat, Chat]:
 
 
 def encode_json(value: Any) -> bytes:
-    """Value -> one line of JSON.
-
-    Raises:
-        UnwritableError: `not_json`: JSON cannot hold it, such as a text with half a character.
-    """
-    try:
-        return orjson.dumps(value)
-    except (TypeError, ValueError):
-        text = dump_json(value)
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise UnwritableError("not_json") from None
+    """Value -> one line of JSON; half a character is its escape."""
+    return dump_json(value).encode()
 
 
 def _find_read(turns: list[Row], nodes: Mapping[str, Row]) -> set[str]:

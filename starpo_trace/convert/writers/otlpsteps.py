@@ -14,7 +14,7 @@ from starpo_trace.convert.writers.chatmessages import UnwritableError
 from starpo_trace.convert.writers.otlpjson import OutSpan, derive_id
 from starpo_trace.convert.writers.stream import Row, TrajectoryRows
 from starpo_trace.mergepatch import load_json
-from starpo_trace.messages import dump_json
+from starpo_trace.messages import dump_json, make_encodable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,5 +143,5 @@ def _read_results(trajectory: TrajectoryRows) -> dict[str, str]:
             if part.get("type") == "tool_call_response" and isinstance(part.get("id"), str):
                 response = part.get("response")
                 text = response if isinstance(response, str) else dump_json(response)
-                found.setdefault(part["id"], text)
+                found.setdefault(part["id"], make_encodable(text))
     return found

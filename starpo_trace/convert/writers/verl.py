@@ -11,6 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
 
+import orjson
 import polars as pl
 
 from starpo_trace.convert.writers.chatmessages import UnwritableError
@@ -159,10 +160,15 @@ def _check_types(chat: Chat) -> None:
     """Refuse what a column of texts cannot hold.
 
     Raises:
-        UnwritableError: `unwritable_part`: a message of several parts, such as one with an image.
+        UnwritableError: `unwritable_part`: a message of several parts, such as one with an image;
+            `half_character`: a text that is none in UTF-8.
     """
     if any(isinstance(message.get("content"), list) for message in chat):
         raise UnwritableError("unwritable_part")
+    try:
+        orjson.dumps(chat)
+    except TypeError:
+        raise UnwritableError("half_character") from None
 
 
 def _describe_prompt(

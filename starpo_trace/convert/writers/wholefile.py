@@ -8,9 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-import orjson
-
 from starpo_trace.errors import ConfigError
+from starpo_trace.mergepatch import load_json
+from starpo_trace.messages import dump_json
 
 
 @contextmanager
@@ -46,13 +46,13 @@ class Spool:
     def add(self, value: Any) -> int:
         """Value -> its number."""
         self.offsets.append(self.file.seek(0, os.SEEK_END))
-        self.file.write(orjson.dumps(value) + b"\n")
+        self.file.write(dump_json(value).encode() + b"\n")
         return len(self.offsets) - 1
 
     def read(self, number: int) -> Any:
         """Number -> the value."""
         self.file.seek(self.offsets[number])
-        return orjson.loads(self.file.readline())
+        return load_json(self.file.readline().decode())
 
 
 @contextmanager

@@ -101,7 +101,7 @@ class Player:
                 [
                     {"role": "assistant", "content": "yes"},
                     {"role": "assistant", "content": "yes", "reasoning_content": f"{self.step}"},
-                    {"role": "assistant", "content": "é\u2028\x00"},
+                    {"role": "assistant", "content": "é\u2028\x00\ud800"},
                     call_tool("look", self.step),
                     None,
                 ]
@@ -134,7 +134,7 @@ class Player:
             if draw(st.booleans()):
                 self.rows.append(self.spans.row(self.common("step"), parent=self.root))
                 self.step += 1
-            told = {"role": "tool", "tool_call_id": call["id"], "content": "done"}
+            told = {"role": "tool", "tool_call_id": call["id"], "content": "done \ud83d"}
             self.history = [*self.history, told]
 
     def draw_tokens(self):

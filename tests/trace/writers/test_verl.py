@@ -108,9 +108,14 @@ def test_conversations_keep_tools_as_they_are(spans, write):
 
 @pytest.mark.parametrize("form", ["verl", "verl-sft"])
 def test_images_are_left_out_and_a_file_may_be_empty(spans, write, form, capsys):
-    """Contents that are lists have no place in a column of texts."""
+    """Neither lists of contents nor half a character have a place in a column of texts."""
     image = {"type": "image_url", "image_url": {"url": "https://x/y.png"}}
     question = {"role": "user", "content": [{"type": "text", "text": "what?"}, image]}
-    table = write(run(spans, "a", "t", 1.0, question=question), "--as", form)
+    torn = {"role": "user", "content": "\ud83d"}
+    rows = run(spans, "a", "t", 1.0, question=question)
+    table = write([*rows, *run(spans, "b", "t", 1.0, question=torn)], "--as", form)
     assert table.height == 0
-    assert "left out: 1 trajectories, unwritable_part" in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "  left out: 1 trajectories, half_character",
+        "  left out: 1 trajectories, unwritable_part",
+    ]

@@ -36,7 +36,7 @@ def dataset(spans, datasets):
     for number in range(5):
         root = spans.root(f"t{number}", num_steps=1, **{keys.TASK_ID: "task"})
         reward = {keys.REWARD_ID: f"r{number}"}
-        answer = {"role": "assistant", "content": f"ho {number}"}
+        answer = {"role": "assistant", "content": f"ho {number} \ud83d"}
         rows += [root, spans.call(root, 0, [USER], answer, delta=False)]
         rows.append(spans.reward(root, float(number), **reward))
     return datasets.build(rows)

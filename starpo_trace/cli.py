@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from starpo_trace.collect.command import add_collect_command
+from starpo_trace.convert.writers.command import add_write_command
 from starpo_trace.errors import StarpoTraceError
 from starpo_trace.export_command import add_export_command, run_export
 from starpo_trace.guard import mask_logs_with
@@ -62,26 +63,10 @@ def _build_parser() -> argparse.ArgumentParser:
 
     add_export_command(commands)
     add_show_command(commands)
-    _add_write_command(commands)
+    add_write_command(commands)
     _add_reward_commands(commands)
     add_collect_command(commands)
     return parser
-
-
-def _add_write_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    write = commands.add_parser("write", help="dataset -> conversations for other trainers")
-    write.add_argument("dataset", type=Path, metavar="DATASET")
-    write.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
-    write.add_argument(
-        "--as",
-        dest="form",
-        choices=("openai", "trl"),
-        default="openai",
-        help="OpenAI's fine-tuning lines, or TRL's with reasoning (default: openai)",
-    )
-    write.add_argument("--split", choices=("train", "test"), help="only these tasks")
-    write.add_argument("--min-reward", type=float, help="only trajectories with at least this")
-    write.set_defaults(command=_write)
 
 
 def _add_reward_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -115,25 +100,6 @@ def _add_reward_commands(commands: "argparse._SubParsersAction[argparse.Argument
 
 def _run(options: argparse.Namespace) -> int:
     run_program(options.program, store=options.store, has_children=options.children)
-
-
-def _write(options: argparse.Namespace) -> int:
-    from starpo_trace.convert.chatfiles import write_chat_file
-
-    report = write_chat_file(
-        options.dataset,
-        options.output,
-        form=options.form,
-        split=options.split,
-        min_reward=options.min_reward,
-    )
-    print(
-        f"{options.output}: {report.num_examples} conversations of "
-        f"{report.num_trajectories} trajectories"
-    )
-    for reason, count in report.left_out.items():
-        print(f"  left out: {count} trajectories, {reason}")
-    return 0
 
 
 def _reward(options: argparse.Namespace) -> int:

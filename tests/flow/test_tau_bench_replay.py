@@ -11,6 +11,9 @@ from types import ModuleType
 
 import pytest
 
+from starpo_trace.convert.dataset import build_dataset, read_manifest
+from starpo_trace.convert.writers.forms import WriteOptions, write_dataset
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "tau_bench_replay" / "replay.py"
 DATA = ROOT.parent / "shared" / "data" / "tau-bench-gpt4o-airline"
@@ -24,6 +27,16 @@ def load_script() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def check_round_trips(dataset: Path, folder: Path) -> None:
+    """Written as OTLP and exported again, all 200 runs are the same dataset."""
+    digest = read_manifest(dataset).digest
+    for mode in ("delta", "full"):
+        file = folder / f"{mode}.jsonl"
+        report = write_dataset(dataset, file, form="otlp", options=WriteOptions(history=mode))
+        assert (report.num_written, report.left_out, report.losses) == (200, {}, {})
+        assert build_dataset([file], folder / mode).digest == digest
 
 
 @pytest.mark.slow
@@ -48,6 +61,8 @@ def test_replay_equals_the_recording(tmp_path):
     assert found["groups of 4 attempts"] == 50
     assert (found["rewards of 1"], found["rewards of 0"]) == (84, 116)
     assert found["spans rejected"] == 0
+
+    check_round_trips(tmp_path / "dataset", tmp_path)
 
     replay = load_script()
     runs = json.loads((DATA / replay.FILE).read_text())

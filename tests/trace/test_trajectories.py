@@ -113,6 +113,18 @@ def test_a_whole_trajectory_is_usable_for_rl(spans):
     }
 
 
+def test_turns_have_the_times_of_their_spans(spans):
+    """Start and end; a call that never ended has no end."""
+    root = spans.root(num_steps=2)
+    ended = spans.call(root, 0, [USER], ANSWER)
+    unended = spans.call(root, 1, [USER], ANSWER, end_ns=None)
+    turns = convert_rows([root, ended, unended])["turns"].sort("turn")
+    assert turns.select("started_ns", "ended_ns").rows() == [
+        (2_000_000_000, 2_000_001_000),
+        (3_000_000_000, None),
+    ]
+
+
 @pytest.mark.parametrize("delta", [True, False])
 def test_delta_and_full_history_give_the_same_tables(spans, delta):
     """Messages and token ids are stored once, however the spans held them."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from starpo_trace.convert.chatmessages import UnwritableError, write_chat, write_tools
+from starpo_trace.convert.writers.chatmessages import UnwritableError, write_chat, write_tools
 
 USER = {"role": "user", "parts": [{"type": "text", "content": "hi"}]}
 ANSWER = {"role": "assistant", "parts": [{"type": "text", "content": "yo"}]}

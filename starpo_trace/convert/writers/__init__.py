@@ -1,0 +1,1 @@
+"""Dataset -> files that other trainers and tools read, one module for each form."""

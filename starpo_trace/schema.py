@@ -10,6 +10,8 @@ from typing import Final
 DATASET_SCHEMA_VERSION: Final = "3"
 
 MANIFEST_FILE: Final = "manifest.json"
+VERSIONS_FOLDER: Final = "versions"
+"""Manifests of the dataset's versions, by digest: what a pin `DATASET@DIGEST` is read through."""
 
 REWARD_SOURCES: Final = ("environment", "user", "rule", "judge")
 """Who can say what a run was worth."""
@@ -24,6 +26,7 @@ TRAJECTORIES: Final[dict[str, str]] = {
     "environment_version": "str",
     "cohort": "str",
     "conversation_id": "str",
+    "user_id": "str",  # for whom it ran, where a span says so: `user.id` or `enduser.id`
     "agent_name": "str",
     "trace_id": "str",
     "source": "str",  # path of the store or file the root span came from
@@ -123,6 +126,16 @@ REWARDS: Final[dict[str, str]] = {
     "superseded": "bool",  # a later record has the same reward_id
 }
 
+SPANS: Final[dict[str, str]] = {  # where each trajectory came from, span by span
+    "trajectory_id": "str",
+    "trace_id": "str",
+    "span_id": "str",
+    "record": "str",  # trajectory | part | agent | llm | step | state | observation | reward
+    "step": "i64",
+    "turn": "i64",  # of a call
+    "source": "str",
+}
+
 REJECTED: Final[dict[str, str]] = {
     "source": "str",
     "trace_id": "str",
@@ -139,5 +152,6 @@ TABLES: Final[dict[str, dict[str, str]]] = {
     "messages": MESSAGES,
     "states": STATES,
     "rewards": REWARDS,
+    "spans": SPANS,
     "rejected": REJECTED,
 }

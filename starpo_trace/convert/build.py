@@ -22,7 +22,7 @@ from starpo_trace.convert.reading import FileReading, Reading, plan_reading, rea
 from starpo_trace.convert.rewards import Trust
 from starpo_trace.convert.routing import plan_partitions
 from starpo_trace.convert.shards import (
-    CONTENT,
+    OF_TRAJECTORIES,
     PartitionTask,
     Shard,
     ShardFile,
@@ -185,7 +185,7 @@ def _merge(
         "trajectory_id", "table", "shard"
     )
     changed = before.join(same, on=["trajectory_id", "table"], how="anti")
-    added: dict[str, list[ShardFile]] = {name: [] for name in (*CONTENT, "rejected")}
+    added: dict[str, list[ShardFile]] = {name: [] for name in (*OF_TRAJECTORIES, "rejected")}
     kept = _drop_from_old(last, changed, touched, folder, token, added)
     fresh = _drop_from_new(shards, same, added)
     contents = pl.concat(
@@ -256,7 +256,7 @@ def _drop_from_old(
     touched_shards = set(traces["shard"])
     for number, (name, entry) in enumerate(last.shards.items()):
         files, rejected = dict(entry["files"]), entry["rejected"]
-        for table in CONTENT:
+        for table in OF_TRAJECTORIES:
             if (name, table) in gone:
                 lost = gone[name, table].select("trajectory_id")
                 rows = pl.read_parquet(last.tables[table] / files.pop(table))

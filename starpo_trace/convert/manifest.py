@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from starpo_trace.errors import DatasetError
-from starpo_trace.schema import DATASET_SCHEMA_VERSION, MANIFEST_FILE, TABLES
+from starpo_trace.schema import DATASET_SCHEMA_VERSION, MANIFEST_FILE, TABLES, VERSIONS_FOLDER
 
 if TYPE_CHECKING:
     import polars as pl
@@ -169,7 +169,15 @@ def check_output(path: Path) -> None:
         return
     if not path.is_dir():
         raise DatasetError(f"{path}: is a file; give a new folder or an existing dataset")
-    ours = {*TABLES, MANIFEST_FILE, _LOCK_FILE, _TEMPORARY_MANIFEST, BUILD_FOLDER, INDEX_FOLDER}
+    ours = {
+        *TABLES,
+        MANIFEST_FILE,
+        _LOCK_FILE,
+        _TEMPORARY_MANIFEST,
+        BUILD_FOLDER,
+        INDEX_FOLDER,
+        VERSIONS_FOLDER,
+    }
     others = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
     if others:
         raise DatasetError(
@@ -214,7 +222,7 @@ def _remove_unfinished(path: Path, *, had_dataset: bool) -> None:
     shutil.rmtree(path / BUILD_FOLDER, ignore_errors=True)
     if had_dataset:
         return
-    for folder in (*TABLES, INDEX_FOLDER):
+    for folder in (*TABLES, INDEX_FOLDER, VERSIONS_FOLDER):
         shutil.rmtree(path / folder, ignore_errors=True)
     with suppress(OSError):
         path.rmdir()
@@ -265,14 +273,22 @@ def _one_line(error: BaseException) -> str:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Manifest -> `manifest.json`, replaced in one step once it is on disk."""
-    temporary = path / _TEMPORARY_MANIFEST
+    """Manifest -> `manifest.json`, replaced in one step once it is on disk, and kept by digest."""
+    text = json.dumps(asdict(manifest), indent=2)
+    versions = path / VERSIONS_FOLDER
+    versions.mkdir(exist_ok=True)
+    _replace_file(versions / f"{manifest.digest}.json", text)
+    _replace_file(path / MANIFEST_FILE, text)
+
+
+def _replace_file(file: Path, text: str) -> None:
+    temporary = file.with_name(_TEMPORARY_MANIFEST)
     with temporary.open("w") as stream:
-        json.dump(asdict(manifest), stream, indent=2)
+        stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
-    temporary.replace(path / MANIFEST_FILE)
-    folder = os.open(path, os.O_RDONLY)
+    temporary.replace(file)
+    folder = os.open(file.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

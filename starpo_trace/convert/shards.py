@@ -25,9 +25,12 @@ SORT_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "messages": ("trajectory_id", "depth", "node_id"),
     "states": ("trajectory_id", "step", "time_ns", "name", "hash", "value"),
     "rewards": ("trajectory_id", "time_ns", "reward_id", "span_id", "name", "value"),
+    "spans": ("trajectory_id", "step", "trace_id", "span_id"),
     "rejected": ("trace_id", "span_id", "name", "reason", "detail", "scope", "source"),
 }
 CONTENT: Final = ("turns", "messages", "states", "rewards")
+"""Tables that a trajectory's digest is made of."""
+OF_TRAJECTORIES: Final = (*CONTENT, "spans")
 """Tables whose rows each belong to a trajectory."""
 _SEEDS: Final = (0x5747, 0x41524F)
 
@@ -151,14 +154,14 @@ def hash_contents(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
             .group_by("trajectory_id")
             .agg(pl.exclude("trajectory_id").sum())
             .select("trajectory_id", pl.lit(name).alias("table"), pl.col("^hash_.*$"))
-            for name in CONTENT
+            for name in OF_TRAJECTORIES
         ]
     )
 
 
 def add_digests(trajectories: pl.DataFrame, contents: pl.DataFrame) -> pl.DataFrame:
     """Trajectories and the hashes of their rows -> with `digest`, 32 hexadecimal digits."""
-    salted = contents.with_columns(
+    salted = contents.filter(pl.col("table").is_in(CONTENT)).with_columns(
         pl.col(f"hash_{seed}") ^ pl.col("table").hash(seed) for seed in _SEEDS
     )
     sums = salted.group_by("trajectory_id").agg(pl.col("^hash_.*$").sum())

@@ -28,9 +28,10 @@ _IDENTITY = (
     "environment_version",
     "cohort",
     "conversation_id",
+    "user_id",
     "agent_name",
 )
-_IDENTITY_OF_ANY: Final = frozenset({"conversation_id", "agent_name"})
+_IDENTITY_OF_ANY: Final = frozenset({"conversation_id", "user_id", "agent_name"})
 """What other libraries' spans inside of a run may say of it, where its root does not."""
 
 
@@ -68,6 +69,7 @@ def build_tables(
         "messages": messages,
         "states": states,
         "rewards": rewards,
+        "spans": spans.join(turns.select("row", "turn"), on="row", how="left"),
         "rejected": lost_states,
     }
     return {name: _select_columns(table, name) for name, table in tables.items()}

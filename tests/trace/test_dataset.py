@@ -85,6 +85,7 @@ def test_manifest_by_hand(tmp_path, spans):
         "messages": 12,
         "states": 0,
         "rewards": 6,
+        "spans": 18,
         "rejected": 1,
     }
     assert manifest.usable_for == {"rl": 0, "sft": 6, "none": 0}

@@ -83,6 +83,7 @@ def test_a_whole_trajectory_is_usable_for_rl(spans):
     row = tables["trajectories"].row(0, named=True)
     row.pop("split")
     row.pop("digest")
+    assert row.pop("user_id") is None
     assert row == {
         "trajectory_id": "t1",
         "task_id": "task",

@@ -47,6 +47,7 @@ RUNS: Final[dict[str, str]] = {  # of spans that say any of it
     "part_base": "i64",
     "part_parent": "str",
     "part_after": "i64",
+    "user_id": "str",
     "agent_name": "str",
     "task_id": "str",
     "attempt": "i64",

@@ -347,6 +347,8 @@ _RUN_COLUMNS: Final = {
     keys.PART_BASE: ("part_base", _int),
     keys.PART_PARENT: ("part_parent", _text),
     keys.PART_AFTER: ("part_after", _int),
+    "enduser.id": ("user_id", _text),
+    "user.id": ("user_id", _text),
     keys.AGENT_NAME: ("agent_name", _text),
     keys.TASK_ID: ("task_id", _text),
     keys.ATTEMPT: ("attempt", _int),

@@ -11,6 +11,10 @@ BIN    := $(VENV)/bin
 # LiteLLM needs an older openai than the one that the other tests use (and mcp, when given tools).
 LITELLM := .venvs/litellm
 LITELLM_TESTS := tests/trace/providers/test_litellm.py
+# Other instrumentations need versions of their own: each has the environment that bench/peers pins.
+PEERS := .venvs/peers
+PEER_NAMES := openinference openllmetry traceai genai contrib
+PEER_TESTS := tests/trace/same_run
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo demo-seeds test check format clean
@@ -18,9 +22,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 demo: $(VENV)/.demo-ready $(if $(filter smollm2,$(MODEL)),$(VENV)/.smollm2-ready)
 	$(BIN)/python examples/frozen_lake/demo.py --model $(MODEL) --seed $(SEED)
 
-test: check $(LITELLM)/.ready
+test: check $(LITELLM)/.ready $(PEERS)/.ready
 	$(BIN)/python -m pytest
 	$(LITELLM)/bin/python -m pytest -q -W default $(LITELLM_TESTS)  # its warnings are its own
+	$(BIN)/python -m pytest -q $(PEER_TESTS)
 
 check: $(VENV)/.test-ready
 	$(BIN)/ruff check .
@@ -58,4 +63,11 @@ $(LITELLM)/.ready: constraints-litellm.txt pyproject.toml
 	$(PYTHON) -m venv $(LITELLM)
 	$(LITELLM)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints-litellm.txt -e . litellm mcp pytest
+	@touch $@
+
+$(PEERS)/.ready: $(PEER_NAMES:%=bench/peers/%.txt)
+	for name in $(PEER_NAMES); do \
+	  $(PYTHON) -m venv $(PEERS)/$$name && $(PEERS)/$$name/bin/python -m pip install --quiet \
+	    --disable-pip-version-check --no-deps -r bench/peers/$$name.txt || exit 1; \
+	done
 	@touch $@

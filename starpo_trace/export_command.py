@@ -42,6 +42,14 @@ def add_export_command(commands: "argparse._SubParsersAction[argparse.ArgumentPa
         help="whether unsigned rewards count for nothing (default: yes with --reward-keys)",
     )
     export.add_argument(
+        "--content",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="read messages that spans only name (`*_ref`) from this folder too; repeatable",
+    )
+    export.add_argument(
         "--full", action="store_true", help="read and build everything again, not only what is new"
     )
     export.add_argument(
@@ -71,6 +79,7 @@ def run_export(options: argparse.Namespace) -> int:
             trust_sources=options.trust or TRUST_SOURCES,
             reward_keys=options.reward_keys,
             require_signed=options.require_signed,
+            content_folders=options.content,
             full=options.full,
             executor=options.executor,
             num_workers=options.workers,

@@ -103,6 +103,7 @@ def build_shards(
     *,
     trust: Trust,
     workers: Workers,
+    content_folders: Sequence[Path] = (),
 ) -> NextBuild:
     """Source files and the last build -> the next, with its new files in `folder`.
 
@@ -111,18 +112,31 @@ def build_shards(
     """
     changes = compare_files(files, last.sources)
     readings = list(
-        workers.run(read_files, plan_reading(changes.new, folder / "chunks"), "reading")
+        workers.run(
+            read_files,
+            plan_reading(changes.new, folder / "chunks", content_folders=content_folders),
+            "reading",
+        )
     )
     routes = [routes for reading in readings for _, routes in reading.chunks]
     touched: frozenset[str] | None = frozenset()
     if changes.gone or routes:
         touched = find_touched_traces(last.index, changes.gone, routes)
     if touched is None:
-        return build_shards(files, LastBuild(), folder / "all", trust=trust, workers=workers)
+        return build_shards(
+            files,
+            LastBuild(),
+            folder / "all",
+            trust=trust,
+            workers=workers,
+            content_folders=content_folders,
+        )
     again = _list_files_of(touched, last.index, changes.unchanged)
     rereadings = list(
         workers.run(
-            read_files, plan_reading(again, folder / "again", traces=touched), "reading again"
+            read_files,
+            plan_reading(again, folder / "again", traces=touched, content_folders=content_folders),
+            "reading again",
         )
     )
     chunks = [chunk for reading in (*readings, *rereadings) for chunk in reading.chunks]

@@ -79,6 +79,7 @@ def build_dataset(  # noqa: PLR0913 (what a user may choose, all of it by name)
     trust_sources: Sequence[str] = TRUST_SOURCES,
     reward_keys: str | Path | Keyring | None = None,
     require_signed: bool | None = None,
+    content_folders: Sequence[Path] = (),
     full: bool = False,
     executor: str = "serial",
     num_workers: int | None = None,
@@ -97,6 +98,8 @@ def build_dataset(  # noqa: PLR0913 (what a user may choose, all of it by name)
         trust_sources: reward sources that count.
         reward_keys: key file or keyring that reward signatures are checked with.
         require_signed: whether unsigned rewards count for nothing; default: when there are keys.
+        content_folders: folders that messages may be read from which spans only name; the
+            folders of the sources always are.
         full: read and build everything again.
         executor: `serial`, `process` or `ray`; see `starpo_trace.convert.executors`.
         num_workers: processes, or Ray tasks at a time; default: the CPUs there are.
@@ -124,6 +127,7 @@ def build_dataset(  # noqa: PLR0913 (what a user may choose, all of it by name)
         "trust_sources": list(trust_sources),
         "reward_keys": [] if trust.keyring is None else trust.keyring.key_ids,
         "require_signed": trust.require_signed,
+        "content_folders": sorted(map(str, content_folders)),
     }
     check_output(output)
     files = find_source_files(sources)
@@ -133,7 +137,14 @@ def build_dataset(  # noqa: PLR0913 (what a user may choose, all of it by name)
         if manifest is None and (output / MANIFEST_FILE).is_file():
             # What another version wrote, or with other parameters, gives only its tables' folders.
             last = LastBuild()
-        built = build_shards(files, last, output / BUILD_FOLDER, trust=trust, workers=workers)
+        built = build_shards(
+            files,
+            last,
+            output / BUILD_FOLDER,
+            trust=trust,
+            workers=workers,
+            content_folders=content_folders,
+        )
         _refuse_empty(built, sources)
         built.trajectories = _split_by_task(built.trajectories, test_fraction)
         manifest = _commit(output, built, parameters, manifest)

@@ -27,6 +27,7 @@ from starpo_trace.convert.tree import (
     build_span_forest,
     read_span_columns,
 )
+from starpo_trace.convert.twins import follow_twins, list_repeated_answers
 from starpo_trace.schema import REJECTED
 
 _LOSSES: Final = frozenset(
@@ -74,7 +75,8 @@ def build_partition(chunks: Sequence[Frames], *, trust: Trust) -> Partition:
     forest = build_span_forest(
         columns.trace_ids, columns.span_ids, frames["spans"]["parent_id"].to_list()
     )
-    assignment = assign_trajectories(forest, columns)
+    assignment = assign_trajectories(forest, columns, list_repeated_answers(frames))
+    frames = _move_feedback(frames, assignment)
     order = order_steps(frames, columns, forest, assignment)
     losses = _list_losses(distinct, columns, assignment)
     rejected = _list_rejected(frames["spans"], columns, distinct.contradicting)
@@ -96,6 +98,16 @@ def build_partition(chunks: Sequence[Frames], *, trust: Trust) -> Partition:
         num_read=num_read,
         num_duplicates=distinct.num_duplicates,
     )
+
+
+def _move_feedback(frames: Frames, assignment: Assignment) -> Frames:
+    """Feedback on a span of a call that is left out -> on the one that stands for it."""
+    twins = assignment.twins
+    if not twins or not frames["rewards"].height:
+        return frames
+    moved = [follow_twins(twins, row) for row in frames["rewards"]["row"]]
+    rewards = frames["rewards"].with_columns(pl.Series("row", moved, dtype=pl.Int64))
+    return {**frames, "rewards": rewards}
 
 
 def _place_spans(

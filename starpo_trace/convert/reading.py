@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
+from starpo_trace.convert.contentrefs import read_content_refs
 from starpo_trace.convert.otlp import MalformedSpan
 from starpo_trace.convert.routing import Routes, list_routes
 from starpo_trace.convert.sources import (
@@ -31,6 +32,8 @@ class ReadTask:
     """Where the chunks go."""
     traces: frozenset[str] | None = None
     """Only spans of these traces; None: all."""
+    content_folders: tuple[Path, ...] = ()
+    """Folders that messages may be read from which spans only name, besides their sources'."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,7 @@ def plan_reading(
     folder: Path,
     *,
     traces: frozenset[str] | None = None,
+    content_folders: Sequence[Path] = (),
     max_bytes: int = 64 << 20,
 ) -> list[ReadTask]:
     """Numbered files -> tasks of about `max_bytes`, in the order of the files."""
@@ -76,7 +80,13 @@ def plan_reading(
         groups[-1].append((number, file))
         size += _size_of(file.path)
     return [
-        ReadTask(number=number, files=tuple(group), folder=folder, traces=traces)
+        ReadTask(
+            number=number,
+            files=tuple(group),
+            folder=folder,
+            traces=traces,
+            content_folders=tuple(content_folders),
+        )
         for number, group in enumerate(groups)
     ]
 
@@ -95,7 +105,7 @@ def read_files(task: ReadTask) -> Reading:
             num_spans, num_damaged = 0, 0
             malformed: list[MalformedSpan] = []
             for batch in read_span_batches(file):
-                for row in batch.rows:
+                for row in read_content_refs(batch.rows, task.content_folders):
                     if task.traces is None or row.trace_id in task.traces:
                         writer.builder.add(row)
                 num_spans += len(batch.rows)

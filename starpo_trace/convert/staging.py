@@ -12,10 +12,11 @@ import msgspec
 import polars as pl
 
 from starpo_trace import semconv
+from starpo_trace.convert import contentrefs
 from starpo_trace.convert.columns import columns_to_frame
-from starpo_trace.convert.dialects import convert_span
+from starpo_trace.convert.dialects import adot, convert_span
 from starpo_trace.convert.dialects.canonical import FRAMES, CanonicalSpan, Rejection
-from starpo_trace.convert.fetched import is_unanswered_or_fetch
+from starpo_trace.convert.joins import needs_others, strip_unread
 from starpo_trace.convert.otlp import SpanRow
 from starpo_trace.limits import CUT_PREFIX, is_cut
 
@@ -29,8 +30,8 @@ CHUNK_BYTES: Final = 128 << 20
 
 _NAMES: Final = {name: tuple(columns) for name, columns in FRAMES.items()}
 _RUN_COLUMNS: Final = frozenset(FRAMES["runs"]) - {"row"}
-_NOTED: Final = ("redacted", "reward_refused")
-"""What only the recording process knows of a run."""
+_NOTED: Final = ("redacted", "reward_refused", adot.ORDER_LOST, *contentrefs.REASONS)
+"""What only the recording process, or an earlier stage, knows of a run."""
 _SHORT: Final = len(CUT_PREFIX)
 """Texts so short hold no mark of a cut."""
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -56,9 +57,18 @@ class ChunkBuilder:
     def add(self, row: SpanRow) -> None:
         """Convert a span and keep its rows."""
         number = self.num_spans
-        if is_unanswered_or_fetch(row):
-            self._rows["deferred"].append((number, _ENCODER.encode(row)))
-        self._append(number, row, convert_span(row))
+        span = convert_span(row)
+        if needs_others(row, span):
+            self._defer(number, row)
+        self._append(number, row, span)
+
+    def _defer(self, number: int, row: SpanRow) -> None:
+        try:
+            encoded = _ENCODER.encode(strip_unread(row))
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            return  # what cannot be kept stays as it was read
+        self.num_bytes += len(encoded)
+        self._rows["deferred"].append((number, encoded))
 
     def build(self) -> Frames:
         """What was gathered -> frames, in the order of the spans."""

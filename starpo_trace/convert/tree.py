@@ -7,9 +7,11 @@ rejected; what hangs below them is kept as an orphan.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import polars as pl
+
+from starpo_trace.convert.twins import Answer, find_same_answers, follow_twins
 
 NO_PARENT = -1
 
@@ -94,6 +96,8 @@ class Assignment:
     """Trajectory of each span, of rejected ones too where the tree tells it."""
     reward_targets: dict[int, int]
     """Reward span -> span that it is linked to."""
+    twins: dict[int, int] = field(default_factory=dict)
+    """Span of a call that is left out -> the one that stands for it."""
 
 
 def build_span_forest(
@@ -121,7 +125,9 @@ def build_span_forest(
     )
 
 
-def assign_trajectories(forest: SpanForest, spans: SpanColumns) -> Assignment:
+def assign_trajectories(
+    forest: SpanForest, spans: SpanColumns, answers: Sequence[Answer] = ()
+) -> Assignment:
     """Forest and spans -> each span's trajectory; spans that belong to none are rejected.
 
     A trajectory is, in this order: what `starpo.trajectory.id` says on the span or its nearest
@@ -140,9 +146,10 @@ def assign_trajectories(forest: SpanForest, spans: SpanColumns) -> Assignment:
         generic = _generic_trajectories(forest, spans)
         ids = [one or other for one, other in zip(explicit, generic, strict=True)]
     _reject_conflicting_roots(spans, ids)
-    _reject_duplicate_calls(forest, spans, ids)
+    twins = _reject_duplicate_calls(forest, spans, ids, answers)
     _reject_without_calls(spans, ids, explicit)
-    return Assignment(trajectory_ids=ids, reward_targets=_place_rewards(spans, ids, own))
+    targets = _place_rewards(spans, ids, own, twins)
+    return Assignment(trajectory_ids=ids, reward_targets=targets, twins=twins)
 
 
 def _find_cycles(parents: Sequence[int]) -> list[bool]:
@@ -225,15 +232,19 @@ def _reject_conflicting_roots(spans: SpanColumns, ids: Sequence[str | None]) -> 
 
 
 def _reject_duplicate_calls(
-    forest: SpanForest, spans: SpanColumns, ids: Sequence[str | None]
-) -> None:
-    """A call directly around another is one call seen twice.
+    forest: SpanForest,
+    spans: SpanColumns,
+    ids: Sequence[str | None],
+    answers: Sequence[Answer],
+) -> dict[int, int]:
+    """A call directly around another is one call seen twice; so are two with one answer's id.
 
-    Ours is kept, else the one that has content, else the inner one.
+    Ours is kept, else the one that has content, else the inner one. Returns which span stands for
+    each that is left out.
     """
     records = spans.records
     nearest: list[int] = [NO_PARENT] * len(records)  # nearest agent span above, by record
-    seen_twice: set[int] = set()
+    twins: dict[int, int] = {}
     for i in forest.top_down:
         parent = forest.parents[i]
         if parent == NO_PARENT:
@@ -242,9 +253,14 @@ def _reject_duplicate_calls(
         if above == NO_PARENT or records[i] != "llm" or records[above] != "llm":
             continue
         if ids[above] == ids[i]:
-            seen_twice.add(i if _worth(spans, above) > _worth(spans, i) else above)
-    for i in seen_twice:
+            above = follow_twins(twins, above)
+            worse, better = (i, above) if _worth(spans, above) > _worth(spans, i) else (above, i)
+            twins[worse] = better
+    if answers:
+        twins |= find_same_answers(answers, ids, twins, lambda i: _worth(spans, i))
+    for i in twins:
         spans.reject(i, "duplicate_llm_call", "another span is the same call")
+    return twins
 
 
 def _worth(spans: SpanColumns, i: int) -> tuple[bool, bool]:
@@ -268,7 +284,10 @@ def _reject_without_calls(
 
 
 def _place_rewards(
-    spans: SpanColumns, ids: list[str | None], named: Sequence[str | None]
+    spans: SpanColumns,
+    ids: list[str | None],
+    named: Sequence[str | None],
+    twins: dict[int, int],
 ) -> dict[int, int]:
     rewards = [i for i, record in enumerate(spans.records) if record == "reward"]
     if not rewards:
@@ -279,6 +298,8 @@ def _place_rewards(
         if record is not None and record != "reward"
     }
     index = {key: i for i, key in enumerate(zip(spans.trace_ids, spans.span_ids, strict=True))}
+    if twins:
+        index = {key: follow_twins(twins, i) for key, i in index.items()}
     targets: dict[int, int] = {}
     for i in rewards:
         target = _find_linked(spans, i, index)

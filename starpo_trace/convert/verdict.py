@@ -15,6 +15,7 @@ NOT_EVEN_SFT: Final = (
     "missing_history",
     "content_truncated",
     "conflicting_copies",
+    "content_order_lost",
 )
 """Reasons that leave nothing to learn from."""
 INFORMATION: Final = (
@@ -42,6 +43,9 @@ NOT_RL: Final = (
     "malformed_attributes",
     "history_mismatch",
     "cycle",
+    "content_ref_missing",
+    "content_ref_outside",
+    "content_ref_unreadable",
 )
 
 _BY_TRAJECTORY = "trajectory_id"

@@ -482,3 +482,81 @@ def test_openllmetrys_forms_of_a_prompt():
     for tables in (older, newer):
         assert tables["trajectories"]["conversation_id"].to_list() == ["S"]
         assert tables["turns"]["text"].to_list() == ["Three."]
+
+
+def test_traceais_other_names():
+    """Outside of Python its kind is `fi.span.kind` and the names are OpenInference's."""
+    attributes = openinference([SYSTEM, USER], SAID)
+    attributes["fi.span.kind"] = attributes.pop("openinference.span.kind")
+    (turn,) = convert_rows([make_row(1, attributes)])["turns"].to_dicts()
+    assert (turn["text"], turn["model"], turn["temperature"]) == ("Looking.", "m-1", 0.5)
+    assert [call["arguments"] for call in turn["tool_calls"]] == [ARGUMENTS, '{"sku":"B8"}']
+    assert turn["input_tokens"] == 9
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {
+            "llm.prompts.0.prompt.text": "1 + 2 =",
+            "llm.choices.0.completion.text": " 3",
+            "llm.choices.1.completion.text": " 4",
+        },
+        {"llm.prompts": ["1 + 2 ="], "llm.choices": [" 3", " 4"]},
+    ],
+)
+def test_text_completions_of_openinference(texts):
+    """Prompt and choices are no messages; each choice is an answer."""
+    tables = convert_rows([make_row(1, {"openinference.span.kind": "LLM", **texts})])
+    assert tables["turns"]["text"].to_list() == [" 3"]
+    assert tables["messages"].sort("depth")["role"].to_list() == ["user", "assistant", "assistant"]
+
+
+def test_images_in_results_of_tools_are_kept():
+    """What the model saw is no text alone."""
+    image = {"type": "image", "image": {"image": {"url": "data:image/png;base64,AA=="}}}
+    result = {
+        "role": "tool",
+        "tool_call_id": "c1",
+        "contents": [
+            {"message_content": {"type": "text", "text": "a chart"}},
+            {"message_content": image},
+        ],
+    }
+    attributes = openinference([SYSTEM, USER, SAID, result], {"role": "assistant", "content": "ok"})
+    message = (
+        convert_rows([make_row(1, attributes)])["messages"].sort("depth")["message"].to_list()[3]
+    )
+    (part,) = json.loads(message)["parts"]
+    assert [each["type"] for each in part["response"]] == ["text", "image"]
+    assert "AA==" in message
+
+
+def test_google_adks_error_codes_are_errors():
+    """The span's status does not say that the answer was none."""
+    response = {"error_code": "SAFETY", "error_message": "no"}
+    attributes = {
+        "gcp.vertex.agent.llm_request": '{"contents":[{"role":"user","parts":[{"text":"hi"}]}]}',
+        "gcp.vertex.agent.llm_response": json.dumps(response),
+    }
+    (turn,) = convert_rows([make_row(1, attributes, name="call_llm")])["turns"].to_dicts()
+    assert (turn["outcome"], turn["error"]) == ("error", "SAFETY: no")
+
+
+def test_annotations_without_name_and_score_are_rows():
+    """Odd ones say what they are; a carrier that has none is rejected by name."""
+    call = openinference([SYSTEM, USER], {"role": "assistant", "content": "Three."})
+    odd = {
+        "annotations.0.annotation.label": "good",
+        "annotations.1.note": "odd",
+        "annotations.2": "text",
+    }
+    late = replace(make_row(2, {"annotations.x": 1}), links=((f"{1:032x}", f"{1:016x}"),))
+    tables = convert_rows([make_row(1, {**call, **odd}), late])
+    found = tables["rewards"].select("name", "value", "explanation").sort("explanation").rows()
+    assert found == [
+        ("annotation", None, "good"),
+        ("annotation", None, "text"),
+        ("annotation", None, "{'note': 'odd'}"),
+    ]
+    assert tables["rejected"]["reason"].to_list() == ["reward_value"]

@@ -181,7 +181,7 @@ def test_rejected_spans_name_their_reason(spans):
     """Each kind of span that makes no row, with its reason."""
     cases = {
         "not_an_agent_span": {"http.method": "GET"},
-        "unknown_dialect": {"langsmith.span.kind": "llm"},
+        "unknown_dialect": {"traceloop.workflow.name": "w"},
         "unknown_operation": {semconv.OPERATION_NAME: "dance"},
         "unknown_record": {semconv.RECORD: "dance"},
         "malformed_attributes": {semconv.OPERATION_NAME: "chat", semconv.INPUT_MESSAGES: "{"},

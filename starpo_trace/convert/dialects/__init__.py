@@ -7,14 +7,32 @@ keys do not decide. A dialect is one module here with `matches(span)` and `conve
 from collections.abc import Mapping
 from typing import Final
 
-from starpo_trace.convert.dialects import adk, genai, openinference, openllmetry, traceai
+from starpo_trace.convert.dialects import (
+    adk,
+    agentlightning,
+    frameworks,
+    genai,
+    haystack,
+    langsmith,
+    litellm,
+    logrecords,
+    openinference,
+    openllmetry,
+    pydanticai,
+    traceai,
+)
 from starpo_trace.convert.dialects.canonical import CanonicalSpan, Rejection
-from starpo_trace.convert.dialects.content import HistoryMismatchError
+from starpo_trace.convert.dialects.content import HistoryMismatchError, valid_text
 from starpo_trace.convert.otlp import SpanRow, describe_fault
 from starpo_trace.semconv import RECORD
 
+NATIVE: Final = (logrecords, frameworks, langsmith, haystack, litellm, pydanticai, agentlightning)
+"""Dialects of single frameworks, known by marks of their own; never spans of ours."""
 DIALECTS: Final = (adk, genai, openinference, traceai, openllmetry)
-"""Dialects that are read, in the order they are tried."""
+"""Dialects of many frameworks, in the order they are tried."""
+
+_ALL: Final = (*NATIVE, *DIALECTS)
+_ROLLOUT: Final = ("agentlightning.rollout_id", "agentlightning.attempt_id")
 
 _OTHER_DIALECTS: Final[Mapping[str, tuple[str, ...]]] = {
     "openinference without openinference.span.kind": (
@@ -22,15 +40,11 @@ _OTHER_DIALECTS: Final[Mapping[str, tuple[str, ...]]] = {
         "llm.output_messages.",
     ),
     "openllmetry without a kind": ("traceloop.",),
-    "agent-lightning": ("agentlightning.",),
-    "langsmith": ("langsmith.",),
-    "haystack": ("haystack.",),
     "gen_ai without gen_ai.operation.name": ("gen_ai.",),
 }
 _OTHER_SCOPES: Final[Mapping[str, str]] = {
     "openinference.": "openinference without openinference.span.kind",
     "traceai": "traceai without gen_ai.span.kind",
-    "agentlightning": "agent-lightning",
 }
 
 
@@ -38,13 +52,15 @@ def convert_span(span: SpanRow) -> CanonicalSpan | Rejection:
     """One span -> its canonical rows, or a rejection with its reason; never an exception.
 
     Reasons: `unknown_dialect` (an agent span whose dialect is not read), `not_an_agent_span`,
-    and those of the dialect (`unknown_operation`, `malformed_attributes`, `history_mismatch`).
+    and those of the dialect (`unknown_operation`, `malformed_attributes`, `history_mismatch`,
+    `container`: it only holds steps, `part_of_call`, `mcp_transport`, `reward_value`).
     """
     # Ours need no search among the others.
-    for dialect in (genai,) if RECORD in span.attributes else DIALECTS:
+    is_ours = RECORD in span.attributes and not logrecords.matches(span)
+    for dialect in (genai,) if is_ours else _ALL:
         if dialect.matches(span):
             try:
-                return dialect.convert(span)
+                return _add_rollout(span, dialect.convert(span))
             except HistoryMismatchError as error:
                 return Rejection(reason="history_mismatch", detail=str(error))
             except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
@@ -56,6 +72,15 @@ def convert_span(span: SpanRow) -> CanonicalSpan | Rejection:
     if name is not None:
         return Rejection(reason="unknown_dialect", detail=name)
     return Rejection(reason="not_an_agent_span")
+
+
+def _add_rollout(span: SpanRow, converted: CanonicalSpan | Rejection) -> CanonicalSpan | Rejection:
+    """agent-lightning: whose run it is, is told of the process, whoever writes the span."""
+    if _ROLLOUT[0] in span.resource and isinstance(converted, CanonicalSpan):
+        told = [str(span.resource.get(name) or "") for name in _ROLLOUT]
+        if all(told):
+            converted.columns.setdefault("conversation_id", valid_text("/".join(told)))
+    return converted
 
 
 def _other_dialect(span: SpanRow) -> str | None:

@@ -58,7 +58,19 @@ def convert(span: SpanRow) -> CanonicalSpan | Rejection:
         session = attributes.get("gcp.vertex.agent.session_id")
         if session is not None:
             attributes.setdefault(keys.CONVERSATION_ID, session)
+        span = _read_error(span, attributes)
     return genai.convert(replace(span, attributes=attributes))
+
+
+def _read_error(span: SpanRow, attributes: dict[str, Any]) -> SpanRow:
+    """A response that is an error has a code; the span's status does not say so."""
+    response = _load(span.attributes.get(_RESPONSE))
+    code = response.get("error_code")
+    if code is None:
+        return span
+    attributes.setdefault(keys.ERROR_TYPE, str(code))
+    message = response.get("error_message")
+    return span if span.error is not None else replace(span, error=str(message or ""))
 
 
 def _load(value: Any) -> dict[str, Any]:

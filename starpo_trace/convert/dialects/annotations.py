@@ -19,6 +19,8 @@ _LISTS: Final = {"annotations": "annotation", "evaluations": "evaluation"}
 _SCOPES: Final = {"": "", "trace.": "trace", "session.": "session"}
 _SOURCES: Final = {"HUMAN": "user", "LLM": "judge", "CODE": "rule"}
 """Who says so -> sources of rewards."""
+_MAX_ODD: Final = 500
+"""Characters kept of what is no annotation."""
 PREFIXES: Final = tuple(f"{scope}{name}." for scope in _SCOPES for name in _LISTS)
 
 
@@ -45,8 +47,9 @@ def read_annotations(span: SpanRow, *, is_carrier: bool, judges_run: bool) -> li
             found = gather(span.attributes, f"{prefix}{name}")
             for each in found if isinstance(found, list) else ():
                 fields = each.get(item) if isinstance(each, dict) else None
-                if isinstance(fields, dict):
-                    rows.append(_make_row(span, fields, scope, target, judges_run=judges_run))
+                if not isinstance(fields, dict):  # says something, if nothing that counts
+                    fields = {"explanation": str(each)[:_MAX_ODD]}
+                rows.append(_make_row(span, fields, scope, target, judges_run=judges_run))
     return rows
 
 

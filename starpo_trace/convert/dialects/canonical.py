@@ -62,7 +62,7 @@ RUNS: Final[dict[str, str]] = {  # of spans that say any of it
 
 CALLS: Final[dict[str, str]] = {
     "row": "i64",
-    "response_id": "str",  # where another request may fetch the answer
+    "response_id": "str",  # by which another request may fetch the answer, and others name it
     "model": "str",
     "temperature": "f64",
     "top_p": "f64",

@@ -38,6 +38,7 @@ OPERATION_OF_KIND: Final[Mapping[str, str]] = {
     "PROMPT": "plan",
     "CONVERSATION": "invoke_workflow",
     "WORKFLOW": "invoke_workflow",
+    "ENTRY": "invoke_workflow",
     "UNKNOWN": "plan",
 }
 """Span kinds of OpenInference and traceAI -> GenAI operations; `plan` is a step like any other."""
@@ -117,6 +118,7 @@ def _translate_call(attributes: Mapping[str, Any], names: Mapping[str, str]) -> 
             (keys.OUTPUT_MESSAGES, names["output"]),
         )
     }
+    _add_texts(attributes, messages)
     output = _read_object(attributes.get("output.value"))
     if output.get("object") == "response":
         messages = _join_items(messages, output)
@@ -128,6 +130,22 @@ def _translate_call(attributes: Mapping[str, Any], names: Mapping[str, str]) -> 
     parameters = _read_object(attributes.get(names["parameters"]))
     translated |= {key: parameters[name] for name, key in PARAMETERS.items() if name in parameters}
     return translated | read_raw_answer(output, messages[keys.OUTPUT_MESSAGES], translated)
+
+
+def _add_texts(attributes: Mapping[str, Any], messages: dict[str, list[dict[str, Any]]]) -> None:
+    """Prompt and answers of a text completion, which are no messages."""
+    for key, role, prefix, path in (
+        (keys.INPUT_MESSAGES, "user", "llm.prompts", "prompt"),
+        (keys.OUTPUT_MESSAGES, "assistant", "llm.choices", "completion"),
+    ):
+        found = gather(attributes, prefix)
+        if found is None:
+            found = attributes.get(prefix)
+        for each in () if messages[key] or not isinstance(found, list) else found:
+            inner = _get(each, path)
+            text = inner.get("text") if isinstance(inner, dict) else each
+            if isinstance(text, str):
+                messages[key].append({"role": role, "parts": [{"type": "text", "content": text}]})
 
 
 def _join_items(
@@ -235,8 +253,10 @@ def read_message(message: Any) -> dict[str, Any]:
     if role == "tool" or message.get("tool_call_id") is not None:
         response = message.get("content")
         if response is None:
-            texts = [part.get("content") for part in _read_contents(message, calls)]
-            response = "".join(text for text in texts if isinstance(text, str))
+            found = _read_contents(message, calls)
+            texts = [part["content"] for part in found if part["type"] == "text"]
+            # An image is part of what the model saw.
+            response = "".join(texts) if len(texts) == len(found) else found
         call_id = message.get("tool_call_id")
         parts.append({"type": "tool_call_response", "id": call_id, "response": response})
     else:

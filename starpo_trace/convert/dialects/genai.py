@@ -102,7 +102,7 @@ def convert(span: SpanRow) -> CanonicalSpan | Rejection:
     rewards = []
     if span.events:
         rewards = [
-            _evaluation_event(event, time_ns, record)
+            read_evaluation(event, time_ns, record)
             for name, time_ns, event in span.events
             if name == _EVALUATION_EVENT
         ]
@@ -149,9 +149,12 @@ def _record_of(attributes: dict[str, Any]) -> str | Rejection:
 
 
 def _merge_details(span: SpanRow) -> dict[str, Any]:
+    details: dict[str, Any] = {}
     for name, _, event in span.events:
-        if name == _DETAILS_EVENT:
-            return {**event, **span.attributes}
+        if name == _DETAILS_EVENT:  # Strands writes one for each attribute
+            details |= event
+    if details:
+        return {**details, **span.attributes}
     if span.events and keys.RECORD not in span.attributes:
         return {**read_message_events(span.events), **span.attributes}
     return span.attributes
@@ -199,13 +202,13 @@ def _call_columns(span: SpanRow, attributes: dict[str, Any]) -> tuple[Columns, t
         "tool_definitions": _json_text(get(keys.TOOL_DEFINITIONS)),
         "prompt_base_length": 0,
     }
-    if keys.RECORD in attributes:
-        call["response_id"] = _text(get(keys.RESPONSE_ID))
+    if keys.RESPONSE_ID in attributes:
+        call["response_id"] = _text(attributes[keys.RESPONSE_ID])
     if span.error is not None or keys.ERROR_TYPE in attributes:
         call["error"] = _error(span, attributes)
     for key, column in _SAMPLING.items():
         if key in attributes:
-            call[column] = _number(attributes[key])
+            call[column] = read_number(attributes[key])
     if not _TOKEN_KEYS.isdisjoint(attributes):
         call |= _token_columns(attributes)
     return call, history.nodes + output.nodes
@@ -246,12 +249,12 @@ def _reward_columns(span: SpanRow, attributes: dict[str, Any]) -> Columns:
     return {
         "reward_id": _text(attributes.get(keys.REWARD_ID)) or f"{span.trace_id}:{span.span_id}",
         "name": name,
-        "value": _number(attributes.get(keys.EVALUATION_VALUE)),
+        "value": read_number(attributes.get(keys.EVALUATION_VALUE)),
         "scope": scope,
         "kind": _text(attributes.get(keys.REWARD_KIND)) or kind,
         "source": _text(attributes.get(keys.REWARD_SOURCE)),
-        "min": _number(attributes.get(keys.REWARD_MIN)),
-        "max": _number(attributes.get(keys.REWARD_MAX)),
+        "min": read_number(attributes.get(keys.REWARD_MIN)),
+        "max": read_number(attributes.get(keys.REWARD_MAX)),
         "step": _int(attributes.get(keys.REWARD_STEP)),
         "recorded_step": _int(attributes.get(keys.REWARD_STEP)),
         "recorded_task_id": _text(attributes.get(keys.TASK_ID)),
@@ -266,14 +269,15 @@ def _reward_columns(span: SpanRow, attributes: dict[str, Any]) -> Columns:
     }
 
 
-def _evaluation_event(event: dict[str, Any], time_ns: int, record: str) -> Columns:
+def read_evaluation(event: dict[str, Any], time_ns: int, record: str) -> Columns:
+    """Evaluation event on a span of a record kind -> its row of `rewards`."""
     # Anybody may add such an event to a span, so it never counts as recorded by us.
     scope = "trajectory" if record in {"trajectory", "agent"} else "turn"
     name = _text(event.get(keys.EVALUATION_NAME)) or "evaluation"
     return {
         "reward_id": None,
         "name": name,
-        "value": _number(event.get(keys.EVALUATION_VALUE)),
+        "value": read_number(event.get(keys.EVALUATION_VALUE)),
         "scope": scope,
         "kind": "outcome" if scope == "trajectory" else "process",
         "explanation": _text(event.get(keys.EVALUATION_EXPLANATION)),
@@ -336,7 +340,8 @@ def _first_int(attributes: dict[str, Any], names: tuple[str, ...]) -> int | None
     return None
 
 
-def _number(value: Any) -> float | None:
+def read_number(value: Any) -> float | None:
+    """Value -> finite number; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None

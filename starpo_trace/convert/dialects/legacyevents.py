@@ -25,6 +25,8 @@ _ROLES: Final = {
     )
 }
 _CHOICE: Final = "gen_ai.choice"
+_TEXT_PROMPT: Final = "gen_ai.prompt"
+"""Semantic Kernel's text completions."""
 _WHOLE_EVENT: Final = "gen_ai.event.content"
 """Where Azure and Semantic Kernel put all of an event, as JSON text."""
 _MESSAGE_NAMES: Final = frozenset({"role", "content", "tool_calls"})
@@ -51,31 +53,44 @@ def read_message_events(events: Iterable[Event]) -> dict[str, Any]:
         TypeError, ValueError: an event holds something else than a message.
     """
     prompt: list[dict[str, Any]] = []
-    answers: list[dict[str, Any]] = []
+    choices: list[tuple[int, dict[str, Any]]] = []
     for name, _, each in events:
         role = _ROLES.get(name)
         whole = _load(each.get(_WHOLE_EVENT))
         fields = {**each, **whole} if isinstance(whole, dict) else each
         if role is not None:
-            prompt.append(_read_message(fields, role))
+            prompt.append(read_message(fields, role))
         elif name == _CHOICE:
-            answers.append(_read_choice(fields))
+            choices.append((_read_index(fields), read_choice(fields)))
+        elif name == _TEXT_PROMPT:
+            prompt.append(read_message({"content": each.get(_WHOLE_EVENT)}, "user"))
+    answers = [answer for _, answer in sorted(choices, key=lambda choice: choice[0])]
     found = {keys.INPUT_MESSAGES: prompt, keys.OUTPUT_MESSAGES: answers}
     return {key: messages for key, messages in found.items() if messages}
 
 
-def _read_choice(fields: Mapping[str, Any]) -> dict[str, Any]:
+def read_choice(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `gen_ai.choice` -> the answer they hold.
+
+    Raises:
+        TypeError: its calls are none.
+    """
     message = _load(fields.get("message"))
     if not isinstance(message, dict) or _MESSAGE_NAMES.isdisjoint(message):
         message = {"content": fields.get("message", fields.get("content"))}
     message = {**message, "tool_calls": message.get("tool_calls", fields.get("tool_calls"))}
-    answer = _read_message(message, "assistant")
+    answer = read_message(message, "assistant")
     if fields.get("finish_reason") is not None:
         answer["finish_reason"] = str(fields["finish_reason"])
     return answer
 
 
-def _read_message(fields: Mapping[str, Any], role: str) -> dict[str, Any]:
+def read_message(fields: Mapping[str, Any], role: str) -> dict[str, Any]:
+    """Fields of a message's event, and the role that its name says -> GenAI message.
+
+    Raises:
+        TypeError: its calls are none.
+    """
     role = str(fields.get("role") or role)
     content = _load_blocks(fields.get("content"))
     if role == "tool" and not _is_blocks(content):
@@ -85,6 +100,11 @@ def _read_message(fields: Mapping[str, Any], role: str) -> dict[str, Any]:
     if role == "user" and parts and all(p["type"] == "tool_call_response" for p in parts):
         role = "tool"  # Bedrock has no role of its own for results
     return {"role": role, "parts": parts}
+
+
+def _read_index(fields: Mapping[str, Any]) -> int:
+    index = fields.get("index")
+    return index if isinstance(index, int) else 0
 
 
 def _read_content(content: Any) -> list[Part]:

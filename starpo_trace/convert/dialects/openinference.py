@@ -17,7 +17,7 @@ from starpo_trace.convert.dialects.flattened import translate_span
 from starpo_trace.convert.otlp import SpanRow
 
 _KIND: Final = "openinference.span.kind"
-_NAMES: Final = {
+NAMES: Final = {
     "kind": _KIND,
     "input": "llm.input_messages",
     "output": "llm.output_messages",
@@ -51,7 +51,7 @@ def convert(span: SpanRow) -> CanonicalSpan | Rejection:
     if _KIND not in span.attributes:
         return _convert_carrier(span)
     converted = genai.convert(
-        replace_fields(span, attributes=translate_span(span.attributes, _NAMES))
+        replace_fields(span, attributes=translate_span(span.attributes, NAMES))
     )
     if isinstance(converted, Rejection) or not holds_annotations(span.attributes):
         return converted
@@ -60,10 +60,12 @@ def convert(span: SpanRow) -> CanonicalSpan | Rejection:
     return replace(converted, rewards=(*converted.rewards, *rewards))
 
 
-def _convert_carrier(span: SpanRow) -> CanonicalSpan:
+def _convert_carrier(span: SpanRow) -> CanonicalSpan | Rejection:
     """Late feedback: a span with one link to what it is about, or the session's id."""
     columns = genai.span_columns({}, "reward")
     if not span.links:
         columns["trajectory_id"] = span.attributes.get("session.id")
     rewards = read_annotations(span, is_carrier=True, judges_run=False)
+    if not rewards:
+        return Rejection(reason="reward_value", detail="its annotations are no list of any")
     return CanonicalSpan(record="reward", columns=columns, rewards=tuple(rewards))

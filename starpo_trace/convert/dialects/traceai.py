@@ -9,7 +9,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from starpo_trace import semconv as keys
-from starpo_trace.convert.dialects import genai
+from starpo_trace.convert.dialects import genai, openinference
 from starpo_trace.convert.dialects.canonical import CanonicalSpan, Rejection
 from starpo_trace.convert.dialects.flattened import translate_span
 from starpo_trace.convert.otlp import SpanRow
@@ -22,6 +22,9 @@ _NAMES: Final = {
     "parameters": "gen_ai.request.parameters",
     keys.CONVERSATION_ID: "session.id",
 }
+_PREFIXES: Final = ("llm.input_messages.", "llm.output_messages.", "llm.token_count.")
+_OTHER_NAMES: Final = openinference.NAMES
+"""Outside of Python the names are OpenInference's, but for the kind's."""
 
 
 def matches(span: SpanRow) -> bool:
@@ -36,6 +39,7 @@ def convert(span: SpanRow) -> CanonicalSpan | Rejection:
         ValueError, TypeError: an attribute has a value that cannot be read.
     """
     kind = next(kind for kind in _KINDS if kind in span.attributes)
+    names = _OTHER_NAMES if any(n.startswith(_PREFIXES) for n in span.attributes) else _NAMES
     return genai.convert(
-        replace(span, attributes=translate_span(span.attributes, {**_NAMES, "kind": kind}))
+        replace(span, attributes=translate_span(span.attributes, {**names, "kind": kind}))
     )

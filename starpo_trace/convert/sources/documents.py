@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from starpo_trace.convert.otlp import MalformedSpan, SpanRow
+from starpo_trace.convert.otlplogs import decode_log_groups, holds_logs
 from starpo_trace.convert.sources.atif import holds_atif, read_atif
 from starpo_trace.convert.sources.batches import SpanBatch, make_batch
 from starpo_trace.convert.sources.files import SourceFile
@@ -30,6 +31,11 @@ DOCUMENT_FORMATS: Final[tuple[DocumentFormat, ...]] = (
         name="ATIF",
         matches=holds_atif,
         read=lambda value, file: read_atif(value, file.source),
+    ),
+    DocumentFormat(
+        name="OTLP logs",
+        matches=holds_logs,
+        read=lambda value, file: decode_log_groups(value, file.source),
     ),
 )
 

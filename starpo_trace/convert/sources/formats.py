@@ -15,7 +15,7 @@ from typing import Final
 from starpo_trace.convert.sources.batches import SpanBatch, make_damage
 from starpo_trace.convert.sources.compression import ZSTD_MAGIC, list_faults, open_spans
 from starpo_trace.convert.sources.files import SourceFile
-from starpo_trace.convert.sources.jsonfiles import read_json_batches
+from starpo_trace.convert.sources.jsonfiles import is_json, read_json_batches
 from starpo_trace.convert.sources.otlpfiles import (
     read_length_prefixed_batches,
     read_protobuf_batches,
@@ -64,7 +64,7 @@ def _detect_reader(path: Path) -> Reader:
         return read_segment_batches
     if not head:
         raise SourceError(f"{path}: the file is empty")
-    if head.lstrip()[:1] in (b"{", b"["):
+    if is_json(head):
         return read_json_batches
     if head.startswith(_PROTOBUF_FIRST_BYTE):
         return read_protobuf_batches

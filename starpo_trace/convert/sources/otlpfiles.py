@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from starpo_trace.convert.otlp import DecodeError, decode_protobuf
-from starpo_trace.convert.otlpjson import decode_json
+from starpo_trace.convert.otlplogs import decode_any_protobuf
 from starpo_trace.convert.sources.batches import SpanBatch, make_batch, make_damage
 from starpo_trace.convert.sources.compression import (
     ZSTD_MAGIC,
@@ -12,6 +12,7 @@ from starpo_trace.convert.sources.compression import (
     read_to_fault,
 )
 from starpo_trace.convert.sources.files import UNSEALED, SourceFile
+from starpo_trace.convert.sources.jsonfiles import is_json, read_value
 
 
 def read_segment_batches(file: SourceFile) -> Iterator[SpanBatch]:
@@ -40,7 +41,7 @@ def read_protobuf_batches(file: SourceFile) -> Iterator[SpanBatch]:
     with open_spans(file.path) as stream:
         payload = stream.read()
     try:
-        yield make_batch(decode_protobuf(payload, file.source))
+        yield make_batch(decode_any_protobuf(payload, file.source))
     except DecodeError as error:
         yield make_damage(file.path, 0, str(error))
 
@@ -71,6 +72,6 @@ def _read_message(file: SourceFile, payload: bytes) -> SpanBatch:
     """
     if payload.startswith(ZSTD_MAGIC):
         payload = decompress_message(file.path, payload)
-        if payload.lstrip()[:1] == b"{":
-            return make_batch(decode_json(payload, file.source))
-    return make_batch(decode_protobuf(payload, file.source))
+        if is_json(payload[:64]):
+            return read_value(payload, file)
+    return make_batch(decode_any_protobuf(payload, file.source))

@@ -21,6 +21,7 @@ _READ_PREFIXES: Final = (
     *("starpo.", "gen_ai.", "agent.", "error.", "session."),
     *("openinference.", "fi.", "llm.", "input.", "output.", "tool.", "tool_call."),
     *("traceloop.", "gcp.vertex.agent."),
+    *("mlflow.", "langfuse."),
     *annotations.PREFIXES,
 )
 

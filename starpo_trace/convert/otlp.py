@@ -114,7 +114,7 @@ def _protobuf_spans(request: Any, source: str) -> Iterator[SpanRow | MalformedSp
             for span in scope_spans.spans:
                 try:
                     row = _protobuf_row(span, scope, resource, source)
-                    yield _checked(row)
+                    yield check_row(row)
                 except (ValueError, TypeError, AttributeError, RecursionError) as error:
                     trace_id, span_id = span.trace_id.hex(), span.span_id.hex()
                     yield MalformedSpan(
@@ -172,7 +172,7 @@ def _protobuf_value(value: Any) -> Any:
 def _json_spans(groups: list[Any], source: str) -> Iterator[SpanRow | MalformedSpan]:
     for resource, scope, span in _json_span_objects(groups):
         try:
-            yield _checked(_json_row(span, scope, resource, source))
+            yield check_row(_json_row(span, scope, resource, source))
         except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             fields = span if isinstance(span, dict) else {}
             yield MalformedSpan(
@@ -280,7 +280,12 @@ def _json_value(value: Any) -> Any:
     return content
 
 
-def _checked(row: SpanRow) -> SpanRow:
+def check_row(row: SpanRow) -> SpanRow:
+    """Row -> the same, if its ids can be used.
+
+    Raises:
+        ValueError: they cannot.
+    """
     for what, value, length in zip(
         ("trace id", "span id"), (row.trace_id, row.span_id), _ID_LENGTHS, strict=True
     ):

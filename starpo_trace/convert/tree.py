@@ -12,6 +12,7 @@ from typing import Any
 
 from starpo_trace.convert.dialects.canonical import CanonicalSpan, Rejection
 from starpo_trace.convert.otlp import SpanRow
+from starpo_trace.convert.targets import index_targets, widen_feedback
 
 Converted = CanonicalSpan | Rejection
 
@@ -231,7 +232,7 @@ def _place_rewards(
     rewards = [i for i, span in enumerate(spans) if _record(span) == "reward"]
     if not rewards:
         return {}
-    index = {(row.trace_id, row.span_id): i for i, row in enumerate(rows)}
+    index = index_targets(rows, spans, ids)
     targets: dict[int, int] = {}
     for i in rewards:
         named = _column(spans[i], "trajectory_id")
@@ -242,6 +243,7 @@ def _place_rewards(
         ids[i], target = placed
         if target is not None:
             targets[i] = target
+            spans[i] = widen_feedback(spans[i], spans[target])
     return targets
 
 

@@ -8,11 +8,16 @@ from collections.abc import Mapping
 from typing import Final
 
 from starpo_trace.convert.dialects import adk, genai, openinference, openllmetry, traceai
+from starpo_trace.convert.dialects import langfuse as langfuse_dialect
+from starpo_trace.convert.dialects import mlflow as mlflow_dialect
 from starpo_trace.convert.dialects.canonical import CanonicalSpan, Rejection
 from starpo_trace.convert.dialects.content import HistoryMismatchError
 from starpo_trace.convert.otlp import SpanRow, describe_fault
 
-DIALECTS: Final = (adk, genai, openinference, traceai, openllmetry)
+DIALECTS: Final = (
+    *(adk, genai, openinference, traceai, openllmetry),
+    *(mlflow_dialect, langfuse_dialect),  # last: they say less than what they keep of others
+)
 """Dialects that are read, in the order they are tried."""
 
 _OTHER_DIALECTS: Final[Mapping[str, tuple[str, ...]]] = {

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from starpo_trace import semconv as keys
+from starpo_trace.capture.patches.openai_chat import read_chat_response
+from starpo_trace.capture.patches.openai_extra import read_usage
 from starpo_trace.capture.patches.openai_items import join_parts, read_items
 from starpo_trace.convert.dialects.content import read_json
 from starpo_trace.messages import dump_json
@@ -101,7 +103,7 @@ def translate_span(attributes: Mapping[str, Any], names: Mapping[str, str]) -> d
     if kind in STEP_KIND_OF_KIND:
         translated[keys.STEP_KIND] = STEP_KIND_OF_KIND[kind]
     if kind == "LLM":
-        translated |= _translate_call(attributes, names)
+        translated = _read_usage(attributes) | translated | _translate_call(attributes, names)
         if gather(attributes, names["input"]):
             translated.pop(_SYSTEM, None)  # the first message says it
     elif kind == "TOOL":
@@ -127,7 +129,16 @@ def _translate_call(attributes: Mapping[str, Any], names: Mapping[str, str]) -> 
         translated[keys.TOOL_DEFINITIONS] = dump_json(tools)
     parameters = _read_object(attributes.get(names["parameters"]))
     translated |= {key: parameters[name] for name, key in PARAMETERS.items() if name in parameters}
+    if isinstance(output.get("choices"), list) and not messages[keys.OUTPUT_MESSAGES]:
+        messages[keys.OUTPUT_MESSAGES] = list(read_chat_response(output).messages)
+        translated[keys.OUTPUT_MESSAGES] = dump_json(messages[keys.OUTPUT_MESSAGES])
     return translated | read_raw_answer(output, messages[keys.OUTPUT_MESSAGES], translated)
+
+
+def _read_usage(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Counts in the server's answer, for instrumentors that write none."""
+    usage = _read_object(attributes.get("output.value")).get("usage")
+    return dict(read_usage(usage)) if isinstance(usage, dict) else {}
 
 
 def _join_items(

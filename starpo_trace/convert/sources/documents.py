@@ -10,6 +10,7 @@ from typing import Any, Final
 from starpo_trace.convert.otlp import MalformedSpan, SpanRow
 from starpo_trace.convert.sources.batches import SpanBatch, make_batch
 from starpo_trace.convert.sources.files import SourceFile
+from starpo_trace.convert.sources.records import BACKEND_DOCUMENTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,12 @@ class DocumentFormat:
     """Value and the file it stands in -> its spans; raises DecodeError where it holds none."""
 
 
-DOCUMENT_FORMATS: Final[tuple[DocumentFormat, ...]] = ()
+DOCUMENT_FORMATS: Final[tuple[DocumentFormat, ...]] = (
+    *(
+        DocumentFormat(name=name, matches=is_it, read=read)
+        for name, is_it, read in BACKEND_DOCUMENTS
+    ),
+)
 
 
 def read_document(value: Any, file: SourceFile) -> SpanBatch | None:

@@ -11,6 +11,9 @@ BIN    := $(VENV)/bin
 # LiteLLM needs an older openai than the one that the other tests use (and mcp, when given tools).
 LITELLM := .venvs/litellm
 LITELLM_TESTS := tests/trace/providers/test_litellm.py
+# Servers of tracing backends, whose exports are read; their tests are skipped without them.
+PHOENIX := .venvs/phoenix
+MLFLOW := .venvs/mlflow
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo demo-seeds test check format clean
@@ -18,7 +21,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 demo: $(VENV)/.demo-ready $(if $(filter smollm2,$(MODEL)),$(VENV)/.smollm2-ready)
 	$(BIN)/python examples/frozen_lake/demo.py --model $(MODEL) --seed $(SEED)
 
-test: check $(LITELLM)/.ready
+test: check $(LITELLM)/.ready $(PHOENIX)/.ready $(MLFLOW)/.ready
 	$(BIN)/python -m pytest
 	$(LITELLM)/bin/python -m pytest -q -W default $(LITELLM_TESTS)  # its warnings are its own
 
@@ -58,4 +61,16 @@ $(LITELLM)/.ready: constraints-litellm.txt pyproject.toml
 	$(PYTHON) -m venv $(LITELLM)
 	$(LITELLM)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints-litellm.txt -e . litellm mcp pytest
+	@touch $@
+
+$(PHOENIX)/.ready: constraints-phoenix.txt
+	$(PYTHON) -m venv $(PHOENIX)
+	$(PHOENIX)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints-phoenix.txt arize-phoenix pandas pyarrow
+	@touch $@
+
+$(MLFLOW)/.ready: constraints-mlflow.txt
+	$(PYTHON) -m venv $(MLFLOW)
+	$(MLFLOW)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints-mlflow.txt mlflow openai
 	@touch $@

@@ -5,7 +5,6 @@ Files that the table no longer has stay in its folder until they are vacuumed; t
 
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote
 
 from starpo_trace.errors import SourceError
 
@@ -37,7 +36,7 @@ def list_table_files(folder: Path) -> list[Path]:
     try:
         table = DeltaTable(folder)
         protocol = table.protocol()
-        names = sorted(unquote(uri) for uri in table.file_uris())
+        names = sorted(table.file_uris())
         partitions = table.metadata().partition_columns
     except (DeltaError, OSError, ValueError) as error:
         raise SourceError(f"{folder}: cannot be read as a Delta table: {error}") from error

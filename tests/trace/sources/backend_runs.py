@@ -42,7 +42,7 @@ SCRIPT = (
 
 
 def send_runs(endpoint: str, path: Path, headers: dict[str, str] | None = None) -> None:
-    """A run of `starpo_trace` and one of OpenInference's form -> `endpoint`, and a file of OTLP."""
+    """Runs of `starpo_trace`, OpenInference and GenAI spans -> `endpoint`, and a file of OTLP."""
     memory = InMemorySpanExporter()
     provider = TracerProvider(
         resource=Resource.create({"service.name": "shop", "openinference.project.name": "shop"})
@@ -52,6 +52,7 @@ def send_runs(endpoint: str, path: Path, headers: dict[str, str] | None = None) 
         provider.add_span_processor(SimpleSpanProcessor(each))
     _run_starpo(provider)
     _run_openinference(provider)
+    _run_genai(provider)
     provider.shutdown()
     path.write_bytes(encode_spans(memory.get_finished_spans()).SerializeToString())
 
@@ -158,4 +159,34 @@ def _run_openinference(provider: TracerProvider) -> None:
     failed.record_exception(ValueError("no answer"))
     failed.set_status(Status(StatusCode.ERROR, "no answer"))
     failed.end()
+    root.end()
+
+
+def _run_genai(provider: TracerProvider) -> None:
+    """Spans of GenAI conventions by somebody else: messages are JSON text."""
+    tracer = provider.get_tracer("my.genai")
+    root = tracer.start_span(
+        "invoke_agent other",
+        attributes={
+            "gen_ai.operation.name": "invoke_agent",
+            "gen_ai.agent.name": "other",
+            "gen_ai.conversation.id": "c-1",
+        },
+    )
+    asked = [{"role": "user", "parts": [{"type": "text", "content": "how many A7?"}]}]
+    parts = [
+        {"type": "reasoning", "content": "look it up"},
+        {"type": "tool_call", "id": "c1", "name": "stock", "arguments": ARGUMENTS},
+    ]
+    call = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.request.model": "tiny",
+        "gen_ai.request.temperature": 0.5,
+        "gen_ai.input.messages": json.dumps(asked),
+        "gen_ai.output.messages": json.dumps([{"role": "assistant", "parts": parts}]),
+        "gen_ai.response.finish_reasons": ["tool_calls"],
+        "gen_ai.usage.input_tokens": 8,
+        "gen_ai.usage.output_tokens": 6,
+    }
+    tracer.start_span("chat tiny", set_span_in_context(root), attributes=call).end()
     root.end()

@@ -35,7 +35,7 @@ _ANNOTATORS: Final = {
     "AI_JUDGE": "LLM",
     "CODE": "CODE",
 }
-_FRAME_COLUMNS: Final = frozenset({"trace_id", "trace", "trace_metadata"})
+_FRAME_COLUMNS: Final = frozenset({"trace_id", "trace"})
 _STARTS: Final = ("start_time_unix_nano", "start_time_ns", "start_time")
 _ENDS: Final = ("end_time_unix_nano", "end_time_ns", "end_time")
 

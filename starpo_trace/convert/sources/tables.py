@@ -1,7 +1,7 @@
 """Parquet and CSV files -> batches of spans, some rows at a time.
 
-What a table is of, its columns say: spans, or a backend's export (`records`). Parquet is streamed,
-so that memory holds a few hundred rows and not the table.
+What a table is of, its columns say: spans, or a backend's export (`records`). Parquet is read a
+slice after the other, so that memory holds the rows of one slice and not the table.
 """
 
 import csv
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 PARQUET_MAGIC: Final = b"PAR1"
 
 _BATCH_ROWS: Final = 256
+_SLICE_BYTES: Final = 1 << 24
+"""Of the file; what it holds may be ten times as much."""
+_MAX_SLICE_ROWS: Final = 1 << 13
 _MAX_FIELD_CHARS: Final = 1 << 30
 _MAX_HEADER_BYTES: Final = 1 << 16
 
@@ -38,11 +41,20 @@ def read_parquet_batches(file: SourceFile) -> Iterator[SpanBatch]:
     try:
         table = pl.scan_parquet(_open_parquet(file.path))
         form = _choose_format(file.path, table.collect_schema().names())
-        for frame in table.collect_batches(chunk_size=_BATCH_ROWS, maintain_order=True):
+        num_rows = table.select(pl.len()).collect().item()
+        num_slice_rows = _choose_slice(num_rows, file.path.stat().st_size)
+        for offset in range(0, num_rows, num_slice_rows):
+            frame = table.slice(offset, num_slice_rows).collect()
             yield from _read_frame(frame, form, file)
     except (pl.exceptions.PolarsError, OSError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         yield make_damage(file.path, 0, f"Parquet data is damaged or cut: {first}")
+
+
+def _choose_slice(num_rows: int, num_bytes: int) -> int:
+    """How many rows to read at once: few large ones, more small ones, for each look costs time."""
+    wanted = num_rows * _SLICE_BYTES // max(num_bytes, 1)
+    return min(max(wanted, _BATCH_ROWS), _MAX_SLICE_ROWS)
 
 
 def _open_parquet(path: Path) -> Path | IO[bytes]:

@@ -90,7 +90,7 @@ def export(name: str, num_traces: int) -> None:
             file.write(trace.to_json() + "\n")
     frame = mlflow.search_traces(locations=[experiment])
     frame.to_json(f"{name}_frame.jsonl", orient="records", lines=True)
-    frame.to_parquet(f"{name}_frame.parquet")
+    frame[["trace_id", "trace"]].to_parquet(f"{name}_frame.parquet")
     frame.to_csv(f"{name}_frame.csv", index=False)
 
 

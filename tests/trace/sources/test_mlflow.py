@@ -85,12 +85,12 @@ def test_traces_of_the_sdk_become_trajectories(exported, form):
     call = {"id": "c1", "name": "stock", "arguments": ARGUMENTS}
     assert turns["tool_calls"].to_list() == [[call], []]
     assert turns["finish_reason"].to_list() == ["tool_calls", "stop"]
-    assert (turns["response_ids"][0].to_list(), turns["response_logprobs"][0].to_list()) == (
+    assert turns.select("prompt_token_ids", "response_token_ids", "response_logprobs").row(0) == (
+        [1, 2, 3],
         [4, 5],
         [-0.25, -1.5],
     )
     assert turns["temperature"].to_list() == [0.5, None]
-    assert turns["input_node"][1] is not None
     by_hand = tables["turns"].filter(pl.col("trajectory_id") != "s-9")
     assert by_hand["text"].to_list() == ["4"]
     roles = tables["messages"].filter(pl.col("trajectory_id") == "s-9").sort("depth")["role"]
@@ -124,10 +124,10 @@ def encode(digits):
     return base64.b64encode(bytes.fromhex(digits)).decode()
 
 
-def make_span(span_id=ROOT, **fields):
+def make_span(digits=ROOT, **fields):
     return {
         "trace_id": encode(TRACE),
-        "span_id": encode(span_id),
+        "span_id": encode(digits),
         "parent_span_id": None,
         "name": "x",
         "start_time_unix_nano": 1_000_000_000,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PARQUET_MAGIC: Final = b"PAR1"
 
 _BATCH_ROWS: Final = 256
-_SLICE_BYTES: Final = 1 << 24
+_SLICE_BYTES: Final = 1 << 22
 """Of the file; what it holds may be ten times as much."""
 _MAX_SLICE_ROWS: Final = 1 << 13
 _MAX_FIELD_CHARS: Final = 1 << 30

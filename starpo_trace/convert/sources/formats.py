@@ -77,7 +77,7 @@ def _detect_reader(path: Path) -> Reader:
         return read_protobuf_batches
     if head[4:5] == _PROTOBUF_FIRST_BYTE or head[4:8] == ZSTD_MAGIC:
         return read_length_prefixed_batches
-    if is_csv_head(path):
+    if ".csv" in path.suffixes or is_csv_head(path):
         return read_csv_batches
     raise SourceError(
         f"{path}: {_describe_head(path, head)}: neither a trace store segment nor OTLP JSON "

@@ -67,6 +67,10 @@ RECORD_FORMATS: Final = (
 )
 
 
+_PAGE_FIELDS: Final = frozenset({"next_cursor", "meta"})
+"""What a page of an API has beside its records."""
+
+
 def find_format(names: Collection[str]) -> RecordFormat | None:
     """Names of a record's fields -> its format; None when no backend has them."""
     return next((form for form in RECORD_FORMATS if form.has_names(names)), None)
@@ -75,6 +79,8 @@ def find_format(names: Collection[str]) -> RecordFormat | None:
 def holds_records(value: Any) -> bool:
     """Whether a JSON value is a record of these formats, a list of them, or a page of an API."""
     first = _first_record(value)
+    if isinstance(value, Mapping) and value.get("data") == []:
+        return not _PAGE_FIELDS.isdisjoint(value)  # there were none
     return first is not None and (
         phoenix.is_otlp_span(first) or find_format(first.keys()) is not None
     )

@@ -61,7 +61,9 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     run.set_defaults(command=_run)
 
-    export = commands.add_parser("export", help="trace stores and OTLP files -> dataset")
+    export = commands.add_parser(
+        "export", help="trace stores, OTLP files, exports of backends -> dataset"
+    )
     export.add_argument("sources", nargs="+", type=Path, metavar="SOURCE")
     export.add_argument("-o", "--output", type=Path, required=True, metavar="DATASET")
     export.add_argument(

@@ -44,6 +44,8 @@ OPERATION_OF_KIND: Final[Mapping[str, str]] = {
 }
 """Span kinds of OpenInference and traceAI -> GenAI operations; `plan` is a step like any other."""
 STEP_KIND_OF_KIND: Final[Mapping[str, str]] = {"GUARDRAIL": "verifier", "EVALUATOR": "verifier"}
+_COUNTS: Final = (keys.USAGE_INPUT_TOKENS, keys.USAGE_OUTPUT_TOKENS)
+"""What an instrumentor counted comes before what the server's answer says."""
 PARAMETERS: Final[Mapping[str, str]] = {
     "temperature": keys.REQUEST_TEMPERATURE,
     "top_p": keys.REQUEST_TOP_P,
@@ -103,7 +105,9 @@ def translate_span(attributes: Mapping[str, Any], names: Mapping[str, str]) -> d
     if kind in STEP_KIND_OF_KIND:
         translated[keys.STEP_KIND] = STEP_KIND_OF_KIND[kind]
     if kind == "LLM":
-        translated = _read_usage(attributes) | translated | _translate_call(attributes, names)
+        call = _translate_call(attributes, names)
+        said = {key: call.pop(key) for key in _COUNTS if key in call}
+        translated = said | translated | call
         if gather(attributes, names["input"]):
             translated.pop(_SYSTEM, None)  # the first message says it
     elif kind == "TOOL":
@@ -132,13 +136,9 @@ def _translate_call(attributes: Mapping[str, Any], names: Mapping[str, str]) -> 
     if isinstance(output.get("choices"), list) and not messages[keys.OUTPUT_MESSAGES]:
         messages[keys.OUTPUT_MESSAGES] = list(read_chat_response(output).messages)
         translated[keys.OUTPUT_MESSAGES] = dump_json(messages[keys.OUTPUT_MESSAGES])
+    if isinstance(output.get("usage"), dict):
+        translated |= read_usage(output["usage"])
     return translated | read_raw_answer(output, messages[keys.OUTPUT_MESSAGES], translated)
-
-
-def _read_usage(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Counts in the server's answer, for instrumentors that write none."""
-    usage = _read_object(attributes.get("output.value")).get("usage")
-    return dict(read_usage(usage)) if isinstance(usage, dict) else {}
 
 
 def _join_items(

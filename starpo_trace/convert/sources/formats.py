@@ -4,7 +4,7 @@ Read are our own store (`*.otlp` and unsealed `*.otlp.open` segments) and what t
 Collector's file exporter writes: JSON lines, and protobuf messages each behind a 4-byte big-endian
 length; also a single OTLP JSON document and a single protobuf message. The Collector compresses each
 message (zstd, behind its length); whole files may be compressed too, by gzip or zstd. Other JSON is
-read by `documents`. What a file is, is decided from its first bytes, not from its name. A damaged
+read by `documents`, Parquet and CSV by `tables`. What a file is, is decided from its first bytes, not from its name. A damaged
 record is counted and its neighbours are read.
 """
 

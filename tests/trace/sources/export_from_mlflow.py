@@ -1,6 +1,6 @@
 """Runs in `.venvs/mlflow`: an agent under MLflow's SDK, feedback on it, then exports as users do.
 
-Arguments: address of the tracking server, base URL of the model's server, `run` or `export`.
+Arguments: address of the tracking server, and `run MODEL_URL` or `export EXPERIMENT NUM_TRACES`.
 """
 
 import json
@@ -97,9 +97,9 @@ def export(name: str, num_traces: int) -> None:
 if __name__ == "__main__":
     mlflow.set_tracking_uri(sys.argv[1])
     match sys.argv[2:]:
-        case ["make", name]:
-            Path("experiment.txt").write_text(mlflow.create_experiment(name))
         case ["run", url]:
             run_agents(url)
+            export("shop", 2)
+            Path("experiment.txt").write_text(mlflow.create_experiment("otlp"))
         case ["export", name, num_traces]:
             export(name, int(num_traces))

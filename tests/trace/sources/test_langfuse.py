@@ -343,3 +343,28 @@ def test_broken_observations_and_scores_are_malformed(tmp_path):
     ]
     assert tables["turns"].height == 2
     assert tables["rewards"].height == 3
+
+
+def test_a_score_of_a_trace_with_several_runs_is_given_to_none(tmp_path):
+    """It is rejected with its reason."""
+    agents = [make_observation(name, "AGENT", parentObservationId=None) for name in ("one", "two")]
+    calls = [
+        make_observation(f"call of {name}", "GENERATION", parentObservationId=name, output="4")
+        for name in ("one", "two")
+    ]
+    trace = {"id": TRACE, "scores": [make_score("correct", 1.0)]}
+    value = {"trace": trace, "observations": [*agents, *calls]}
+    (tmp_path / "a.json").write_text(json.dumps(value))
+    tables = convert(tmp_path)
+    assert tables["trajectories"].height == 2
+    assert tables["rewards"].height == 0
+    assert tables["rejected"]["reason"].to_list() == ["reward_target_missing"]
+
+
+def test_a_page_without_records_is_no_damage(tmp_path):
+    """A list of scores may be empty."""
+    (tmp_path / "a.json").write_text(json.dumps({"data": OBSERVATIONS, "meta": {}}))
+    (tmp_path / "b.json").write_text(json.dumps({"data": [], "meta": {"page": 1}}))
+    assert convert(tmp_path)["turns"].height == 2
+    batches = [each for file in find_source_files([tmp_path]) for each in read_span_batches(file)]
+    assert [damage for batch in batches for damage in batch.damaged] == []

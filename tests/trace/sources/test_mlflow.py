@@ -47,8 +47,6 @@ def exported(tmp_path_factory):
         ScriptedServer(SCRIPT) as model,
     ):
         run_script(python, script, url, "run", model.base_url, folder=folder)
-        run_script(python, script, url, "export", "shop", "2", folder=folder)
-        run_script(python, script, url, "make", "otlp", folder=folder)
         experiment = (folder / "experiment.txt").read_text()
         headers = {"x-mlflow-experiment-id": experiment}
         send_runs(f"{url}/v1/traces", folder / "direct.pb", headers)

@@ -15,6 +15,9 @@ LITELLM_TESTS := tests/trace/providers/test_litellm.py
 PEERS := .venvs/peers
 PEER_NAMES := openinference openllmetry traceai genai contrib
 PEER_TESTS := tests/trace/same_run
+# Servers of tracing backends, whose exports are read; their tests are skipped without them.
+PHOENIX := .venvs/phoenix
+MLFLOW := .venvs/mlflow
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo demo-seeds test check format clean
@@ -22,7 +25,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 demo: $(VENV)/.demo-ready $(if $(filter smollm2,$(MODEL)),$(VENV)/.smollm2-ready)
 	$(BIN)/python examples/frozen_lake/demo.py --model $(MODEL) --seed $(SEED)
 
-test: check $(LITELLM)/.ready $(PEERS)/.ready
+test: check $(LITELLM)/.ready $(PEERS)/.ready $(PHOENIX)/.ready $(MLFLOW)/.ready
 	$(BIN)/python -m pytest
 	$(LITELLM)/bin/python -m pytest -q -W default $(LITELLM_TESTS)  # its warnings are its own
 	$(BIN)/python -m pytest -q $(PEER_TESTS)
@@ -70,4 +73,16 @@ $(PEERS)/.ready: $(PEER_NAMES:%=bench/peers/%.txt)
 	  $(PYTHON) -m venv $(PEERS)/$$name && $(PEERS)/$$name/bin/python -m pip install --quiet \
 	    --disable-pip-version-check --no-deps -r bench/peers/$$name.txt || exit 1; \
 	done
+	@touch $@
+
+$(PHOENIX)/.ready: constraints-phoenix.txt
+	$(PYTHON) -m venv $(PHOENIX)
+	$(PHOENIX)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints-phoenix.txt arize-phoenix pandas pyarrow
+	@touch $@
+
+$(MLFLOW)/.ready: constraints-mlflow.txt
+	$(PYTHON) -m venv $(MLFLOW)
+	$(MLFLOW)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints-mlflow.txt mlflow openai
 	@touch $@

@@ -20,7 +20,7 @@ from starpo_trace.convert.index import Index, empty_index
 from starpo_trace.convert.otlp import MalformedSpan
 from starpo_trace.convert.reading import FileReading, Reading, plan_reading, read_files
 from starpo_trace.convert.rewards import Trust
-from starpo_trace.convert.routing import plan_partitions
+from starpo_trace.convert.routing import find_named_spans, plan_partitions
 from starpo_trace.convert.shards import (
     OF_TRAJECTORIES,
     PartitionTask,
@@ -119,9 +119,14 @@ def build_shards(
         )
     )
     routes = [routes for reading in readings for _, routes in reading.chunks]
+    named = find_named_spans(
+        [path for reading in readings for path, _ in reading.chunks],
+        [last.index.keys, *(each.keys for each in routes)],
+        _scan_last_spans(last),
+    )
     touched: frozenset[str] | None = frozenset()
     if changes.gone or routes:
-        touched = find_touched_traces(last.index, changes.gone, routes)
+        touched = find_touched_traces(last.index, changes.gone, routes, named)
     if touched is None:
         return build_shards(
             files,
@@ -145,7 +150,7 @@ def build_shards(
         PartitionTask(
             plan=plan, trust=trust, folder=folder / "tables", name=f"{token}-{plan.number:06d}"
         )
-        for plan in (plan_partitions(chunks) if chunks else ())
+        for plan in (plan_partitions(chunks, [named]) if chunks else ())
     ]
     shards: list[Shard] = list(workers.run(build_shard, tasks, "building"))
     # A segment may have been sealed, under another name, while it was read.
@@ -162,6 +167,15 @@ def build_shards(
         last.index, merged.index, touched, changes.gone, readings, rereadings, paths
     )
     return merged
+
+
+def _scan_last_spans(last: LastBuild) -> pl.LazyFrame | None:
+    files = [
+        last.tables["spans"] / entry["files"]["spans"]
+        for entry in last.shards.values()
+        if "spans" in entry["files"]
+    ]
+    return pl.scan_parquet(files, glob=False) if files else None
 
 
 def _list_files_of(

@@ -59,9 +59,9 @@ def _is_unchanged(file: SourceFile, entry: Mapping[str, Any]) -> bool:
 
 
 def find_touched_traces(
-    index: Index, gone: Sequence[str], routes: Sequence[Routes]
+    index: Index, gone: Sequence[str], routes: Sequence[Routes], more_keys: pl.DataFrame
 ) -> frozenset[str] | None:
-    """Last index, files that are gone, routes of what was read now -> traces to build again.
+    """Last index, files that are gone, routes of what was read, keys -> traces to build again.
 
     All traces that any key ties to a touched one are among them.
 
@@ -70,7 +70,7 @@ def find_touched_traces(
     """
     of_gone = index.routes.filter(pl.col("file").is_in(list(gone)))["trace_id"]
     seeds = pl.concat([of_gone, *(each.traces["trace_id"] for each in routes)]).unique()
-    keys = [index.keys, *(each.keys for each in routes)]
+    keys = [index.keys, more_keys, *(each.keys for each in routes)]
     components = find_components(keys)
     every = pl.concat([index.traces["trace_id"], seeds]).unique().alias("trace_id").to_frame()
     placed = every.join(components, on="trace_id", how="left").with_columns(

@@ -34,6 +34,7 @@ _READ_PREFIXES: Final = (
     *("openinference.", "fi.", "llm.", "input.", "output.", "tool.", "tool_", "mcp."),
     *("traceloop.", "gcp.vertex.agent.", "agentlightning.", "agentops.", "langsmith."),
     *("haystack.", "executor.", "workflow.", "edge_group.", "message.", "operation.name"),
+    *("mlflow.", "langfuse."),
     *("prompt_token_ids", "response_token_ids", "logprobs.", "events", "reward", "agent_name"),
     *annotations.PREFIXES,
 )

@@ -18,6 +18,7 @@ from starpo_trace.convert.deferred import join_deferred
 from starpo_trace.convert.parts import StepOrder, order_steps, renumber_frames
 from starpo_trace.convert.rewards import Trust
 from starpo_trace.convert.staging import Frames, concat_chunks
+from starpo_trace.convert.targets import widen_feedback
 from starpo_trace.convert.trajectories import build_tables
 from starpo_trace.convert.tree import (
     Assignment,
@@ -160,6 +161,7 @@ def _place_spans(
             dtype=pl.Int64,
         )
     )
+    kept["rewards"] = widen_feedback(kept["rewards"], used)
     return {**kept, "spans": used}
 
 

@@ -15,6 +15,8 @@ import polars as pl
 
 from starpo_trace.convert.staging import CHUNK_BYTES, CHUNK_SPANS, Frames
 
+SPAN_KEY = "span:"
+"""Beginning of a key that is a span's id."""
 _GENERATED = r"^[0-9a-f]{32}-[0-9a-f]{16}$"
 """A trajectory id that was made of a trace and a span."""
 
@@ -27,7 +29,8 @@ class Routes:
     """`trace_id`, `file` (number of the source file), `num_spans`, `first` (position in the chunk),
     `weight` (spans, or more where they are long)."""
     keys: pl.DataFrame
-    """`trace_id`, `key`: what a trace names besides itself."""
+    """`trace_id`, `key`: what a trace names besides itself; `SPAN_KEY` and an id where it names a
+    span and not the span's trace."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +57,11 @@ def list_routes(frames: Frames, files: pl.Series, num_bytes: int) -> Routes:
     named = [
         pl.col("trajectory_id"),
         pl.when(pl.col("trajectory_id").is_null()).then("conversation_id"),
-        pl.col("link_trace_id"),
+        # Feedback that a backend kept may name a span without its trace.
+        pl.when(pl.col("link_trace_id") != "")
+        .then("link_trace_id")
+        .when(pl.col("link_span_id") != "")
+        .then(pl.lit(SPAN_KEY) + pl.col("link_span_id")),
     ]
     keys = (
         pl.concat([spans.lazy().select("trace_id", key=key).drop_nulls().unique() for key in named])
@@ -68,6 +75,36 @@ def list_routes(frames: Frames, files: pl.Series, num_bytes: int) -> Routes:
         .collect()
     )
     return Routes(traces=traces, keys=keys)
+
+
+def find_named_spans(
+    chunks: Sequence[Path], keys: Iterable[pl.DataFrame], last_spans: pl.LazyFrame | None
+) -> pl.DataFrame:
+    """Keys that are spans' ids -> `trace_id`, `key` of the traces that hold these spans.
+
+    Args:
+        chunks: folders of the chunks to look in.
+        keys: keys of all chunks, and of the last build.
+        last_spans: the last build's table `spans`, if there is one.
+    """
+    named = [frame.filter(pl.col("key").str.starts_with(SPAN_KEY))["key"] for frame in keys]
+    wanted = pl.concat([pl.Series("key", [], dtype=pl.String), *named]).unique()
+    if not wanted.len():
+        return pl.DataFrame(schema={"trace_id": pl.String, "key": pl.String})
+    tables = [pl.scan_ipc(folder / "spans.arrow") for folder in chunks]
+    tables += [last_spans] if last_spans is not None else []
+    return (
+        pl.concat(
+            [
+                table.select("trace_id", key=pl.lit(SPAN_KEY) + pl.col("span_id")).filter(
+                    pl.col("key").is_in(wanted.implode())
+                )
+                for table in tables
+            ]
+        )
+        .unique()
+        .collect()
+    )
 
 
 def find_components(keys: Iterable[pl.DataFrame]) -> pl.DataFrame:
@@ -95,16 +132,19 @@ def find_components(keys: Iterable[pl.DataFrame]) -> pl.DataFrame:
 
 
 def plan_partitions(
-    chunks: Sequence[tuple[Path, Routes]], *, max_spans: int = CHUNK_SPANS
+    chunks: Sequence[tuple[Path, Routes]],
+    more_keys: Sequence[pl.DataFrame] = (),
+    *,
+    max_spans: int = CHUNK_SPANS,
 ) -> list[PartitionPlan]:
-    """Chunks and their routes -> partitions of about `max_spans` spans, none cut through."""
+    """Chunks, their routes and further keys -> partitions of about `max_spans`, none cut through."""
     traces = pl.concat(
         [
             routes.traces.lazy().select("trace_id", "weight", "first", chunk=pl.lit(number))
             for number, (_, routes) in enumerate(chunks)
         ]
     )
-    components = find_components(routes.keys for _, routes in chunks)
+    components = find_components([*(routes.keys for _, routes in chunks), *more_keys])
     placed = traces.join(components.lazy(), on="trace_id", how="left").with_columns(
         component=pl.coalesce("component", "trace_id")
     )

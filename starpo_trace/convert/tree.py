@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from starpo_trace.convert.targets import index_targets
 from starpo_trace.convert.twins import Answer, find_same_answers, follow_twins
 
 NO_PARENT = -1
@@ -297,7 +298,7 @@ def _place_rewards(
         for record, trajectory in zip(spans.records, ids, strict=True)
         if record is not None and record != "reward"
     }
-    index = {key: i for i, key in enumerate(zip(spans.trace_ids, spans.span_ids, strict=True))}
+    index = index_targets(spans, ids)
     if twins:
         index = {key: follow_twins(twins, i) for key, i in index.items()}
     targets: dict[int, int] = {}

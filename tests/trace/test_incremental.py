@@ -109,7 +109,8 @@ def small_partitions(monkeypatch):
     """Partitions of about ten spans, so that a few runs make several."""
     plan = routing.plan_partitions
     monkeypatch.setattr(
-        "starpo_trace.convert.build.plan_partitions", lambda chunks: plan(chunks, max_spans=10)
+        "starpo_trace.convert.build.plan_partitions",
+        lambda chunks, keys: plan(chunks, keys, max_spans=10),
     )
 
 

@@ -21,6 +21,8 @@ from starpo_trace.convert.dialects import (
     pydanticai,
     traceai,
 )
+from starpo_trace.convert.dialects import langfuse as langfuse_dialect
+from starpo_trace.convert.dialects import mlflow as mlflow_dialect
 from starpo_trace.convert.dialects.canonical import CanonicalSpan, Rejection
 from starpo_trace.convert.dialects.content import HistoryMismatchError, valid_text
 from starpo_trace.convert.otlp import SpanRow, describe_fault
@@ -28,7 +30,10 @@ from starpo_trace.semconv import RECORD
 
 NATIVE: Final = (logrecords, frameworks, langsmith, haystack, litellm, pydanticai, agentlightning)
 """Dialects of single frameworks, known by marks of their own; never spans of ours."""
-DIALECTS: Final = (adk, genai, openinference, traceai, openllmetry)
+DIALECTS: Final = (
+    *(adk, genai, openinference, traceai, openllmetry),
+    *(mlflow_dialect, langfuse_dialect),  # last: they say less than what they keep of others
+)
 """Dialects of many frameworks, in the order they are tried."""
 
 _ALL: Final = (*NATIVE, *DIALECTS)

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from starpo_trace import semconv as keys
+from starpo_trace.capture.patches.openai_chat import read_chat_response
+from starpo_trace.capture.patches.openai_extra import read_usage
 from starpo_trace.capture.patches.openai_items import join_parts, read_items
 from starpo_trace.convert.dialects.content import read_json
 from starpo_trace.messages import dump_json
@@ -43,6 +45,8 @@ OPERATION_OF_KIND: Final[Mapping[str, str]] = {
 }
 """Span kinds of OpenInference and traceAI -> GenAI operations; `plan` is a step like any other."""
 STEP_KIND_OF_KIND: Final[Mapping[str, str]] = {"GUARDRAIL": "verifier", "EVALUATOR": "verifier"}
+_COUNTS: Final = (keys.USAGE_INPUT_TOKENS, keys.USAGE_OUTPUT_TOKENS)
+"""What an instrumentor counted comes before what the server's answer says."""
 PARAMETERS: Final[Mapping[str, str]] = {
     "temperature": keys.REQUEST_TEMPERATURE,
     "top_p": keys.REQUEST_TOP_P,
@@ -102,7 +106,9 @@ def translate_span(attributes: Mapping[str, Any], names: Mapping[str, str]) -> d
     if kind in STEP_KIND_OF_KIND:
         translated[keys.STEP_KIND] = STEP_KIND_OF_KIND[kind]
     if kind == "LLM":
-        translated |= _translate_call(attributes, names)
+        call = _translate_call(attributes, names)
+        said = {key: call.pop(key) for key in _COUNTS if key in call}
+        translated = said | translated | call
         if gather(attributes, names["input"]):
             translated.pop(_SYSTEM, None)  # the first message says it
     elif kind == "TOOL":
@@ -129,6 +135,11 @@ def _translate_call(attributes: Mapping[str, Any], names: Mapping[str, str]) -> 
         translated[keys.TOOL_DEFINITIONS] = dump_json(tools)
     parameters = _read_object(attributes.get(names["parameters"]))
     translated |= {key: parameters[name] for name, key in PARAMETERS.items() if name in parameters}
+    if isinstance(output.get("choices"), list) and not messages[keys.OUTPUT_MESSAGES]:
+        messages[keys.OUTPUT_MESSAGES] = list(read_chat_response(output).messages)
+        translated[keys.OUTPUT_MESSAGES] = dump_json(messages[keys.OUTPUT_MESSAGES])
+    if isinstance(output.get("usage"), dict):
+        translated |= read_usage(output["usage"])
     return translated | read_raw_answer(output, messages[keys.OUTPUT_MESSAGES], translated)
 
 

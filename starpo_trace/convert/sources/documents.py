@@ -12,6 +12,7 @@ from starpo_trace.convert.otlplogs import decode_log_groups, holds_logs
 from starpo_trace.convert.sources.atif import holds_atif, read_atif
 from starpo_trace.convert.sources.batches import SpanBatch, make_batch
 from starpo_trace.convert.sources.files import SourceFile
+from starpo_trace.convert.sources.records import BACKEND_DOCUMENTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,10 @@ DOCUMENT_FORMATS: Final[tuple[DocumentFormat, ...]] = (
         name="OTLP logs",
         matches=holds_logs,
         read=lambda value, file: decode_log_groups(value, file.source),
+    ),
+    *(
+        DocumentFormat(name=name, matches=is_it, read=read)
+        for name, is_it, read in BACKEND_DOCUMENTS
     ),
 )
 

@@ -11,10 +11,12 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Final
 
+from starpo_trace.convert.sources.delta import is_delta_table, list_table_files
 from starpo_trace.errors import SourceError
 
 SPAN_FILE_SUFFIXES: Final = frozenset(
     {".otlp", ".open", ".json", ".jsonl", ".ndjson", ".pb", ".binpb", ".proto", ".bin"}
+    | {".parquet"}
 )
 UNSEALED: Final = ".otlp.open"
 
@@ -117,6 +119,8 @@ def _list_folder(folder: Path) -> set[Path]:
 def _files_of(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
+    if is_delta_table(path):
+        return list_table_files(path)
     if not path.is_dir():
         raise SourceError(f"{path}: no such file or folder; name a trace store or an OTLP file")
     files = sorted(

@@ -4,7 +4,7 @@ Read are our own store (`*.otlp` and unsealed `*.otlp.open` segments) and what t
 Collector's file exporter writes: JSON lines, and protobuf messages each behind a 4-byte big-endian
 length; also a single OTLP JSON document and a single protobuf message. The Collector compresses each
 message (zstd, behind its length); whole files may be compressed too, by gzip or zstd. Other JSON is
-read by `documents`. What a file is, is decided from its first bytes, not from its name. A damaged
+read by `documents`, Parquet and CSV by `tables`. What a file is, is decided from its first bytes, not from its name. A damaged
 record is counted and its neighbours are read.
 """
 
@@ -21,6 +21,12 @@ from starpo_trace.convert.sources.otlpfiles import (
     read_protobuf_batches,
     read_segment_batches,
 )
+from starpo_trace.convert.sources.tables import (
+    PARQUET_MAGIC,
+    is_csv_head,
+    read_csv_batches,
+    read_parquet_batches,
+)
 from starpo_trace.errors import SourceError
 
 Reader = Callable[[SourceFile], Iterator[SpanBatch]]
@@ -29,6 +35,7 @@ _SEGMENT_MAGIC: Final = b"STARPO1\n"
 _PROTOBUF_FIRST_BYTE: Final = b"\x0a"  # field 1, length-delimited: `resource_spans`
 _READER_OF_MAGIC: Final[dict[bytes, Reader]] = {
     _SEGMENT_MAGIC: read_segment_batches,
+    PARQUET_MAGIC: read_parquet_batches,
 }
 """Reader by the bytes that a file of the kind begins with."""
 
@@ -70,6 +77,8 @@ def _detect_reader(path: Path) -> Reader:
         return read_protobuf_batches
     if head[4:5] == _PROTOBUF_FIRST_BYTE or head[4:8] == ZSTD_MAGIC:
         return read_length_prefixed_batches
+    if ".csv" in path.suffixes or is_csv_head(path):
+        return read_csv_batches
     raise SourceError(
         f"{path}: {_describe_head(path, head)}: neither a trace store segment nor OTLP JSON "
         "lines nor OTLP protobuf; name the agent's trace store or the Collector's output"

@@ -6,8 +6,9 @@ every observation, beside what is left of the original span, whose dialect comes
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from starpo_trace import semconv as keys
 from starpo_trace.convert.dialects import genai

@@ -5,8 +5,9 @@ and the answer of its provider's API.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from starpo_trace import semconv as keys
 from starpo_trace.convert.dialects import genai

@@ -20,6 +20,7 @@ from starpo_trace.messages import dump_json
 
 _SCOPE: Final = "pydantic-ai"
 _EVENTS: Final = "events"
+_ALL_MESSAGES: Final = "pydantic_ai.all_messages"
 _RENAMED: Final = {
     keys.TOOL_CALL_ARGUMENTS: "tool_arguments",
     keys.TOOL_CALL_RESULT: "tool_response",
@@ -45,7 +46,7 @@ def convert(span: SpanRow) -> CanonicalSpan | Rejection:
     for own, name in _RENAMED.items():
         if name in attributes:
             attributes.setdefault(own, attributes[name])
-    operation = attributes.get(keys.OPERATION_NAME) or _OPERATION_OF_NAME.get(span.name)
+    operation = attributes.get(keys.OPERATION_NAME) or _find_operation(span)
     if operation is None:
         is_container = span.name.startswith("running ") or span.name in _CONTAINERS
         reason = "container" if is_container else "unknown_operation"
@@ -58,6 +59,15 @@ def convert(span: SpanRow) -> CanonicalSpan | Rejection:
     if prompt is not None:
         attributes[keys.INPUT_MESSAGES] = prompt
     return genai.convert(replace(span, attributes=attributes))
+
+
+def _find_operation(span: SpanRow) -> str | None:
+    """By name, or by attributes where a backend named the span by its message."""
+    if span.name in _OPERATION_OF_NAME:
+        return _OPERATION_OF_NAME[span.name]
+    if keys.TOOL_NAME in span.attributes:
+        return "execute_tool"
+    return "invoke_agent" if _ALL_MESSAGES in span.attributes else None
 
 
 def _read_events(attributes: Mapping[str, Any]) -> dict[str, Any]:

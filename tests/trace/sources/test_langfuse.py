@@ -29,7 +29,7 @@ CASES = {
     "claude-agent-2025-12-22": (
         *(7, 3, [(5, 53), (5, 56), (5, 94), (19, 29)], "2360f9f88c2b769e"),
         ["mcp__weather__get_weather"] * 2,
-        {"unknown_operation": 1},  # LangSmith's `chain`
+        {},
     ),
     "crewai-2025-07-11": (6, 2, [(190, 164)], "e4a6a0577479b2b4", [], {}),
     "google-adk-2025-08-28": (
@@ -55,7 +55,7 @@ CASES = {
             "get_one_liner_suggestion",
             "get_pun_suggestion",
         ],
-        {},
+        {"container": 1},  # `running 3 tools`
     ),
     "vercel-aisdk-2025-11-17": (
         *(3, 2, [(62, 85)], "861f4f983b59296d"),

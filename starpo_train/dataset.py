@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import numpy as np
 import polars as pl
 
-from starpo_trace.schema import DATASET_SCHEMA_VERSION, MANIFEST_FILE, TABLES
+from starpo_trace.schema import DATASET_SCHEMA_VERSION, MANIFEST_FILE, TABLES, VERSIONS_FOLDER
 from starpo_train.errors import DataError
 
 
@@ -80,23 +80,24 @@ class MessageNode:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Dataset folder -> Manifest.
+    """Dataset folder, or `FOLDER@DIGEST` for one of its earlier versions -> Manifest.
 
     Raises:
         DataError: no folder, no readable manifest, or one of another schema version.
     """
-    file = path / MANIFEST_FILE
-    if not file.is_file():
-        raise DataError(
-            f"{path}: no dataset here ({MANIFEST_FILE} is missing); "
-            "build one with `starpo-trace export SOURCE -o DATASET`."
-        )
+    path, file = _find_manifest(path)
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
+        void = values.get("void")
+        versions = {} if void else {n: int(t["version"]) for n, t in values["tables"].items()}
         version = str(values["schema_version"])
-        versions = {name: int(table["version"]) for name, table in values["tables"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: not a dataset manifest ({error!r}); build it again.") from None
+    if void:
+        raise DataError(
+            f"{path}: version {file.stem[:12]} is void: {void}; "
+            "start a new run on the current version."
+        )
     if version != DATASET_SCHEMA_VERSION:
         raise DataError(
             f"{file}: schema version {version}, this release reads {DATASET_SCHEMA_VERSION}; "
@@ -105,6 +106,24 @@ def read_manifest(path: Path) -> Manifest:
     return Manifest(
         path=path, digest=str(values.get("digest", "")), versions=versions, values=values
     )
+
+
+def _find_manifest(path: Path) -> tuple[Path, Path]:
+    """Dataset's folder, or `FOLDER@DIGEST` for one of its versions -> folder and manifest file."""
+    folder, _, digest = str(path).rpartition("@")
+    if digest and folder and not path.exists():
+        found = sorted((Path(folder) / VERSIONS_FOLDER).glob(f"{digest}*.json"))
+        if len(found) == 1:
+            return Path(folder), found[0]
+        what = f"{len(found)} versions begin with" if found else "no version"
+        raise DataError(f"{folder}: {what} {digest}; `ls {folder}/{VERSIONS_FOLDER}` lists them.")
+    file = path / MANIFEST_FILE
+    if not file.is_file():
+        raise DataError(
+            f"{path}: no dataset here ({MANIFEST_FILE} is missing); "
+            "build one with `starpo-trace export SOURCE -o DATASET`."
+        )
+    return path, file
 
 
 def scan_table(path: Path, name: str) -> pl.LazyFrame:

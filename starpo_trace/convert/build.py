@@ -16,10 +16,11 @@ import polars as pl
 from starpo_trace.convert.changes import compare_files, find_touched_traces
 from starpo_trace.convert.columns import build_frame, polars_schema
 from starpo_trace.convert.executors import run_tasks
+from starpo_trace.convert.forgotten import Forgotten
 from starpo_trace.convert.index import Index, empty_index
 from starpo_trace.convert.otlp import MalformedSpan
 from starpo_trace.convert.reading import FileReading, Reading, plan_reading, read_files
-from starpo_trace.convert.rewards import Trust
+from starpo_trace.convert.rewards import DEFAULT_TRUST, Trust
 from starpo_trace.convert.routing import find_named_spans, plan_partitions
 from starpo_trace.convert.shards import (
     OF_TRAJECTORIES,
@@ -63,6 +64,18 @@ class Workers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """What decides what spans become."""
+
+    trust: Trust = DEFAULT_TRUST
+    """Which rewards count."""
+    content_folders: tuple[Path, ...] = ()
+    """Folders, beside the sources' own, that messages may be read from which spans only name."""
+    forgotten: Forgotten = field(default_factory=Forgotten)
+    """Who is left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LastBuild:
     """What the dataset holds before the build."""
 
@@ -101,9 +114,8 @@ def build_shards(
     last: LastBuild,
     folder: Path,
     *,
-    trust: Trust,
+    options: BuildOptions,
     workers: Workers,
-    content_folders: Sequence[Path] = (),
 ) -> NextBuild:
     """Source files and the last build -> the next, with its new files in `folder`.
 
@@ -114,7 +126,7 @@ def build_shards(
     readings = list(
         workers.run(
             read_files,
-            plan_reading(changes.new, folder / "chunks", content_folders=content_folders),
+            plan_reading(changes.new, folder / "chunks", content_folders=options.content_folders),
             "reading",
         )
     )
@@ -128,19 +140,14 @@ def build_shards(
     if changes.gone or routes:
         touched = find_touched_traces(last.index, changes.gone, routes, named)
     if touched is None:
-        return build_shards(
-            files,
-            LastBuild(),
-            folder / "all",
-            trust=trust,
-            workers=workers,
-            content_folders=content_folders,
-        )
+        return build_shards(files, LastBuild(), folder / "all", options=options, workers=workers)
     again = _list_files_of(touched, last.index, changes.unchanged)
     rereadings = list(
         workers.run(
             read_files,
-            plan_reading(again, folder / "again", traces=touched, content_folders=content_folders),
+            plan_reading(
+                again, folder / "again", traces=touched, content_folders=options.content_folders
+            ),
             "reading again",
         )
     )
@@ -148,7 +155,11 @@ def build_shards(
     token = uuid4().hex[:12]
     tasks = [
         PartitionTask(
-            plan=plan, trust=trust, folder=folder / "tables", name=f"{token}-{plan.number:06d}"
+            plan=plan,
+            trust=options.trust,
+            forgotten=options.forgotten,
+            folder=folder / "tables",
+            name=f"{token}-{plan.number:06d}",
         )
         for plan in (plan_partitions(chunks, [named]) if chunks else ())
     ]

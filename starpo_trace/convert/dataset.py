@@ -17,10 +17,18 @@ from typing import Any, Final
 
 import polars as pl
 
-from starpo_trace.convert.build import LastBuild, NextBuild, Progress, Workers, build_shards
+from starpo_trace.convert.build import (
+    BuildOptions,
+    LastBuild,
+    NextBuild,
+    Progress,
+    Workers,
+    build_shards,
+)
 from starpo_trace.convert.columns import polars_schema
 from starpo_trace.convert.deltalog import commit_table
 from starpo_trace.convert.executors import EXECUTORS
+from starpo_trace.convert.forgotten import Forgotten
 from starpo_trace.convert.index import read_index, remove_old_index, write_index
 from starpo_trace.convert.manifest import (
     BUILD_FOLDER,
@@ -28,6 +36,7 @@ from starpo_trace.convert.manifest import (
     Manifest,
     check_output,
     lock_output,
+    read_forgotten,
     read_manifest,
     scan_table,
     undo_unfinished,
@@ -133,21 +142,20 @@ def build_dataset(  # noqa: PLR0913 (what a user may choose, all of it by name)
     files = find_source_files(sources)
     workers = Workers(executor=executor, num_workers=num_workers, progress=progress)
     with lock_output(output), undo_unfinished(output):
-        manifest, last = (None, LastBuild()) if full else _read_last(output, parameters)
-        if manifest is None and (output / MANIFEST_FILE).is_file():
-            # What another version wrote, or with other parameters, gives only its tables' folders.
-            last = LastBuild()
+        manifest = None if full else _read_last(output, parameters)
+        forgotten = read_forgotten(output)
         built = build_shards(
             files,
-            last,
+            LastBuild() if manifest is None else read_last_build(output, manifest),
             output / BUILD_FOLDER,
-            trust=trust,
+            options=BuildOptions(
+                trust=trust, content_folders=tuple(content_folders), forgotten=forgotten
+            ),
             workers=workers,
-            content_folders=content_folders,
         )
         _refuse_empty(built, sources)
         built.trajectories = _split_by_task(built.trajectories, test_fraction)
-        manifest = _commit(output, built, parameters, manifest)
+        manifest = commit_build(output, built, parameters, manifest, forgotten)
         workers.report("written", sum(manifest.counts.values()), None)
     return manifest
 
@@ -156,7 +164,9 @@ def convert_sources(sources: Sequence[Path], *, trust: Trust = DEFAULT_TRUST) ->
     """Stores and span files -> tables in memory; see `build_dataset`."""
     files = find_source_files(sources)
     with TemporaryDirectory(prefix="starpo-") as folder:
-        built = build_shards(files, LastBuild(), Path(folder), trust=trust, workers=Workers())
+        built = build_shards(
+            files, LastBuild(), Path(folder), options=BuildOptions(trust=trust), workers=Workers()
+        )
         _refuse_empty(built, sources)
         tables = {"trajectories": _split_by_task(built.trajectories, 0.0)}
         for name, added in built.added.items():
@@ -178,10 +188,10 @@ def convert_rows(
     return build_partition([stage_rows(rows)], trust=trust).tables
 
 
-def _read_last(output: Path, parameters: dict[str, Any]) -> tuple[Manifest | None, LastBuild]:
-    """Dataset that may be brought up to date -> its manifest and what it holds."""
+def _read_last(output: Path, parameters: dict[str, Any]) -> Manifest | None:
+    """Manifest of the dataset that a build may bring up to date; None where it cannot be."""
     if not (output / MANIFEST_FILE).is_file():
-        return None, LastBuild()
+        return None
     with suppress(DatasetError):  # of another version: everything is read again
         manifest = read_manifest(output)
         is_same = all(
@@ -189,15 +199,23 @@ def _read_last(output: Path, parameters: dict[str, Any]) -> tuple[Manifest | Non
             for name, value in parameters.items()
             if name not in _NOT_INCREMENTAL
         )
-        if is_same and manifest.starpo_version == version("starpo"):
-            return manifest, LastBuild(
-                index=read_index(output, manifest.index),
-                sources=manifest.sources,
-                shards=manifest.shards,
-                tables={name: output / entry["path"] for name, entry in manifest.tables.items()},
-                trajectories=scan_table(output, "trajectories").collect(),
-            )
-    return None, LastBuild()
+        return manifest if is_same and manifest.starpo_version == version("starpo") else None
+    return None
+
+
+def read_last_build(dataset: Path, manifest: Manifest) -> LastBuild:
+    """Dataset and its manifest -> what it holds.
+
+    Raises:
+        DatasetError: a file is missing or was changed.
+    """
+    return LastBuild(
+        index=read_index(dataset, manifest.index),
+        sources=manifest.sources,
+        shards=manifest.shards,
+        tables={name: dataset / entry["path"] for name, entry in manifest.tables.items()},
+        trajectories=scan_table(dataset, "trajectories").collect(),
+    )
 
 
 def _refuse_empty(built: NextBuild, sources: Sequence[Path]) -> None:
@@ -211,8 +229,12 @@ def _refuse_empty(built: NextBuild, sources: Sequence[Path]) -> None:
     )
 
 
-def _commit(
-    output: Path, built: NextBuild, parameters: dict[str, Any], last: Manifest | None
+def commit_build(
+    output: Path,
+    built: NextBuild,
+    parameters: dict[str, Any],
+    last: Manifest | None,
+    forgotten: Forgotten,
 ) -> Manifest:
     """Files of a build -> versions of the tables, and the manifest that makes them one."""
     folder = output / BUILD_FOLDER / "tables"
@@ -247,6 +269,7 @@ def _commit(
         digest=_digest(built),
         shards=built.shards,
         index=write_index(output, built.index, token),
+        forgotten=forgotten.as_entry(),
     )
     write_manifest(output, manifest)
     remove_old_index(output, manifest.index)

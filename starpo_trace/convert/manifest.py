@@ -25,6 +25,8 @@ from starpo_trace.schema import DATASET_SCHEMA_VERSION, MANIFEST_FILE, TABLES, V
 if TYPE_CHECKING:
     import polars as pl
 
+    from starpo_trace.convert.forgotten import Forgotten
+
 _LOCK_FILE: Final = ".build.lock"
 _TEMPORARY_MANIFEST: Final = ".manifest.json.tmp"
 INDEX_FOLDER: Final = "index"
@@ -84,6 +86,8 @@ class Manifest:
     """Per shard: `files` (name by table) and what is known of its rows of `rejected`."""
     index: dict[str, str] = field(default_factory=dict)
     """Files by which the next build finds what it need not build again."""
+    forgotten: dict[str, Any] = field(default_factory=dict)
+    """`salt`, and salted hashes `ids` of who was deleted and stays so in later builds."""
     schema_version: str = DATASET_SCHEMA_VERSION
     """Version of tables and columns."""
 
@@ -113,6 +117,18 @@ def read_manifest(path: Path) -> Manifest:
     _check_fields(file, fields, Manifest, "")
     _check_fields(file, fields["accounting"], Accounting, "accounting.")
     return Manifest(**{**fields, "accounting": Accounting(**fields["accounting"])})
+
+
+def read_forgotten(path: Path) -> "Forgotten":
+    """Dataset folder -> who was deleted from it, also where another version of starpo wrote it."""
+    from starpo_trace.convert.forgotten import Forgotten
+
+    try:
+        fields = json.loads((path / MANIFEST_FILE).read_bytes())
+        entry = fields["forgotten"]
+        return Forgotten(salt=entry["salt"], ids=frozenset(entry["ids"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Forgotten()
 
 
 def _check_fields(file: Path, values: Any, record: type, prefix: str) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 
 import polars as pl
 
+from starpo_trace.convert.forgotten import Forgotten, drop_forgotten
 from starpo_trace.convert.partition import build_partition
 from starpo_trace.convert.reading import hold_garbage_collection
 from starpo_trace.convert.rewards import Trust
@@ -43,6 +44,8 @@ class PartitionTask:
     """Its spans."""
     trust: Trust
     """Which rewards count."""
+    forgotten: Forgotten
+    """Who is left out."""
     folder: Path
     """Where its files go, a folder for each table."""
     name: str
@@ -94,7 +97,7 @@ def build_shard(task: PartitionTask) -> Shard:
     with hold_garbage_collection():
         chunks = [read_chunk(folder, traces) for folder, traces in task.plan.parts]
         partition = build_partition(chunks, trust=task.trust)
-    tables = sort_tables(partition.tables)
+    tables = sort_tables(drop_forgotten(partition.tables, task.forgotten))
     contents = hash_contents(tables)
     tables["trajectories"] = add_digests(tables["trajectories"], contents)
     files = {

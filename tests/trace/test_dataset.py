@@ -254,6 +254,7 @@ def test_manifest_is_plain_json(tmp_path, spans):
         "counts",
         "created",
         "digest",
+        "forgotten",
         "index",
         "parameters",
         "schema_version",

@@ -1,0 +1,140 @@
+"""Dataset and the ids of people or runs -> a version without them, and no other version.
+
+Deleting reaches every table and every version that was kept: their files are removed, and a pin on
+one of them says that it is void. What is forgotten stays so: later builds of the same sources leave
+it out. The sources themselves are not touched.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+
+from starpo_trace.convert.build import LastBuild, NextBuild
+from starpo_trace.convert.dataset import commit_build, read_last_build
+from starpo_trace.convert.forgotten import KINDS, Forgotten, blank_rejected, reject_spans
+from starpo_trace.convert.manifest import (
+    BUILD_FOLDER,
+    Manifest,
+    lock_output,
+    read_forgotten,
+    read_manifest,
+    undo_unfinished,
+)
+from starpo_trace.convert.shards import (
+    OF_TRAJECTORIES,
+    ShardFile,
+    describe_rejected,
+    write_shard_file,
+)
+from starpo_trace.errors import ConfigError
+from starpo_trace.schema import DATASET_SCHEMA_VERSION, VERSIONS_FOLDER
+
+
+def forget(dataset: Path, named: Sequence[tuple[str, str]]) -> tuple[Manifest, int]:
+    """Delete the runs of users, conversations and trajectories, for good.
+
+    Args:
+        dataset: a dataset's folder.
+        named: kind (`user`, `conversation` or `trajectory`) and id of each.
+
+    Returns:
+        The manifest of the new and only version, and how many trajectories are gone.
+
+    Raises:
+        DatasetError: no dataset is there, or it cannot be written.
+        ConfigError: nobody is named, or a kind is none.
+    """
+    if not named:
+        raise ConfigError("nobody is named; give a user, a conversation or a trajectory")
+    if unknown := sorted({kind for kind, _ in named} - set(KINDS)):
+        raise ConfigError(f"{', '.join(unknown)} cannot be forgotten; use {', '.join(KINDS)}")
+    with lock_output(dataset), undo_unfinished(dataset):
+        manifest = read_manifest(dataset)
+        last = read_last_build(dataset, manifest)
+        forgotten = read_forgotten(dataset)
+        for kind, name in named:
+            forgotten = forgotten.add(kind, name)
+        built, num_gone = _build_without(last, forgotten, dataset / BUILD_FOLDER / "tables")
+        manifest = commit_build(dataset, built, manifest.parameters, manifest, forgotten)
+        remove_other_versions(dataset, manifest, "what it held was deleted on request")
+    return manifest, num_gone
+
+
+def remove_other_versions(dataset: Path, manifest: Manifest, reason: str) -> int:
+    """Remove the files of all versions but the manifest's; their number.
+
+    Pins on the others are void from then on, and say so with the reason.
+    """
+    from deltalake import DeltaTable
+
+    num_removed = 0
+    for entry in manifest.tables.values():
+        table = DeltaTable(str(dataset / entry["path"]))
+        removed = table.vacuum(
+            retention_hours=0, dry_run=False, enforce_retention_duration=False, full=True
+        )
+        num_removed += len(removed)
+    for file in (dataset / VERSIONS_FOLDER).glob("*.json"):
+        if file.stem != manifest.digest:
+            void = {"schema_version": DATASET_SCHEMA_VERSION, "digest": file.stem, "void": reason}
+            file.write_text(json.dumps(void))
+    return num_removed
+
+
+def vacuum(dataset: Path) -> int:
+    """Remove all versions of a dataset but the last; the number of files removed.
+
+    Raises:
+        DatasetError: no dataset is there, or another build is writing it.
+    """
+    manifest = read_manifest(dataset)
+    with lock_output(dataset):
+        return remove_other_versions(dataset, manifest, "it was removed to save space")
+
+
+def _build_without(last: LastBuild, forgotten: Forgotten, folder: Path) -> tuple[NextBuild, int]:
+    """The last build without the forgotten: only files that hold rows of theirs are written anew."""
+    trajectories = last.trajectories
+    assert trajectories is not None  # noqa: S101 (a dataset that was read has them)
+    gone = forgotten.find(trajectories)
+    is_gone = pl.col("trajectory_id").is_in(gone.implode())
+    added: dict[str, list[ShardFile]] = {name: [] for name in (*OF_TRAJECTORIES, "rejected")}
+    shards = {}
+    for name, entry in last.shards.items():
+        files = dict(entry["files"])
+        path = {table: folder / table / f"forgot-{os.urandom(6).hex()}.parquet" for table in added}
+        tables = {table: pl.read_parquet(last.tables[table] / files[table]) for table in files}
+        spans = tables["spans"].filter(is_gone) if "spans" in tables else pl.DataFrame()
+        if not spans.height:
+            shards[name] = entry
+            continue
+        rejected = [reject_spans(spans)]
+        if "rejected" in tables:
+            rejected.insert(0, blank_rejected(tables["rejected"], spans["trace_id"]))
+        left = {t: rows.filter(~is_gone) for t, rows in tables.items() if t != "rejected"}
+        left["rejected"] = pl.concat(rejected).sort("trace_id", "span_id")
+        for table, rows in left.items():
+            if table in tables and table != "rejected" and rows.height == tables[table].height:
+                continue
+            files.pop(table, None)
+            if rows.height:
+                added[table].append(write_shard_file(rows, path[table]))
+                files[table] = path[table].name
+        summary = describe_rejected(left["rejected"])
+        shards[name] = {
+            "files": files,
+            "rejected": {"by_reason": summary.by_reason, "digest": summary.digest},
+        }
+    built = NextBuild(
+        index=replace(last.index, contents=last.index.contents.filter(~is_gone)),
+        sources=[dict(entry) for entry in last.sources],
+        shards=shards,
+        added=added,
+        trajectories=trajectories.filter(~is_gone),
+        num_rebuilt=0,
+    )
+    return built, gone.len()

@@ -82,6 +82,12 @@ def _build_parser() -> argparse.ArgumentParser:
         default=None,
         help="whether unsigned rewards count for nothing (default: yes with --reward-keys)",
     )
+    export.add_argument(
+        "--recipe",
+        type=Path,
+        metavar="FILE",
+        help="TOML file: what rewards make, shaping, groups, splits, what is left out",
+    )
     export.set_defaults(command=_export)
 
     show = commands.add_parser("show", help="look at a dataset or a trace store")
@@ -106,7 +112,7 @@ def _add_write_command(commands: "argparse._SubParsersAction[argparse.ArgumentPa
         default="openai",
         help="OpenAI's fine-tuning lines, or TRL's with reasoning (default: openai)",
     )
-    write.add_argument("--split", choices=("train", "test"), help="only these tasks")
+    write.add_argument("--split", choices=("train", "validation", "test"), help="only these tasks")
     write.add_argument("--min-reward", type=float, help="only trajectories with at least this")
     write.set_defaults(command=_write)
 
@@ -158,6 +164,7 @@ def _export(options: argparse.Namespace) -> int:
             trust_sources=options.trust or TRUST_SOURCES,
             reward_keys=options.reward_keys,
             require_signed=options.require_signed,
+            recipe=options.recipe,
         )
     print(options.output)
     Console().print(render_manifest(manifest))

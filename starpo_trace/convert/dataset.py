@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +12,7 @@ import polars as pl
 
 from starpo_trace.convert.columns import build_frame
 from starpo_trace.convert.copies import CONFLICT, DistinctSpans, deduplicate_spans
+from starpo_trace.convert.curation import curate_trajectories, summarise_curation
 from starpo_trace.convert.dialects import convert_span
 from starpo_trace.convert.dialects.canonical import Rejection
 from starpo_trace.convert.fetched import join_fetched_answers
@@ -30,6 +30,14 @@ from starpo_trace.convert.manifest import (
     write_tables,
 )
 from starpo_trace.convert.otlp import MalformedSpan, SpanRow
+from starpo_trace.convert.recipe import (
+    NO_RECIPE,
+    Recipe,
+    SplitRules,
+    check_recipe,
+    describe_recipe,
+    read_recipe,
+)
 from starpo_trace.convert.rewards import DEFAULT_TRUST, SIGNATURE_STATES, TRUST_SOURCES, Trust
 from starpo_trace.convert.sources import (
     SourceFingerprint,
@@ -101,6 +109,7 @@ def build_dataset(
     trust_sources: Sequence[str] = TRUST_SOURCES,
     reward_keys: str | Path | Keyring | None = None,
     require_signed: bool | None = None,
+    recipe: Path | Recipe | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Stores and OTLP files -> dataset folder at `output`, as a new version if there is one.
@@ -109,17 +118,20 @@ def build_dataset(
         sources: trace store folders, segment files, OTLP files or folders of them.
         output: the dataset's folder, new or an earlier dataset.
         test_fraction: share of the tasks (by hash of the task id) whose trajectories form the
-            split `test`; trajectories without a task are always `train`.
+            split `test`; trajectories without a task are always `train`. A recipe says it as
+            `splits.test`.
         trust_sources: reward sources that count.
         reward_keys: key file or keyring that reward signatures are checked with.
         require_signed: whether unsigned rewards count for nothing; default: when there are keys.
+        recipe: recipe file, or a recipe: what rewards make, shaping, groups, splits, what is
+            left out.
         progress: called with the name of each stage and a number of spans or rows.
 
     Raises:
         SourceError: a source does not exist, is empty or holds no spans.
         DatasetError: `output` holds something else, or cannot be written.
-        ConfigError: `test_fraction` is not within [0, 1], a trusted source is none, or the keys
-            cannot be read or are missing.
+        ConfigError: `test_fraction` is not within [0, 1], a trusted source is none, the keys
+            cannot be read or are missing, or the recipe cannot be used.
     """
     if not 0.0 <= test_fraction <= 1.0:
         raise ConfigError(f"test_fraction is {test_fraction}; it must be between 0 and 1")
@@ -128,10 +140,9 @@ def build_dataset(
             f"trust_sources has {', '.join(unknown)}; use {', '.join(REWARD_SOURCES)}"
         )
     trust = _decide_trust(trust_sources, reward_keys, require_signed=require_signed)
+    rules = resolve_recipe(recipe, test_fraction)
     check_output(output)
-    conversion = convert_sources(
-        sources, test_fraction=test_fraction, trust=trust, progress=progress
-    )
+    conversion = convert_sources(sources, trust=trust, recipe=rules, progress=progress)
     tables = conversion.tables
     verdicts = Counter(tables["trajectories"]["usable_for"].to_list())
     signatures = Counter(tables["rewards"]["signature"].to_list())
@@ -145,6 +156,7 @@ def build_dataset(
                 "trust_sources": list(trust_sources),
                 "reward_keys": [] if trust.keyring is None else trust.keyring.key_ids,
                 "require_signed": trust.require_signed,
+                "recipe": describe_recipe(rules),
             },
             sources=[
                 {"path": file.path, "bytes": file.num_bytes, "blake2b": file.blake2b}
@@ -155,6 +167,7 @@ def build_dataset(
             tables=written,
             usable_for={verdict: verdicts[verdict] for verdict in ("rl", "sft", "none")},
             signatures={state: signatures[state] for state in SIGNATURE_STATES},
+            curation=summarise_curation(tables["trajectories"], rules),
             digest=digest_tables(tables),
         )
         write_manifest(output, manifest)
@@ -165,8 +178,8 @@ def build_dataset(
 def convert_sources(
     sources: Sequence[Path],
     *,
-    test_fraction: float = 0.0,
     trust: Trust = DEFAULT_TRUST,
+    recipe: Recipe = NO_RECIPE,
     progress: Progress | None = None,
 ) -> Conversion:
     """Stores and OTLP files -> tables in memory; see `build_dataset`."""
@@ -179,13 +192,13 @@ def convert_sources(
             + "; has the agent run with tracing on, and was it flushed?"
         )
     distinct = deduplicate_spans(spans.rows)
-    tables = convert_distinct_spans(distinct, trust=trust)
+    tables = convert_distinct_spans(distinct, trust=trust, recipe=recipe)
     num_converted = len(distinct.rows) + len(distinct.contradicting)
     _report(progress, "converted", num_converted)
     num_used = num_converted - tables["rejected"].height
     rejected = pl.concat([tables["rejected"], _malformed_frame(spans.malformed)])
     tables["rejected"] = rejected
-    tables["trajectories"] = _split_by_task(tables["trajectories"], test_fraction)
+    tables["trajectories"] = curate_trajectories(tables["trajectories"], recipe)
     tables = {name: table.sort(_SORT_KEYS[name], nulls_last=True) for name, table in tables.items()}
     accounting = Accounting(
         spans_read=num_read,
@@ -197,15 +210,34 @@ def convert_sources(
     return Conversion(tables=tables, accounting=accounting, sources=tuple(spans.sources))
 
 
+def resolve_recipe(recipe: Path | Recipe | None, test_fraction: float) -> Recipe:
+    """What a build was given -> the recipe it follows.
+
+    Raises:
+        ConfigError: the recipe cannot be used, or both say what is held out.
+    """
+    if recipe is None:
+        return Recipe(splits=SplitRules(test=test_fraction))
+    if test_fraction:
+        raise ConfigError(
+            f"test_fraction = {test_fraction} beside a recipe; write test = {test_fraction} in its "
+            "[splits]"
+        )
+    if isinstance(recipe, Recipe):
+        check_recipe(recipe)
+        return recipe
+    return read_recipe(recipe)
+
+
 def convert_rows(
-    rows: Sequence[SpanRow], *, trust: Trust = DEFAULT_TRUST
+    rows: Sequence[SpanRow], *, trust: Trust = DEFAULT_TRUST, recipe: Recipe = NO_RECIPE
 ) -> dict[str, pl.DataFrame]:
     """Different span rows -> tables; `rejected` has one row per span that is not used."""
-    return convert_distinct_spans(DistinctSpans(rows=list(rows)), trust=trust)
+    return convert_distinct_spans(DistinctSpans(rows=list(rows)), trust=trust, recipe=recipe)
 
 
 def convert_distinct_spans(
-    distinct: DistinctSpans, *, trust: Trust = DEFAULT_TRUST
+    distinct: DistinctSpans, *, trust: Trust = DEFAULT_TRUST, recipe: Recipe = NO_RECIPE
 ) -> dict[str, pl.DataFrame]:
     """Spans and their contradicting copies -> tables; see `convert_rows`."""
     rows = join_fetched_answers(distinct.rows)
@@ -216,7 +248,7 @@ def convert_distinct_spans(
     )
     assignment = assign_trajectories(forest, rows, [convert_span(row) for row in rows])
     frames = build_frames(rows, forest, assignment)
-    tables = build_tables(frames, _build_losses(distinct, assignment), trust=trust)
+    tables = build_tables(frames, _build_losses(distinct, assignment), trust=trust, recipe=recipe)
     rejected = [
         _rejected_row(row, span)
         for row, span in zip(rows, assignment.spans, strict=True)
@@ -298,18 +330,6 @@ def _malformed_frame(malformed: Sequence[MalformedSpan]) -> pl.DataFrame:
         for span in malformed
     ]
     return build_frame(rows, REJECTED)
-
-
-def _split_by_task(trajectories: pl.DataFrame, test_fraction: float) -> pl.DataFrame:
-    split = [_split_of(task, test_fraction) for task in trajectories["task_id"]]
-    return trajectories.with_columns(pl.Series("split", split, dtype=pl.String))
-
-
-def _split_of(task_id: str | None, test_fraction: float) -> str:
-    if task_id is None:
-        return "train"
-    digest = blake2b(task_id.encode(), digest_size=8).digest()
-    return "test" if int.from_bytes(digest, "big") / 2**64 < test_fraction else "train"
 
 
 def _report(progress: Progress | None, stage: str, count: int) -> None:

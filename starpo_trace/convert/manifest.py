@@ -72,6 +72,8 @@ class Manifest:
     """Trajectories per verdict: rl, sft, none."""
     signatures: dict[str, int]
     """Rewards per state of their signature: valid, invalid, missing, unchecked."""
+    curation: dict[str, Any]
+    """How trajectories were grouped, split and left out: kept + left out by first reason = all."""
     digest: str
     """Hash of all rows in a fixed order, without their source paths."""
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -229,7 +229,7 @@ def test_bad_fraction_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", '{"schema_version": "0"}', '{"schema_version": "2"}']
+    "content", ["", "[]", '{"schema_version": "0"}', '{"schema_version": "3"}']
 )
 def test_bad_manifest_is_refused(tmp_path, content):
     """Torn, foreign or older manifests give an error that names the file."""
@@ -247,6 +247,7 @@ def test_manifest_is_plain_json(tmp_path, spans):
         "accounting",
         "counts",
         "created",
+        "curation",
         "digest",
         "parameters",
         "schema_version",
@@ -335,8 +336,8 @@ def test_unknown_trusted_source_is_refused(tmp_path):
 def test_manifest_errors_are_in_words(tmp_path):
     """What is missing is named, not the exception that tripped over it."""
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(DatasetError, match="no schema version, this starpo reads 2"):
+    with pytest.raises(DatasetError, match="no schema version, this starpo reads 3"):
         read_manifest(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"schema_version": "2", "tables": {}}')
+    (tmp_path / "manifest.json").write_text('{"schema_version": "3", "tables": {}}')
     with pytest.raises(DatasetError, match=r"manifest\.json: lacks accounting, counts, created"):
         read_manifest(tmp_path)

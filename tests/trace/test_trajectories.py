@@ -81,7 +81,8 @@ def test_a_whole_trajectory_is_usable_for_rl(spans):
     tables = convert_rows(two_turns(spans))
     assert tables["rejected"].height == 0
     row = tables["trajectories"].row(0, named=True)
-    row.pop("split")
+    made_of_text = ("signature", "content_digest")
+    assert all(len(row.pop(name)) == 32 for name in made_of_text)
     assert row == {
         "trajectory_id": "t1",
         "task_id": "task",
@@ -109,6 +110,21 @@ def test_a_whole_trajectory_is_usable_for_rl(spans):
         "output_tokens": 4,
         "usable_for": "rl",
         "reasons": [],
+        "tool_names": ["add"],
+        # Asked for by a recipe, or decided over all trajectories.
+        **dict.fromkeys(
+            (
+                "reward_parts",
+                "task_sketch",
+                "content_sketch",
+                "group_id",
+                "split",
+                "distribution",
+                "policy_lag",
+                "duplicate_of",
+                "excluded_because",
+            )
+        ),
     }
 
 

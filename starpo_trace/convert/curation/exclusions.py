@@ -39,7 +39,7 @@ def list_own_faults(trajectories: pl.DataFrame, recipe: Recipe) -> dict[str, pl.
         faults[f"exclude:{name}"] = _is_excluded(rule, f"exclude.{name}.where")
     if not faults:
         return {}
-    found = trajectories.with_columns(
+    found = trajectories.with_columns(trajectory_end="end").with_columns(
         holds.fill_null(value=False).alias(reason) for reason, holds in faults.items()
     )
     return {reason: found[reason] for reason in faults}

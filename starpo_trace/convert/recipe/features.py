@@ -65,7 +65,7 @@ TRAJECTORY_COLUMNS: Final[dict[str, str]] = {
     "conversation_id": "str",
     "agent_name": "str",
     "source": "str",
-    "end": "str",
+    "trajectory_end": "str",  # terminated | truncated | abandoned | error | unknown
     "started_ns": "i64",
     "ended_ns": "i64",
     "num_parts": "i64",
@@ -131,7 +131,7 @@ def list_turn_features(turns: pl.DataFrame, trajectories: pl.DataFrame) -> pl.Da
             f"previous_{name}": _before(name)
             for name in ("tool_names", "num_tool_calls", "text", "outcome", "has_error", "reward")
         },
-    ).select(TURN_COLUMNS)
+    ).select(list(TURN_COLUMNS))
 
 
 def _before(name: str) -> pl.Expr:

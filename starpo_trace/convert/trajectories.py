@@ -129,6 +129,8 @@ def _build_turns(spans: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
     )
     return turns.with_columns(
         pl.col("response_ids").alias("response_token_ids"),
+        started_ns="start_ns",
+        ended_ns="end_ns",
         token_provenance=pl.when(~has_ids)
         .then(pl.lit("missing"))
         .when(is_masked)

@@ -7,6 +7,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from starpo_trace.convert.columns import polars_schema
+from starpo_trace.convert.curation import curate_trajectories, summarise_curation
 from starpo_trace.convert.recipe import (
     NO_RECIPE,
     GroupRules,
@@ -22,6 +24,7 @@ from starpo_trace.convert.recipe import (
     read_recipe,
 )
 from starpo_trace.errors import ConfigError
+from starpo_trace.schema import TRAJECTORIES
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "recipe.md"
 
@@ -168,3 +171,12 @@ def test_only_rules_within_partitions_change_their_digest():
         Recipe(groups=GroupRules(lone="cluster")),
     ]
     assert len({plain, *map(digest_partition_rules, others)}) == 5
+
+
+def test_an_empty_dataset_has_empty_labels(tmp_path):
+    """No trajectory and every rule of the document's example."""
+    recipe = read_text(tmp_path, read_example())
+    labelled = curate_trajectories(pl.DataFrame(schema=polars_schema(TRAJECTORIES)), recipe)
+    assert labelled.height == 0
+    assert dict(labelled.schema) == dict(polars_schema(TRAJECTORIES))
+    assert summarise_curation(labelled, recipe)["kept"] == 0

@@ -150,6 +150,9 @@ def test_delta_and_full_history_give_the_same_tables(spans, delta):
     assert turns["response_token_ids"].to_list() == [[4, 5], [8]]
     assert turns["logprob_provenance"].to_list() == ["exact", "exact"]
     assert turns["reasoning"].to_list() == ["use the tool", None]
+    # The root is span 1, the calls are spans 2 and 4, each a second after the last.
+    assert turns["started_ns"].to_list() == [2_000_000_000, 4_000_000_000]
+    assert turns["ended_ns"].to_list() == [2_000_001_000, 4_000_001_000]
     assert turns["tool_calls"].to_list() == [
         [{"id": "c1", "name": "add", "arguments": '{"a": 2}'}],
         [],

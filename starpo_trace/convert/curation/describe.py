@@ -17,7 +17,7 @@ _FIELD: Final = "\x1f"
 _CALL_ID: Final = r'("type":\s*"tool_call_response",\s*"id":\s*)"[^"]*"'
 """Drawn anew in every run, so no part of what happened."""
 _UUID: Final = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
-_WITH_DIGIT: Final = r"\w*\d\w*(?:[.,:/-]\w*\d\w*)*"
+_WITH_DIGIT: Final = r"(?:\w+[.:/-])*\w*\d\w*(?:[.,:/-]\w+)*"
 _JSON_FRAME: Final = r'"(?:role|parts|type|content|id|name|response|arguments)":(?:"(?:text|tool_call|tool_call_response|reasoning)")?'
 
 

@@ -84,6 +84,23 @@ TRAJECTORY_COLUMNS: Final[dict[str, str]] = {
 """What curation knows of a trajectory."""
 
 _ID: Final = "trajectory_id"
+_OF_TURN: Final = (
+    "turn",
+    "step_kind",
+    "started_ns",
+    "ended_ns",
+    "model",
+    "finish_reason",
+    "outcome",
+    "error",
+    "input_tokens",
+    "output_tokens",
+    "reasoning",
+    "text",
+    "tool_calls",
+    "response_token_ids",
+    "reward",
+)
 
 
 def list_turn_features(turns: pl.DataFrame, trajectories: pl.DataFrame) -> pl.DataFrame:
@@ -100,7 +117,8 @@ def list_turn_features(turns: pl.DataFrame, trajectories: pl.DataFrame) -> pl.Da
         trajectory_end="end",
     )
     calls = pl.col("tool_calls").fill_null([])
-    own = turns.join(of_trajectory, on=_ID, how="left").sort(_ID, "turn")
+    # A partition's turns have more columns, of the span: what a trajectory is, its root says.
+    own = turns.select(_ID, *_OF_TURN).join(of_trajectory, on=_ID, how="left").sort(_ID, "turn")
     own = own.with_columns(
         is_first=pl.col("turn") == 0,
         is_last=pl.col("turn") == pl.col("num_turns") - 1,

@@ -329,6 +329,16 @@ def test_where_most_are_equal_the_mean_distance_is_the_scale():
         assert labelled["t0"]["excluded_because"] == []
 
 
+@pytest.mark.parametrize(
+    ("expr", "said"),
+    [("CAST(cohort AS DOUBLE)", "conversion from `str`"), ("cohort ~ '('", "unclosed group")],
+)
+def test_an_expression_that_fails_on_data_says_which(expr, said):
+    """A text that is no number, and a broken pattern."""
+    with pytest.raises(DatasetError, match=rf"outliers\.x\.expr: fails on these traj.*{said}"):
+        curate({"cohort": "c"}, outliers={"x": {"expr": expr, "max": 1}})
+
+
 def test_what_is_no_finite_number_is_an_outlier():
     """Cost per turn of a run without turns."""
     rule = {"x": {"expr": "input_tokens / num_turns", "max": 10}}

@@ -119,6 +119,7 @@ def test_what_the_manifest_keeps_is_the_recipe(tmp_path):
         ("[splits]\ntest = -1", r"test = -1.0, validation = 0.0: must be 0 to 1"),
         ('[splits]\ntest_after = "soon"', r"test_after: Invalid RFC3339"),
         ("[splits]\ntest_after = 2026-01-01T00:00:00", r"say the zone"),
+        ("[freshness]\nas_of = 9999-12-31T00:00:00Z", r"must be between 1970 and 2261"),
         ("[splits]\ntest = 0.1\ntest_after = 2026-01-01T00:00:00Z", r"both say what test is"),
         ("[freshness]\nmax_policy_lag = 1", r"max_policy_lag needs policies"),
         ('[freshness]\npolicies = ["a", "a"]', r"policies: an id is there twice"),

@@ -81,6 +81,13 @@ def test_a_total_of_nothing_is_missing(spans):
     assert "no_reward" in tables["trajectories"]["reasons"][0]
 
 
+def test_a_sum_beyond_all_numbers_names_its_trajectory(spans):
+    """1e308 * 10 is no number to train on."""
+    rows = rewarded(spans, ("solved", 10.0, {}))
+    with pytest.raises(DatasetError, match="rewards: trajectory t1: they add up to no finite"):
+        combine(rows, {"solved": RewardRule(weight=1e308)})
+
+
 def test_names_that_the_recipe_leaves_out_make_no_reward(spans):
     """They stay rows, trusted as ever."""
     rows = rewarded(spans, ("reward", 1.0, {}), ("solved", 0.5, {}))

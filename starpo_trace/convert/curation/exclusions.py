@@ -5,9 +5,10 @@ from typing import Final
 import polars as pl
 
 from starpo_trace.convert.curation.splits import to_ns
-from starpo_trace.convert.recipe.curation_rules import ExcludeRule, FreshnessRules, OutlierRule
+from starpo_trace.convert.recipe.curation_rules import FreshnessRules, OutlierRule
 from starpo_trace.convert.recipe.expressions import check_condition, check_number
 from starpo_trace.convert.recipe.sections import Recipe
+from starpo_trace.errors import DatasetError
 
 _DAY_NS: Final = 86_400 * 1_000_000_000
 _FROM_MAD: Final = 1.4826
@@ -31,18 +32,31 @@ def count_policy_lag(policy_id: pl.Expr, rules: FreshnessRules) -> pl.Expr:
 
 
 def list_own_faults(trajectories: pl.DataFrame, recipe: Recipe) -> dict[str, pl.Series]:
-    """Trajectories with `policy_lag` -> reason -> whether it holds, in the order of the rows."""
-    faults = _find_stale(recipe.freshness, trajectories)
+    """Trajectories with `policy_lag` -> reason -> whether it holds, in the order of the rows.
+
+    Raises:
+        DatasetError: an expression fails on a trajectory.
+    """
+    table = trajectories.with_columns(trajectory_end="end")
+    faults = {
+        reason: _evaluate(table, holds, "freshness")
+        for reason, holds in _find_stale(recipe.freshness, table).items()
+    }
     for name, rule in recipe.outliers.items():
-        faults[f"outlier:{name}"] = _is_outlier(rule, f"outliers.{name}.expr")
+        where = f"outliers.{name}.expr"
+        faults[f"outlier:{name}"] = _evaluate(table, _is_outlier(rule, where), where)
     for name, rule in recipe.exclude.items():
-        faults[f"exclude:{name}"] = _is_excluded(rule, f"exclude.{name}.where")
-    if not faults:
-        return {}
-    found = trajectories.with_columns(trajectory_end="end").with_columns(
-        holds.fill_null(value=False).alias(reason) for reason, holds in faults.items()
-    )
-    return {reason: found[reason] for reason in faults}
+        where = f"exclude.{name}.where"
+        faults[f"exclude:{name}"] = _evaluate(table, check_condition(rule.where, where), where)
+    return faults
+
+
+def _evaluate(table: pl.DataFrame, holds: pl.Expr, where: str) -> pl.Series:
+    try:
+        return table.with_columns(holds=holds.fill_null(value=False))["holds"]
+    except pl.exceptions.PolarsError as error:
+        line = " ".join(str(error).split())[:200]
+        raise DatasetError(f"{where}: fails on these trajectories: {line}; change it") from None
 
 
 def _find_stale(rules: FreshnessRules, trajectories: pl.DataFrame) -> dict[str, pl.Expr]:
@@ -93,7 +107,3 @@ def _is_outlier(rule: OutlierRule, where: str) -> pl.Expr:
         reach = (high - low) * rule.iqr
         signs.append((value < low - reach) | (value > high + reach))
     return pl.any_horizontal(sign.fill_null(value=False) for sign in signs)
-
-
-def _is_excluded(rule: ExcludeRule, where: str) -> pl.Expr:
-    return check_condition(rule.where, where)

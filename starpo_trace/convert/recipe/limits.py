@@ -19,6 +19,10 @@ def check_similarity(name: str, value: float) -> None:
 
 
 def check_time(name: str, value: datetime | None) -> None:
-    """Refuse a time that means another moment on another machine."""
-    if value is not None and value.tzinfo is None:
+    """Refuse a time that means another moment on another machine, or that spans cannot have."""
+    if value is None:
+        return
+    if value.tzinfo is None:
         raise ConfigError(f"{name} = {value.isoformat()}: say the zone, as in {value.isoformat()}Z")
+    if not 1970 <= value.year < 2262:
+        raise ConfigError(f"{name} = {value.isoformat()}: must be between 1970 and 2261")

@@ -10,6 +10,7 @@ from typing import Final
 import polars as pl
 
 from starpo_trace.convert.recipe.reward_rules import RewardRule
+from starpo_trace.errors import DatasetError
 
 Rules = Mapping[str, RewardRule]
 
@@ -29,6 +30,9 @@ def reward_trajectories(
     Example:
         With `quality` (weight 1, 0.8 recorded) and `cost` (weight 0.1, lower is better, 3 recorded)
         the reward is 1 * 0.8 + 0.1 * -3 = 0.5.
+
+    Raises:
+        DatasetError: a sum is beyond all numbers.
     """
     chosen = {name: rule for name, rule in rules.items() if rule.counts_into == "trajectory"}
     if not chosen:
@@ -76,11 +80,17 @@ def _combine_rewards(
         totals.append(counted * rule.weight)
         gaps.append(counted.is_null() if rule.missing == "missing" else pl.lit(value=False))
     is_empty = pl.all_horizontal(total.is_null() for total in totals)
-    return table.select(
+    combined = table.select(
         _ID,
         reward=pl.when(~pl.any_horizontal(gaps) & ~is_empty).then(pl.sum_horizontal(totals)),
         reward_parts=pl.concat_list(parts),
     )
+    if (wrong := combined.filter(~pl.col("reward").is_finite())).height:
+        raise DatasetError(
+            f"rewards: trajectory {wrong[_ID].min()}: they add up to no finite number; "
+            "lower the weights or declare ranges"
+        )
+    return combined
 
 
 def _list_counting(rewards: pl.DataFrame) -> pl.DataFrame:
@@ -119,7 +129,7 @@ def _count_value(value: pl.Expr, rule: RewardRule) -> pl.Expr:
 
 
 def _pick_outcome(rewards: pl.DataFrame) -> pl.DataFrame:
-    """The trajectory's reward, as there is no rule: the one named `reward` if there is one, the latest otherwise.
+    """The trajectory's reward without rules: the one named `reward`, the latest otherwise.
 
     One with a valid signature comes before all others, and its time is the one under signature:
     that of its span can be written by anybody who sends it again.

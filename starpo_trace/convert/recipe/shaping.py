@@ -35,7 +35,7 @@ def shape_turns(
         try:
             value = _evaluate(values, rule, where)
         except pl.exceptions.PolarsError as error:
-            line = str(error).splitlines()[0]
+            line = " ".join(str(error).split())[:200]
             raise DatasetError(f"{where}: fails on these turns: {line}; change it") from None
         _refuse_infinite(values.select(*_KEY, value=value), where)
         if not isinstance(rule.missing, str):

@@ -50,6 +50,12 @@ def add_export_command(commands: "argparse._SubParsersAction[argparse.ArgumentPa
         help="read messages that spans only name (`*_ref`) from this folder too; repeatable",
     )
     export.add_argument(
+        "--recipe",
+        type=Path,
+        metavar="FILE",
+        help="TOML file: what rewards make, shaping, groups, splits, what is left out",
+    )
+    export.add_argument(
         "--full", action="store_true", help="read and build everything again, not only what is new"
     )
     export.add_argument(
@@ -80,6 +86,7 @@ def run_export(options: argparse.Namespace) -> int:
             reward_keys=options.reward_keys,
             require_signed=options.require_signed,
             content_folders=options.content,
+            recipe=options.recipe,
             full=options.full,
             executor=options.executor,
             num_workers=options.workers,

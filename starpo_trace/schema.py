@@ -39,12 +39,24 @@ TRAJECTORIES: Final[dict[str, str]] = {
     "num_tool_calls": "i64",  # calls the model asked for
     "num_messages": "i64",  # nodes of the message graph
     "num_branches": "i64",  # leaves of the message graph
-    "reward": "f64",  # trusted trajectory-scope outcome reward, latest; null when missing
+    "reward": "f64",  # trusted trajectory-scope outcome reward, latest; or as the recipe says
+    # what the recipe added up: weight * value; null without its rules, value null when missing
+    "reward_parts": "list[struct[name:str,value:f64,weight:f64]]",
     "input_tokens": "i64",  # null when any turn lacks usage
     "output_tokens": "i64",
     "usable_for": "str",  # rl | sft | none
     "reasons": "list[str]",  # why not better: no_reward, missing_turn, no_content ...
-    "split": "str",  # train | test: by task, never within one
+    "tool_names": "list[str]",  # tools offered or called, sorted; null without a turn
+    "signature": "str",  # hash of the first user message, digits masked, and the tools offered
+    "content_digest": "str",  # hash of observations and actions; null where either is missing
+    "task_sketch": "list[i32]",  # MinHash of the first user message, where the recipe asks
+    "content_sketch": "list[i32]",  # MinHash of the whole, where the recipe asks
+    "group_id": "str",  # attempts at the same thing, by task unless the recipe says otherwise
+    "split": "str",  # train | validation | test: by group, never within one
+    "distribution": "str",  # id | ood | unknown
+    "policy_lag": "i64",  # policies between this one and the current; null when unknown
+    "duplicate_of": "str",  # trajectory that is kept in its place
+    "excluded_because": "list[str]",  # not to be trained on: first reason first; empty when kept
     "digest": "str",  # of its turns, messages, states and rewards: equal content, equal digest
 }
 
@@ -78,7 +90,9 @@ TURNS: Final[dict[str, str]] = {
     "response_logprobs": "list[f64]",
     "token_provenance": "str",  # exact | redacted (ids of masked tokens are negative) | missing
     "logprob_provenance": "str",  # exact | estimated | redacted (null where masked) | missing
-    "reward": "f64",  # sum of trusted step/turn-scope process rewards; null when none
+    "reward": "f64",  # sum of trusted step/turn-scope process rewards; or as the recipe says
+    "shaping": "f64",  # sum of weight * value of the recipe's shaping; null when one is missing
+    "shaping_parts": "list[struct[name:str,value:f64,weight:f64]]",
 }
 
 MESSAGES: Final[dict[str, str]] = {

@@ -93,6 +93,8 @@ class AlgorithmSection:
     """Bi-level GAE: `lambda` in the run file."""
     process_reward_weight: float = 0.0
     """Bi-level GAE: weight of the turns' own rewards beside the outcome at the last turn."""
+    shaping_weight: float = 0.0
+    """Bi-level GAE: weight of the shaping that the dataset's recipe gives each turn."""
     reward_threshold: float | None = None
     """Filtered BC keeps rewards at or above this; absent: the middle of the range seen."""
     aggregation: Literal["traj-mean", "token-mean"] = "traj-mean"

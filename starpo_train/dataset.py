@@ -48,6 +48,8 @@ class Turn:
     """The log-probabilities are those of the distribution that was sampled from."""
     reward: float | None
     """Sum of the turn's own (process) rewards."""
+    shaping: float | None = None
+    """What the dataset's recipe gives the turn beside them."""
     input_node: str | None
     output_node: str | None
     tool_definitions: str | None
@@ -60,7 +62,7 @@ class Trajectory:
 
     trajectory_id: str
     task_id: str | None
-    """The group that StarPO compares within."""
+    """The group that StarPO compares within: the dataset's `group_id`, by default the task."""
     policy_id: str | None
     reward: float | None
     end: str
@@ -136,19 +138,22 @@ def scan_table(path: Path, name: str) -> pl.LazyFrame:
 
 
 def read_trajectories(path: Path, *, split: str = "train") -> list[Trajectory]:
-    """Every trajectory of one split, turns in order, in the order of trajectory ids.
+    """Every trajectory of one split that the recipe keeps, turns in order, in the order of ids.
 
     Raises:
         DataError: no dataset, or no trajectory in the split.
     """
     manifest = read_manifest(path)
     rows = _scan(manifest, "trajectories").sort("trajectory_id").collect()
-    chosen = rows.filter(pl.col("split") == split)
+    is_kept = pl.col("excluded_because").list.len().fill_null(0) == 0
+    chosen = rows.filter(is_kept, pl.col("split") == split)
     if chosen.is_empty():
-        sizes = dict(rows.group_by("split").len().sort("split").iter_rows())
+        sizes = dict(rows.filter(is_kept).group_by("split").len().sort("split").iter_rows())
+        num_excluded = rows.filter(~is_kept).height
         raise DataError(
-            f"{path}: no trajectory in split {split!r}; it holds {sizes or 'nothing'}. "
-            "Choose another split or record more."
+            f"{path}: no trajectory in split {split!r}; it holds {sizes or 'nothing'}"
+            + (f" and {num_excluded} that its recipe leaves out" if num_excluded else "")
+            + ". Choose another split or record more."
         )
     turns = (
         _scan(manifest, "turns")
@@ -160,7 +165,7 @@ def read_trajectories(path: Path, *, split: str = "train") -> list[Trajectory]:
     return [
         Trajectory(
             trajectory_id=row["trajectory_id"],
-            task_id=row["task_id"],
+            task_id=row["group_id"] if row["group_id"] is not None else row["task_id"],
             policy_id=row["policy_id"],
             reward=row["reward"],
             end=row["end"],
@@ -264,6 +269,7 @@ def _build_turns(rows: pl.DataFrame) -> dict[str, list[Turn]]:
             "logprob_provenance",
             "token_provenance",
             "reward",
+            "shaping",
             "input_node",
             "output_node",
             "tool_definitions",
@@ -306,6 +312,7 @@ def _build_turns(rows: pl.DataFrame) -> dict[str, list[Turn]]:
                 logprobs_T=scores,
                 logprobs_exact=(scores is not None and columns["logprob_provenance"][i] == "exact"),
                 reward=columns["reward"][i],
+                shaping=columns["shaping"][i],
                 input_node=columns["input_node"][i],
                 output_node=columns["output_node"][i],
                 tool_definitions=columns["tool_definitions"][i],

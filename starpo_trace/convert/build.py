@@ -20,6 +20,7 @@ from starpo_trace.convert.forgotten import Forgotten
 from starpo_trace.convert.index import Index, empty_index
 from starpo_trace.convert.otlp import MalformedSpan
 from starpo_trace.convert.reading import FileReading, Reading, plan_reading, read_files
+from starpo_trace.convert.recipe import NO_RECIPE, Recipe
 from starpo_trace.convert.rewards import DEFAULT_TRUST, Trust
 from starpo_trace.convert.routing import find_named_spans, plan_partitions
 from starpo_trace.convert.shards import (
@@ -73,6 +74,8 @@ class BuildOptions:
     """Folders, beside the sources' own, that messages may be read from which spans only name."""
     forgotten: Forgotten = field(default_factory=Forgotten)
     """Who is left out."""
+    recipe: Recipe = NO_RECIPE
+    """What rewards make, and how turns are shaped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +161,7 @@ def build_shards(
             plan=plan,
             trust=options.trust,
             forgotten=options.forgotten,
+            recipe=options.recipe,
             folder=folder / "tables",
             name=f"{token}-{plan.number:06d}",
         )

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
+from uuid import uuid4
 
 import polars as pl
 
@@ -26,6 +27,7 @@ from starpo_trace.convert.build import (
     build_shards,
 )
 from starpo_trace.convert.columns import polars_schema
+from starpo_trace.convert.curation import curate_trajectories, summarise_curation
 from starpo_trace.convert.deltalog import commit_table
 from starpo_trace.convert.executors import EXECUTORS
 from starpo_trace.convert.forgotten import Forgotten
@@ -44,6 +46,15 @@ from starpo_trace.convert.manifest import (
 )
 from starpo_trace.convert.otlp import SpanRow
 from starpo_trace.convert.partition import build_partition
+from starpo_trace.convert.recipe import (
+    NO_RECIPE,
+    Recipe,
+    SplitRules,
+    check_recipe,
+    describe_recipe,
+    digest_partition_rules,
+    read_recipe,
+)
 from starpo_trace.convert.rewards import DEFAULT_TRUST, SIGNATURE_STATES, TRUST_SOURCES, Trust
 from starpo_trace.convert.shards import SORT_KEYS, sum_hashes, write_shard_file
 from starpo_trace.convert.sources import find_source_files
@@ -64,7 +75,7 @@ __all__ = [
     "scan_table",
 ]
 
-_NOT_INCREMENTAL: Final = frozenset({"test_fraction"})
+_NOT_INCREMENTAL: Final = frozenset({"test_fraction", "recipe"})
 """Parameters that change no shard, only the trajectories' table, which every build writes anew."""
 
 
@@ -89,6 +100,7 @@ def build_dataset(  # noqa: PLR0913 (what a user may choose, all of it by name)
     reward_keys: str | Path | Keyring | None = None,
     require_signed: bool | None = None,
     content_folders: Sequence[Path] = (),
+    recipe: Path | Recipe | None = None,
     full: bool = False,
     executor: str = "serial",
     num_workers: int | None = None,
@@ -103,12 +115,15 @@ def build_dataset(  # noqa: PLR0913 (what a user may choose, all of it by name)
         sources: trace store folders, segment files, OTLP files or folders of them.
         output: the dataset's folder, new or an earlier dataset.
         test_fraction: share of the tasks (by hash of the task id) whose trajectories form the
-            split `test`; trajectories without a task are always `train`.
+            split `test`; trajectories without a task are always `train`. A recipe says it as
+            `splits.test`.
         trust_sources: reward sources that count.
         reward_keys: key file or keyring that reward signatures are checked with.
         require_signed: whether unsigned rewards count for nothing; default: when there are keys.
         content_folders: folders that messages may be read from which spans only name; the
             folders of the sources always are.
+        recipe: recipe file, or a recipe: what rewards make, shaping, groups, splits, what is
+            left out.
         full: read and build everything again.
         executor: `serial`, `process` or `ray`; see `starpo_trace.convert.executors`.
         num_workers: processes, or Ray tasks at a time; default: the CPUs there are.
@@ -118,7 +133,7 @@ def build_dataset(  # noqa: PLR0913 (what a user may choose, all of it by name)
         SourceError: a source does not exist, is empty or holds no spans.
         DatasetError: `output` holds something else, or cannot be written.
         ConfigError: `test_fraction` is not within [0, 1], a trusted source is none, the keys
-            cannot be read or are missing, or the executor is none.
+            cannot be read or are missing, the recipe cannot be used, or the executor is none.
     """
     if not 0.0 <= test_fraction <= 1.0:
         raise ConfigError(f"test_fraction is {test_fraction}; it must be between 0 and 1")
@@ -131,12 +146,15 @@ def build_dataset(  # noqa: PLR0913 (what a user may choose, all of it by name)
     if num_workers is not None and num_workers < 1:
         raise ConfigError(f"num_workers is {num_workers}; at least one must do the work")
     trust = _decide_trust(trust_sources, reward_keys, require_signed=require_signed)
+    rules = resolve_recipe(recipe, test_fraction)
     parameters = {
         "test_fraction": test_fraction,
         "trust_sources": list(trust_sources),
         "reward_keys": [] if trust.keyring is None else trust.keyring.key_ids,
         "require_signed": trust.require_signed,
         "content_folders": sorted(map(str, content_folders)),
+        "partition_rules": _name_partition_rules(rules),
+        "recipe": describe_recipe(rules),
     }
     check_output(output)
     files = find_source_files(sources)
@@ -149,26 +167,34 @@ def build_dataset(  # noqa: PLR0913 (what a user may choose, all of it by name)
             LastBuild() if manifest is None else read_last_build(output, manifest),
             output / BUILD_FOLDER,
             options=BuildOptions(
-                trust=trust, content_folders=tuple(content_folders), forgotten=forgotten
+                trust=trust,
+                content_folders=tuple(content_folders),
+                forgotten=forgotten,
+                recipe=rules,
             ),
             workers=workers,
         )
         _refuse_empty(built, sources)
-        built.trajectories = _split_by_task(built.trajectories, test_fraction)
-        manifest = commit_build(output, built, parameters, manifest, forgotten)
+        manifest = commit_build(output, built, parameters, manifest, forgotten, rules)
         workers.report("written", sum(manifest.counts.values()), None)
     return manifest
 
 
-def convert_sources(sources: Sequence[Path], *, trust: Trust = DEFAULT_TRUST) -> Conversion:
+def convert_sources(
+    sources: Sequence[Path], *, trust: Trust = DEFAULT_TRUST, recipe: Recipe = NO_RECIPE
+) -> Conversion:
     """Stores and span files -> tables in memory; see `build_dataset`."""
     files = find_source_files(sources)
     with TemporaryDirectory(prefix="starpo-") as folder:
         built = build_shards(
-            files, LastBuild(), Path(folder), options=BuildOptions(trust=trust), workers=Workers()
+            files,
+            LastBuild(),
+            Path(folder),
+            options=BuildOptions(trust=trust, recipe=recipe),
+            workers=Workers(),
         )
         _refuse_empty(built, sources)
-        tables = {"trajectories": _split_by_task(built.trajectories, 0.0)}
+        tables = {"trajectories": curate_trajectories(built.trajectories, recipe)}
         for name, added in built.added.items():
             frames = [pl.DataFrame(schema=polars_schema(TABLES[name]))]
             frames += [pl.read_parquet(file.path) for file in added]
@@ -182,10 +208,36 @@ def convert_sources(sources: Sequence[Path], *, trust: Trust = DEFAULT_TRUST) ->
 
 
 def convert_rows(
-    rows: Sequence[SpanRow], *, trust: Trust = DEFAULT_TRUST
+    rows: Sequence[SpanRow], *, trust: Trust = DEFAULT_TRUST, recipe: Recipe = NO_RECIPE
 ) -> dict[str, pl.DataFrame]:
     """Span rows -> tables; `rejected` has one row per span that is not used."""
-    return build_partition([stage_rows(rows)], trust=trust).tables
+    return build_partition([stage_rows(rows)], trust=trust, recipe=recipe).tables
+
+
+def resolve_recipe(recipe: Path | Recipe | None, test_fraction: float) -> Recipe:
+    """What a build was given -> the recipe it follows.
+
+    Raises:
+        ConfigError: the recipe cannot be used, or both say what is held out.
+    """
+    if recipe is None:
+        return Recipe(splits=SplitRules(test=test_fraction))
+    if test_fraction:
+        raise ConfigError(
+            f"test_fraction = {test_fraction} beside a recipe; write test = {test_fraction} in its "
+            "[splits]"
+        )
+    if isinstance(recipe, Recipe):
+        check_recipe(recipe)
+        return recipe
+    return read_recipe(recipe)
+
+
+def _name_partition_rules(recipe: Recipe) -> str:
+    """Equal for recipes that make equal partitions; of expressions made in Python nobody can tell."""
+    rules = recipe.shaping.values()
+    is_told = not any(isinstance(each, pl.Expr) for r in rules for each in (r.expr, r.potential))
+    return digest_partition_rules(recipe) if is_told else uuid4().hex
 
 
 def _read_last(output: Path, parameters: dict[str, Any]) -> Manifest | None:
@@ -235,10 +287,16 @@ def commit_build(
     parameters: dict[str, Any],
     last: Manifest | None,
     forgotten: Forgotten,
+    recipe: Recipe | None,
 ) -> Manifest:
-    """Files of a build -> versions of the tables, and the manifest that makes them one."""
+    """Files of a build -> versions of the tables, and the manifest that makes them one.
+
+    Without a recipe the trajectories keep their labels.
+    """
+    if recipe is not None:
+        built.trajectories = curate_trajectories(built.trajectories, recipe)
     folder = output / BUILD_FOLDER / "tables"
-    token = _name_of(built)
+    token = uuid4().hex[:12]
     if built.index.malformed.height:
         malformed = built.index.malformed.select(*REJECTED).sort(SORT_KEYS["rejected"])
         file = write_shard_file(malformed, folder / "rejected" / f"{token}-malformed.parquet")
@@ -266,6 +324,7 @@ def commit_build(
         signatures=_count_values(
             _read_column(output, tables, "rewards", "signature"), SIGNATURE_STATES
         ),
+        curation=summarise_curation(built.trajectories, recipe or NO_RECIPE),
         digest=_digest(built),
         shards=built.shards,
         index=write_index(output, built.index, token),
@@ -274,13 +333,6 @@ def commit_build(
     write_manifest(output, manifest)
     remove_old_index(output, manifest.index)
     return manifest
-
-
-def _name_of(built: NextBuild) -> str:
-    digest = blake2b(digest_size=6)
-    digest.update(datetime.now(UTC).isoformat().encode())
-    digest.update(str(len(built.shards)).encode())
-    return digest.hexdigest()
 
 
 def _count_spans(built: NextBuild) -> Accounting:
@@ -352,15 +404,3 @@ def _decide_trust(
         keyring=keyring,
         require_signed=keyring is not None if require_signed is None else require_signed,
     )
-
-
-def _split_by_task(trajectories: pl.DataFrame, test_fraction: float) -> pl.DataFrame:
-    split = [_split_of(task, test_fraction) for task in trajectories["task_id"]]
-    return trajectories.with_columns(pl.Series("split", split, dtype=pl.String))
-
-
-def _split_of(task_id: str | None, test_fraction: float) -> str:
-    if task_id is None:
-        return "train"
-    digest = blake2b(task_id.encode(), digest_size=8).digest()
-    return "test" if int.from_bytes(digest, "big") / 2**64 < test_fraction else "train"

@@ -24,6 +24,8 @@ from starpo_trace.convert.manifest import (
     read_manifest,
     undo_unfinished,
 )
+from starpo_trace.convert.recipe import Recipe
+from starpo_trace.convert.recipe.reading import build_recipe
 from starpo_trace.convert.shards import (
     OF_TRAJECTORIES,
     ShardFile,
@@ -59,7 +61,8 @@ def forget(dataset: Path, named: Sequence[tuple[str, str]]) -> tuple[Manifest, i
         for kind, name in named:
             forgotten = forgotten.add(kind, name)
         built, num_gone = _build_without(last, forgotten, dataset / BUILD_FOLDER / "tables")
-        manifest = commit_build(dataset, built, manifest.parameters, manifest, forgotten)
+        recipe = _read_recipe(manifest)
+        manifest = commit_build(dataset, built, manifest.parameters, manifest, forgotten, recipe)
         remove_other_versions(dataset, manifest, "what it held was deleted on request")
     return manifest, num_gone
 
@@ -94,6 +97,14 @@ def vacuum(dataset: Path) -> int:
     manifest = read_manifest(dataset)
     with lock_output(dataset):
         return remove_other_versions(dataset, manifest, "it was removed to save space")
+
+
+def _read_recipe(manifest: Manifest) -> Recipe | None:
+    """The recipe of the last build; None where expressions of Python's cannot be read back."""
+    try:
+        return build_recipe({**manifest.parameters["recipe"], "shaping": {}})
+    except (ConfigError, KeyError):
+        return None
 
 
 def _build_without(last: LastBuild, forgotten: Forgotten, folder: Path) -> tuple[NextBuild, int]:

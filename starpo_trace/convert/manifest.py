@@ -82,6 +82,8 @@ class Manifest:
     """Hash of all rows, whatever their order, files and sources; of one version of Polars."""
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Per table: `path`, Delta `version`, and `files` (path in the table -> BLAKE2b-128 hex)."""
+    curation: dict[str, Any] = field(default_factory=dict)
+    """How trajectories were grouped, split and left out: kept + left out by first reason = all."""
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Per shard: `files` (name by table) and what is known of its rows of `rejected`."""
     index: dict[str, str] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from starpo_trace.convert.columns import columns_to_frame, polars_schema
 from starpo_trace.convert.copies import CONFLICT, DistinctSpans, drop_copies
 from starpo_trace.convert.deferred import join_deferred
 from starpo_trace.convert.parts import StepOrder, order_steps, renumber_frames
+from starpo_trace.convert.recipe import NO_RECIPE, Recipe
 from starpo_trace.convert.rewards import Trust
 from starpo_trace.convert.staging import Frames, concat_chunks
 from starpo_trace.convert.targets import widen_feedback
@@ -61,7 +62,9 @@ class Partition:
         return Counter(self.tables["rejected"]["reason"].to_list())
 
 
-def build_partition(chunks: Sequence[Frames], *, trust: Trust) -> Partition:
+def build_partition(
+    chunks: Sequence[Frames], *, trust: Trust, recipe: Recipe = NO_RECIPE
+) -> Partition:
     """Chunks that hold whole components -> their tables."""
     frames = concat_chunks(chunks)
     num_read = frames["spans"].height
@@ -82,7 +85,7 @@ def build_partition(chunks: Sequence[Frames], *, trust: Trust) -> Partition:
     losses = _list_losses(distinct, columns, assignment)
     rejected = _list_rejected(frames["spans"], columns, distinct.contradicting)
     placed = _place_spans(frames, columns, forest, assignment, order)
-    tables = build_tables(placed, losses, trust=trust)
+    tables = build_tables(placed, losses, trust=trust, recipe=recipe)
     tables["rejected"] = pl.concat([tables["rejected"], rejected])
     duplicates = pl.DataFrame(
         {

@@ -16,6 +16,7 @@ import polars as pl
 from starpo_trace.convert.forgotten import Forgotten, drop_forgotten
 from starpo_trace.convert.partition import build_partition
 from starpo_trace.convert.reading import hold_garbage_collection
+from starpo_trace.convert.recipe import Recipe
 from starpo_trace.convert.rewards import Trust
 from starpo_trace.convert.routing import PartitionPlan
 from starpo_trace.convert.staging import read_chunk
@@ -46,6 +47,8 @@ class PartitionTask:
     """Which rewards count."""
     forgotten: Forgotten
     """Who is left out."""
+    recipe: Recipe
+    """What rewards make, and how turns are shaped."""
     folder: Path
     """Where its files go, a folder for each table."""
     name: str
@@ -96,7 +99,7 @@ def build_shard(task: PartitionTask) -> Shard:
     """Partition -> its files on disk."""
     with hold_garbage_collection():
         chunks = [read_chunk(folder, traces) for folder, traces in task.plan.parts]
-        partition = build_partition(chunks, trust=task.trust)
+        partition = build_partition(chunks, trust=task.trust, recipe=task.recipe)
     tables = sort_tables(drop_forgotten(partition.tables, task.forgotten))
     contents = hash_contents(tables)
     tables["trajectories"] = add_digests(tables["trajectories"], contents)

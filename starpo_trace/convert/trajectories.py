@@ -11,6 +11,11 @@ import polars as pl
 
 from starpo_trace import schema
 from starpo_trace.convert.columns import polars_schema
+from starpo_trace.convert.curation.describe import describe_trajectories
+from starpo_trace.convert.placement import place_rewards
+from starpo_trace.convert.recipe import NO_RECIPE, Recipe
+from starpo_trace.convert.recipe.outcome import reward_trajectories, reward_turns
+from starpo_trace.convert.recipe.shaping import shape_turns
 from starpo_trace.convert.rewards import Trust, judge_rewards, list_invalid_signatures
 from starpo_trace.convert.signatures import check_signatures
 from starpo_trace.convert.states import apply_states
@@ -40,6 +45,7 @@ def build_tables(
     losses: pl.DataFrame,
     *,
     trust: Trust,
+    recipe: Recipe = NO_RECIPE,
 ) -> dict[str, pl.DataFrame]:
     """Canonical frames -> tables by name; `rejected` holds what is found only here.
 
@@ -47,6 +53,7 @@ def build_tables(
         frames: the frames of `starpo_trace.convert.dialects.canonical.FRAMES`.
         losses: `trajectory_id`, `reason` of rejected spans that belong to a trajectory.
         trust: which rewards count.
+        recipe: what the rewards make, and how turns are shaped.
     """
     spans = frames["spans"]
     states, lost_states = apply_states(frames["states"], spans)
@@ -56,13 +63,26 @@ def build_tables(
     spans = spans.join(lost_states.select("row"), on="row", how="anti")
     turns = _build_turns(spans, frames["calls"])
     summary = _summarise_spans(spans)
-    placed = _place_rewards(frames["rewards"], spans, turns, summary)
-    rewards = judge_rewards(check_signatures(placed, trust.keyring), trust)
-    turns = turns.join(_sum_turn_rewards(rewards), on=[_BY_TRAJECTORY, "turn"], how="left")
+    placed = place_rewards(frames["rewards"], spans, turns, summary)
+    rewards = judge_rewards(check_signatures(placed, trust.keyring), trust, recipe.rewards)
+    turns = turns.join(
+        reward_turns(rewards, recipe.rewards), on=[_BY_TRAJECTORY, "turn"], how="left"
+    )
     messages = _build_messages(frames["nodes"], spans, turns)
-    trajectories = _build_trajectories(summary, turns, messages, rewards)
+    trajectories = _build_trajectories(summary, turns, messages).join(
+        reward_trajectories(summary, rewards, recipe.rewards), on=_BY_TRAJECTORY, how="left"
+    )
+    turns = shape_turns(turns, trajectories, recipe.shaping)
     losses = pl.concat([losses, list_invalid_signatures(rewards)], how="vertical")
     trajectories = judge_trajectories(trajectories, spans, turns, messages, losses)
+    features = describe_trajectories(
+        trajectories,
+        turns,
+        messages,
+        has_task_sketch=recipe.needs_task_sketch,
+        has_content_sketch=recipe.needs_content_sketch,
+    )
+    trajectories = trajectories.join(features, on=_BY_TRAJECTORY, how="left")
     tables = {
         "trajectories": trajectories,
         "turns": turns,
@@ -129,67 +149,6 @@ def _build_turns(spans: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _place_rewards(
-    rewards: pl.DataFrame, spans: pl.DataFrame, turns: pl.DataFrame, summary: pl.DataFrame
-) -> pl.DataFrame:
-    """Rewards -> with their trajectory, its task, and the step and turn that they judge."""
-    own = spans.select("row", _BY_TRAJECTORY, "trace_id", "span_id")
-    targets = spans.select(
-        target_row="row",
-        target_step=pl.coalesce("step", "step_order"),
-        target_is_step=pl.col("record").is_in(["llm", "step"]),
-    )
-    target_turns = turns.select(target_row="row", target_turn="turn")
-    of_trajectory = pl.col("scope") == "trajectory"
-    # A signature covers the step and not the link, so the link moves no signed reward.
-    is_signed = pl.col("signature").is_not_null()
-    is_elsewhere = pl.col("target_step").ne_missing(pl.col("named_step"))
-    is_moved = is_signed & ~of_trajectory & pl.col("target_is_step") & is_elsewhere
-    placed = (
-        rewards.rename({"step": "named_step"})
-        .join(own, on="row", how="inner")
-        .join(targets, on="target_row", how="left")
-        .join(target_turns, on="target_row", how="left")
-        .join(summary.select(_BY_TRAJECTORY, "task_id"), on=_BY_TRAJECTORY, how="left")
-        .with_columns(
-            step=pl.when(~of_trajectory).then(
-                pl.coalesce("named_step", pl.when(~is_signed).then("target_step"))
-            ),
-            target_turn=pl.when(~is_signed | (pl.col("target_is_step") & ~is_moved)).then(
-                "target_turn"
-            ),
-            is_moved=is_moved.fill_null(value=False),
-            reward_id=pl.coalesce(
-                "reward_id", pl.format("{}:{}:{}", "trace_id", "span_id", "name")
-            ),
-        )
-    )
-    last_steps = (
-        spans.group_by(_BY_TRAJECTORY)
-        .agg(last_step=pl.coalesce("step", "step_order").max())
-        .filter(pl.col("last_step").is_not_null())
-    )
-    # A reward of a tool step belongs to the turn that asked for the tool: the last one before it.
-    steps = turns.select(_BY_TRAJECTORY, "step", "turn").sort("step")
-    return (
-        placed.join(last_steps, on=_BY_TRAJECTORY, how="left")
-        .sort("step", nulls_last=True)
-        .join_asof(steps, on="step", by=_BY_TRAJECTORY, strategy="backward", check_sortedness=False)
-        .with_columns(turn=pl.when(~of_trajectory).then(pl.coalesce("target_turn", "turn")))
-    )
-
-
-def _sum_turn_rewards(rewards: pl.DataFrame) -> pl.DataFrame:
-    counted = pl.col("trusted") & ~pl.col("superseded") & (pl.col("kind") == "process")
-    return (
-        rewards.filter(counted & pl.col("scope").is_in(["step", "turn"]))
-        .filter(pl.col("turn").is_not_null())
-        .group_by(_BY_TRAJECTORY, "turn")
-        .agg(reward=pl.col("value").sort_by("reward_id").sum())
-        .with_columns(pl.col("turn").cast(pl.Int64))
-    )
-
-
 def _build_messages(nodes: pl.DataFrame, spans: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
     seen = nodes.join(spans.select("row", _BY_TRAJECTORY), on="row").join(
         turns.select("row", "turn"), on="row", how="left"
@@ -250,7 +209,7 @@ def _first_turns(messages: pl.DataFrame) -> pl.Series:
 
 
 def _build_trajectories(
-    summary: pl.DataFrame, turns: pl.DataFrame, messages: pl.DataFrame, rewards: pl.DataFrame
+    summary: pl.DataFrame, turns: pl.DataFrame, messages: pl.DataFrame
 ) -> pl.DataFrame:
     has_usage = pl.col("input_tokens").is_not_null() & pl.col("output_tokens").is_not_null()
     of_turns = turns.group_by(_BY_TRAJECTORY).agg(
@@ -268,7 +227,6 @@ def _build_trajectories(
         summary.join(of_turns, on=_BY_TRAJECTORY, how="left")
         .join(of_messages, on=_BY_TRAJECTORY, how="left")
         .join(of_leaves, on=_BY_TRAJECTORY, how="left")
-        .join(_pick_outcome(rewards), on=_BY_TRAJECTORY, how="left")
         .with_columns(pl.col(counts).fill_null(0))
     )
 
@@ -305,29 +263,4 @@ def _summarise_spans(spans: pl.DataFrame) -> pl.DataFrame:
             num_parts=pl.max_horizontal(pl.col("part").filter(pl.col("is_ours")).n_unique(), 1),
             num_steps=is_step.sum(),
         )
-    )
-
-
-def _pick_outcome(rewards: pl.DataFrame) -> pl.DataFrame:
-    """The trajectory's reward: the one named `reward` if there is one, the latest otherwise.
-
-    One with a valid signature comes before all others, and its time is the one under signature:
-    that of its span can be written by anybody who sends it again.
-    """
-    return (
-        rewards.filter(
-            pl.col("trusted"),
-            ~pl.col("superseded"),
-            pl.col("scope") == "trajectory",
-            pl.col("kind") == "outcome",
-        )
-        .sort(
-            pl.col("signature") == "valid",
-            pl.col("name") == "reward",
-            "made_ns",
-            "reward_id",
-            descending=True,
-        )
-        .group_by(_BY_TRAJECTORY, maintain_order=True)
-        .agg(reward=pl.col("value").first())
     )

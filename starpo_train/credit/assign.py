@@ -176,12 +176,29 @@ def _turns_of(tokenized: TokenizedTrajectories) -> list[list[tuple[int, int]]]:
 
 
 def _turn_rewards(trajectory: Trajectory, turns: list[int], config: RunConfig) -> list[float]:
-    """Weighted process rewards, and the outcome at the last trained turn."""
+    """Weighted process rewards and shaping, and the outcome at the last trained turn."""
     own = {turn.turn: turn.reward or 0.0 for turn in trajectory.turns}
     weight = config.algorithm.process_reward_weight
     rewards = [weight * own[turn] for turn in turns]
+    if config.algorithm.shaping_weight:
+        shaping = _shaping(trajectory)
+        for i, turn in enumerate(turns):
+            rewards[i] += config.algorithm.shaping_weight * shaping[turn]
     rewards[-1] += _reward(trajectory)
     return rewards
+
+
+def _shaping(trajectory: Trajectory) -> dict[int, float]:
+    shaping = {turn.turn: turn.shaping for turn in trajectory.turns}
+    known = {turn: value for turn, value in shaping.items() if value is not None}
+    if len(known) < len(shaping):
+        lacking = next(turn for turn in shaping if turn not in known)
+        raise DataError(
+            f"trajectory {trajectory.trajectory_id}, turn {lacking}: has no shaping, but "
+            "algorithm.shaping_weight is set; export with a recipe that has [shaping.NAME], with "
+            "`missing = 0` where nothing is meant to be 0."
+        )
+    return known
 
 
 def _reward(trajectory: Trajectory) -> float:

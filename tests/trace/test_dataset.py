@@ -253,6 +253,7 @@ def test_manifest_is_plain_json(tmp_path, spans):
         "accounting",
         "counts",
         "created",
+        "curation",
         "digest",
         "forgotten",
         "index",

@@ -81,9 +81,10 @@ def test_a_whole_trajectory_is_usable_for_rl(spans):
     tables = convert_rows(two_turns(spans))
     assert tables["rejected"].height == 0
     row = tables["trajectories"].row(0, named=True)
-    row.pop("split")
     row.pop("digest")
     assert row.pop("user_id") is None
+    made_of_text = ("signature", "content_digest")
+    assert all(len(row.pop(name)) == 32 for name in made_of_text)
     assert row == {
         "trajectory_id": "t1",
         "task_id": "task",
@@ -111,6 +112,21 @@ def test_a_whole_trajectory_is_usable_for_rl(spans):
         "output_tokens": 4,
         "usable_for": "rl",
         "reasons": [],
+        "tool_names": ["add"],
+        # Asked for by a recipe, or decided over all trajectories.
+        **dict.fromkeys(
+            (
+                "reward_parts",
+                "task_sketch",
+                "content_sketch",
+                "group_id",
+                "split",
+                "distribution",
+                "policy_lag",
+                "duplicate_of",
+                "excluded_because",
+            )
+        ),
     }
 
 
@@ -148,6 +164,9 @@ def test_delta_and_full_history_give_the_same_tables(spans, delta):
     assert turns["response_token_ids"].to_list() == [[4, 5], [8]]
     assert turns["logprob_provenance"].to_list() == ["exact", "exact"]
     assert turns["reasoning"].to_list() == ["use the tool", None]
+    # The root is span 1, the calls are spans 2 and 4, each a second after the last.
+    assert turns["started_ns"].to_list() == [2_000_000_000, 4_000_000_000]
+    assert turns["ended_ns"].to_list() == [2_000_001_000, 4_000_001_000]
     assert turns["tool_calls"].to_list() == [
         [{"id": "c1", "name": "add", "arguments": '{"a": 2}'}],
         [],

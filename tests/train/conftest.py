@@ -25,6 +25,9 @@ _TYPES: dict[str, Any] = {
     "list[struct[id:str,name:str,arguments:str]]": pl.List(
         pl.Struct({"id": pl.String, "name": pl.String, "arguments": pl.String})
     ),
+    "list[struct[name:str,value:f64,weight:f64]]": pl.List(
+        pl.Struct({"name": pl.String, "value": pl.Float64, "weight": pl.Float64})
+    ),
 }
 
 

@@ -8,6 +8,7 @@ import torch
 from starpo_train.config import read_run_config
 from starpo_train.credit.assign import TokenizedTrajectories, assign_credit
 from starpo_train.dataset import read_trajectories
+from starpo_train.errors import DataError
 from starpo_train.pack import pack_rows
 from starpo_train.tokens import build_rows, tokenize_trajectory
 
@@ -64,6 +65,24 @@ def test_process_rewards_count_with_their_weight(hand, tmp_path):
     actual = assign_by_hand(hand, tmp_path, rows, [0.0, 0.0, 0.0], process_reward_weight=0.5)
     expected = whiten([1.35, 1.0, 0.0])
     assert [*actual[0], *actual[1]] == pytest.approx(expected, abs=1e-6)
+
+
+def test_shaping_counts_with_its_weight(hand, tmp_path):
+    """Shaping .8 at weight .5 and outcome 1, V = 0: A1 = 1, A0 = .4 + .95 = 1.35; null is refused."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    turns = [
+        hand.turn([9], [2], [-1], shaping=0.8),
+        hand.turn([9, 2, 8], [3], [-1], shaping=0.0),
+    ]
+    rows = [hand.trajectory("a", turns, reward=1.0), hand.trajectory("b", turns[1:], reward=0.0)]
+    actual = assign_by_hand(hand, first, rows, [0.0, 0.0, 0.0], shaping_weight=0.5)
+    expected = whiten([1.35, 1.0, 0.0])
+    assert [*actual[0], *actual[1]] == pytest.approx(expected, abs=1e-6)
+    missing = [hand.trajectory("a", [hand.turn([9], [2], [-1])], reward=1.0), rows[1]]
+    with pytest.raises(DataError, match="trajectory a, turn 0: has no shaping"):
+        assign_by_hand(hand, second, missing, [0.0, 0.0], shaping_weight=0.5)
 
 
 def test_rows_of_a_trajectory_share_its_weight(hand, tmp_path):

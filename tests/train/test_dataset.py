@@ -27,6 +27,29 @@ def test_prompts_are_put_together_from_their_base_turn(hand, tmp_path):
     assert trajectory.turns[1].logprobs_exact
 
 
+def test_what_the_recipe_leaves_out_is_not_read(hand, tmp_path):
+    """Only kept trajectories of the split come, grouped by `group_id`, with their shaping."""
+    turns = [hand.turn([1], [2], [-0.5], shaping=0.25)]
+    path = hand.dataset(
+        tmp_path,
+        [
+            hand.trajectory("kept", turns, reward=1.0, group_id="signature:s"),
+            hand.trajectory("repeat", turns, reward=1.0, excluded_because=["duplicate"]),
+            hand.trajectory("held-out", turns, reward=1.0, split="validation"),
+        ],
+    )
+    (trajectory,) = read_trajectories(path)
+    assert (trajectory.trajectory_id, trajectory.task_id) == ("kept", "signature:s")
+    assert trajectory.turns[0].shaping == 0.25
+    (held_out,) = read_trajectories(path, split="validation")
+    assert held_out.trajectory_id == "held-out"
+    left = (
+        r"no trajectory in split 'test'; it holds {'train': 1, 'validation': 1} and 1 that its rec"
+    )
+    with pytest.raises(DataError, match=left):
+        read_trajectories(path, split="test")
+
+
 def test_a_prompt_whose_base_is_missing_is_unknown(hand, tmp_path):
     """A base turn without ids, or one that is too short, leaves no ids rather than wrong ones."""
     turns = [

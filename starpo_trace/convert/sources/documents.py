@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from starpo_trace.convert.otlp import MalformedSpan, SpanRow
+from starpo_trace.convert.sources import tau_bench
 from starpo_trace.convert.sources.batches import SpanBatch, make_batch
 from starpo_trace.convert.sources.files import SourceFile
 
@@ -24,7 +25,9 @@ class DocumentFormat:
     """Value and the file it stands in -> its spans; raises DecodeError where it holds none."""
 
 
-DOCUMENT_FORMATS: Final[tuple[DocumentFormat, ...]] = ()
+DOCUMENT_FORMATS: Final[tuple[DocumentFormat, ...]] = (
+    DocumentFormat(name="tau-bench", matches=tau_bench.holds_runs, read=tau_bench.read_runs),
+)
 
 
 def read_document(value: Any, file: SourceFile) -> SpanBatch | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from starpo_trace.convert.otlp import MalformedSpan, SpanRow
-from starpo_trace.convert.sources import tau_bench
+from starpo_trace.convert.sources import mini_swe_agent, swe_agent, swe_bench, tau_bench
 from starpo_trace.convert.sources.batches import SpanBatch, make_batch
 from starpo_trace.convert.sources.files import SourceFile
 
@@ -27,6 +27,20 @@ class DocumentFormat:
 
 DOCUMENT_FORMATS: Final[tuple[DocumentFormat, ...]] = (
     DocumentFormat(name="tau-bench", matches=tau_bench.holds_runs, read=tau_bench.read_runs),
+    DocumentFormat(name="SWE-agent", matches=swe_agent.is_run, read=swe_agent.read_run),
+    DocumentFormat(
+        name="mini-swe-agent", matches=mini_swe_agent.is_run, read=mini_swe_agent.read_run
+    ),
+    DocumentFormat(
+        name="SWE-bench instance report",
+        matches=swe_bench.is_instance_report,
+        read=swe_bench.read_instance_report,
+    ),
+    DocumentFormat(
+        name="SWE-bench run report",
+        matches=swe_bench.is_run_report,
+        read=swe_bench.read_run_report,
+    ),
 )
 
 

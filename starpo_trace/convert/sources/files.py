@@ -10,10 +10,12 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Final
 
+from starpo_trace.convert.sources.nestedfiles import list_nested_runs
 from starpo_trace.errors import SourceError
 
 SPAN_FILE_SUFFIXES: Final = frozenset(
     {".otlp", ".open", ".json", ".jsonl", ".ndjson", ".pb", ".binpb", ".proto", ".bin"}
+    | {".traj", ".eval"}
 )
 UNSEALED: Final = ".otlp.open"
 
@@ -120,6 +122,7 @@ def _files_of(path: Path) -> list[Path]:
         and file.name != "manifest.json"
         and (file.is_file() or (file.name.endswith(UNSEALED) and not file.exists()))
     )
+    files += list_nested_runs(path, files)
     if not files:
         raise SourceError(
             f"{path}: no span files in this folder (looked for "

@@ -6,12 +6,13 @@ out. Ids are hashes of what tells the run apart, so a file that is read twice gi
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from typing import Any, Final
 
 from starpo_trace import semconv
 from starpo_trace.convert.otlp import MAX_TIME_NS, MalformedSpan, SpanRow, describe_fault
 from starpo_trace.convert.sources.histories import RunHistory
+from starpo_trace.convert.sources.runids import hash_ids
+from starpo_trace.convert.sources.verdicts import Verdict, make_reward
 from starpo_trace.messages import Message, dump_json
 
 FAULTS: Final = (
@@ -69,39 +70,6 @@ class Answer:
     """When it was asked, Unix time."""
     ended_ns: int | None = None
     """When it had answered, Unix time."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What somebody said a run was worth."""
-
-    value: Any
-    """The number; anything else is a rejected reward."""
-    name: str = "reward"
-    """What was judged."""
-    source: str = "environment"
-    """environment | user | rule | judge."""
-    low: float | None = None
-    """Least possible value."""
-    high: float | None = None
-    """Greatest possible value."""
-    explanation: str | None = None
-    """Why."""
-    judge_id: str | None = None
-    """The model that judged."""
-    time_ns: int | None = None
-    """When, Unix time."""
-
-
-def hash_ids(*key: Any) -> tuple[str, str]:
-    """What tells a span apart -> a trace id and a span id."""
-    digits = blake2b(dump_json(key).encode("utf-8", "surrogatepass"), digest_size=24).hexdigest()
-    return digits[:32], digits[32:]
-
-
-def hash_content(value: Any) -> str:
-    """Record of a run as the file has it -> its hash."""
-    return blake2b(dump_json(value).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 class RunWriter:
@@ -262,44 +230,6 @@ class RunWriter:
         """Recorded time, else the moment after the latest one: an order, no time of day."""
         self._latest_ns = _limit_time(self._latest_ns + 1 if time_ns is None else time_ns)
         return self._latest_ns
-
-
-def make_reward(
-    verdict: Verdict,
-    trajectory_id: str,
-    *,
-    form: str,
-    ids: tuple[str, str],
-    source: str,
-    time_ns: int = 0,
-    task_id: str | None = None,
-) -> SpanRow:
-    """Verdict on a whole run -> its reward span."""
-    attributes = {
-        semconv.SCHEMA: semconv.SCHEMA_VERSION,
-        semconv.RECORD: "reward",
-        semconv.TRAJECTORY_ID: trajectory_id,
-        semconv.TASK_ID: task_id,
-        semconv.EVALUATION_NAME: verdict.name,
-        semconv.EVALUATION_VALUE: verdict.value,
-        semconv.EVALUATION_EXPLANATION: verdict.explanation,
-        semconv.REWARD_ID: f"{form}:{verdict.name}",
-        semconv.REWARD_SCOPE: "trajectory",
-        semconv.REWARD_KIND: "outcome",
-        semconv.REWARD_SOURCE: verdict.source,
-        semconv.REWARD_MIN: verdict.low,
-        semconv.REWARD_MAX: verdict.high,
-        semconv.REWARD_JUDGE_ID: verdict.judge_id,
-    }
-    return SpanRow(
-        source=source,
-        trace_id=ids[0],
-        span_id=ids[1],
-        name=f"evaluate {verdict.name}",
-        scope=semconv.SCOPE_NAME,
-        start_ns=time_ns,
-        attributes={key: value for key, value in attributes.items() if value is not None},
-    )
 
 
 def read_each(

@@ -13,13 +13,9 @@ from typing import Any, Final
 from starpo_trace.convert.otlp import MalformedSpan, SpanRow
 from starpo_trace.convert.sources.chats import write_chat
 from starpo_trace.convert.sources.files import SourceFile
-from starpo_trace.convert.sources.runs import (
-    RunFacts,
-    RunWriter,
-    Verdict,
-    hash_content,
-    read_each,
-)
+from starpo_trace.convert.sources.runids import hash_content
+from starpo_trace.convert.sources.runs import RunFacts, RunWriter, read_each
+from starpo_trace.convert.sources.verdicts import Verdict
 
 FORM: Final = "tau-bench"
 

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from starpo_trace.convert.otlp import MalformedSpan, SpanRow
-from starpo_trace.convert.sources import mini_swe_agent, swe_agent, swe_bench, tau_bench
+from starpo_trace.convert.sources import (
+    inspect_logs,
+    mini_swe_agent,
+    swe_agent,
+    swe_bench,
+    tau_bench,
+)
 from starpo_trace.convert.sources.batches import SpanBatch, make_batch
 from starpo_trace.convert.sources.files import SourceFile
 
@@ -27,6 +33,7 @@ class DocumentFormat:
 
 DOCUMENT_FORMATS: Final[tuple[DocumentFormat, ...]] = (
     DocumentFormat(name="tau-bench", matches=tau_bench.holds_runs, read=tau_bench.read_runs),
+    DocumentFormat(name="Inspect log", matches=inspect_logs.is_log, read=inspect_logs.read_log),
     DocumentFormat(name="SWE-agent", matches=swe_agent.is_run, read=swe_agent.read_run),
     DocumentFormat(
         name="mini-swe-agent", matches=mini_swe_agent.is_run, read=mini_swe_agent.read_run

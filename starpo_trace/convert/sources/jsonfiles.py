@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 
-import orjson
-
 from starpo_trace.convert.otlp import DecodeError, decode_json
 from starpo_trace.convert.sources.batches import SpanBatch, make_batch, make_damage
 from starpo_trace.convert.sources.compression import open_spans
 from starpo_trace.convert.sources.documents import read_document
 from starpo_trace.convert.sources.files import SourceFile
+from starpo_trace.convert.sources.jsonvalues import parse_json
 
 
 def read_json_batches(file: SourceFile) -> Iterator[SpanBatch]:
@@ -47,8 +46,8 @@ def _read_value(text: bytes, file: SourceFile) -> SpanBatch:
         return make_batch(decode_json(text, file.source))
     except DecodeError as error:
         try:
-            value = orjson.loads(text)
-        except orjson.JSONDecodeError:
+            value = parse_json(text)
+        except (ValueError, RecursionError):
             raise error from None
         batch = read_document(value, file)
         if batch is None:

@@ -43,9 +43,7 @@ def is_run(value: Any) -> bool:
 
 def read_run(value: Any, file: SourceFile) -> Iterator[SpanRow | MalformedSpan]:
     """One file -> the spans of its run."""
-    yield from read_each(
-        [value], lambda run: _read_run(run, file), source=file.source, what="run"
-    )
+    yield from read_each([value], lambda run: _read_run(run, file), source=file.source, what="run")
 
 
 def _read_run(run: Mapping[str, Any], file: SourceFile) -> list[SpanRow]:

@@ -15,5 +15,3 @@ def hash_ids(*key: Any) -> tuple[str, str]:
 def hash_content(value: Any) -> str:
     """Record of a run as the file has it -> its hash."""
     return blake2b(dump_json(value).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-

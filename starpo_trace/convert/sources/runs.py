@@ -136,6 +136,12 @@ class RunWriter:
             f"{label} {name or ''}".strip(), "step", attributes, error, started_ns, ended_ns
         )
 
+    def observe(self) -> None:
+        """Add what was seen since the last call, when no call follows on it."""
+        if self._history.num_new:
+            attributes = self._history.describe()
+            self._add("observe", "observation", {**attributes, semconv.STEP: self._num_steps})
+
     def reward(self, verdict: Verdict) -> None:
         """Add a verdict on the whole run."""
         key = (self._trace_id, self._root_id, verdict.name, verdict.source, verdict.value)
@@ -151,9 +157,7 @@ class RunWriter:
 
     def build(self) -> list[SpanRow]:
         """All spans of the run, the root first."""
-        if self._history.num_new:
-            attributes = self._history.describe()
-            self._add("observe", "observation", {**attributes, semconv.STEP: self._num_steps})
+        self.observe()
         facts = self._facts
         attributes = {
             semconv.OPERATION_NAME: "invoke_agent",

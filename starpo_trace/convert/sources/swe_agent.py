@@ -25,9 +25,7 @@ from starpo_trace.messages import Message
 
 FORM: Final = "swe-agent"
 
-_FOLDER: Final = re.compile(
-    r"(?P<model>.+?)__.+__t-(?P<temperature>[\d.]+)__p-(?P<top_p>[\d.]+)__"
-)
+_FOLDER: Final = re.compile(r"(?P<model>.+?)__.+__t-(?P<temperature>[\d.]+)__p-(?P<top_p>[\d.]+)__")
 """Name that SWE-agent gives to a run's folder."""
 _CUT_SHORT: Final = ("cost", "context", "time", "limit", "early")
 _FAULTY: Final = ("error", "api", "format", "forfeit", "command")
@@ -45,9 +43,7 @@ def is_run(value: Any) -> bool:
 
 def read_run(value: Any, file: SourceFile) -> Iterator[SpanRow | MalformedSpan]:
     """One file -> the spans of its run."""
-    yield from read_each(
-        [value], lambda run: _read_run(run, file), source=file.source, what="run"
-    )
+    yield from read_each([value], lambda run: _read_run(run, file), source=file.source, what="run")
 
 
 def _read_run(run: Mapping[str, Any], file: SourceFile) -> list[SpanRow]:
@@ -77,9 +73,7 @@ def _read_run(run: Mapping[str, Any], file: SourceFile) -> list[SpanRow]:
 class _Reader:
     """Follows history and steps side by side."""
 
-    def __init__(
-        self, run: Mapping[str, Any], sampling: dict[str, Any], writer: RunWriter
-    ) -> None:
+    def __init__(self, run: Mapping[str, Any], sampling: dict[str, Any], writer: RunWriter) -> None:
         self._writer = writer
         self._sampling = sampling
         self._steps: list[Mapping[str, Any]] = run.get("trajectory") or []
@@ -89,6 +83,7 @@ class _Reader:
         self._places: dict[str, deque[int]] = defaultdict(deque)
         for place, step in enumerate(self._steps):
             self._places[_read_text(step.get("response"))].append(place)
+        self._texts = {_read_text(item.get("content")) for item in self._items}
         self._seen: dict[Any, list[Message]] = defaultdict(list)
 
     def read(self) -> RunWriter:
@@ -105,32 +100,37 @@ class _Reader:
             elif message["role"] != "assistant" or item.get("is_demo"):
                 self._writer.see([message])
             else:
-                self._answer(message)
+                self._answer(item, message)
         self._add_steps(len(self._steps))
         return self._writer
 
-    def _answer(self, message: Message) -> None:
+    def _answer(self, item: Mapping[str, Any], message: Message) -> None:
         """An answer of the history, after those before it that the history lacks."""
-        text = "".join(
-            part["content"] for part in message["parts"] if part["type"] == "text"
-        )
-        places = self._places[text]
-        while places and places[0] < self._next:
-            places.popleft()
+        place = self._find_step(_read_text(item.get("content")))
         step: Mapping[str, Any] = {}
-        if places:
-            place = places.popleft()
-            self._add_steps(place)
+        if place is not None:
+            self._add_steps(place, self._seen[item.get("agent")][:-1])
             step = self._steps[place]
             self._next = place + 1
         self._set_query(step)
         self._writer.answer(Answer(message=message, attributes=self._sampling))
         index_calls(message, self._calls)
 
-    def _add_steps(self, end: int) -> None:
-        """Answers that only the steps have, each with what it led to."""
+    def _find_step(self, text: str) -> int | None:
+        """Place of the step that gave a text; one that no text fits had it before it was edited."""
+        places = self._places[text]
+        while places and places[0] < self._next:
+            places.popleft()
+        if places:
+            return places.popleft()
+        if self._next < len(self._steps):
+            response = _read_text(self._steps[self._next].get("response"))
+            return None if response in self._texts else self._next
+        return None
+
+    def _add_steps(self, end: int, history: list[Message] | None = None) -> None:
+        """Answers that only the steps have, each with what it led to; `history` knows of neither."""
         for step in self._steps[self._next : end]:
-            self._next += 1
             self._set_query(step)
             answer = {"role": "assistant", "content": _read_text(step.get("response"))}
             message = read_message(answer)
@@ -138,6 +138,10 @@ class _Reader:
             role = "tool" if self._calls else "user"
             seen = {"role": role, "content": _read_text(step.get("observation"))}
             self._writer.see([read_message(seen)])
+            self._writer.observe()
+            if history is not None:
+                self._writer.set_history(history)
+        self._next = max(self._next, end)
 
     def _set_query(self, step: Mapping[str, Any]) -> None:
         query = step.get("query")

@@ -65,5 +65,3 @@ def make_reward(
         start_ns=time_ns,
         attributes={key: value for key, value in attributes.items() if value is not None},
     )
-
-

@@ -13,6 +13,7 @@ from starpo_trace.convert.sources import (
     mini_swe_agent,
     swe_agent,
     swe_bench,
+    tau2_bench,
     tau_bench,
 )
 from starpo_trace.convert.sources.batches import SpanBatch, make_batch
@@ -29,10 +30,15 @@ class DocumentFormat:
     """Whether a parsed value, a whole document or one line, has this form; cheap."""
     read: Callable[[Any, SourceFile], Iterable[SpanRow | MalformedSpan]]
     """Value and the file it stands in -> its spans; raises DecodeError where it holds none."""
+    is_array: bool = False
+    """Whether files are arrays of such values, to be read one element at a time."""
 
 
 DOCUMENT_FORMATS: Final[tuple[DocumentFormat, ...]] = (
-    DocumentFormat(name="tau-bench", matches=tau_bench.holds_runs, read=tau_bench.read_runs),
+    DocumentFormat(
+        name="tau-bench", matches=tau_bench.is_run, read=tau_bench.read_run, is_array=True
+    ),
+    DocumentFormat(name="tau2-bench", matches=tau2_bench.holds_runs, read=tau2_bench.read_runs),
     DocumentFormat(name="Inspect log", matches=inspect_logs.is_log, read=inspect_logs.read_log),
     DocumentFormat(name="SWE-agent", matches=swe_agent.is_run, read=swe_agent.read_run),
     DocumentFormat(

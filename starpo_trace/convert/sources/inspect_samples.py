@@ -6,13 +6,13 @@ simulated user, say) are steps. A sample without events is read from its message
 """
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from typing import Any, Final
 
 from starpo_trace import semconv
 from starpo_trace.convert.otlp import SpanRow
 from starpo_trace.convert.sources.inspect_messages import MessageReader, read_verbatim_arguments
 from starpo_trace.convert.sources.inspect_scores import read_scores
+from starpo_trace.convert.sources.isotimes import read_time
 from starpo_trace.convert.sources.runs import Answer, RunFacts, RunWriter
 from starpo_trace.messages import dump_json
 
@@ -178,12 +178,10 @@ class _Events:
         writer.answer(answer)
 
     def _write_step(self, writer: RunWriter, event: Mapping[str, Any]) -> None:
-        times = {
-            "started_ns": read_time(event.get("timestamp")),
-            "ended_ns": read_time(event.get("completed")),
-        }
+        started_ns, ended_ns = read_time(event.get("timestamp")), read_time(event.get("completed"))
         if event.get("event") == "model":
-            writer.tool_step(str(event.get("role")), kind="other", **times)
+            role = str(event.get("role"))
+            writer.tool_step(role, kind="other", started_ns=started_ns, ended_ns=ended_ns)
             return
         error = event.get("error")
         writer.tool_step(
@@ -192,21 +190,9 @@ class _Events:
             arguments=event.get("arguments"),
             result=self._messages.resolve(event.get("result")),
             error=str(error.get("message")) if isinstance(error, Mapping) else None,
-            **times,
+            started_ns=started_ns,
+            ended_ns=ended_ns,
         )
-
-
-def read_time(value: Any) -> int | None:
-    """ISO time -> Unix time in ns; None where there is none."""
-    if not isinstance(value, str):
-        return None
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        return None
-    return int(moment.timestamp()) * 10**9 + moment.microsecond * 1000
 
 
 def _read_choice(event: Mapping[str, Any]) -> Mapping[str, Any]:

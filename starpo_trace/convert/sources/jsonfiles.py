@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from starpo_trace.convert.otlp import DecodeError, decode_json
+from starpo_trace.convert.sources.arrayfiles import read_array_batches
 from starpo_trace.convert.sources.batches import SpanBatch, make_batch, make_damage
 from starpo_trace.convert.sources.compression import open_spans
 from starpo_trace.convert.sources.documents import read_document
@@ -12,6 +13,12 @@ from starpo_trace.convert.sources.jsonvalues import parse_json
 
 def read_json_batches(file: SourceFile) -> Iterator[SpanBatch]:
     """File of JSON lines, or of one document over several lines -> batches of spans."""
+    is_read = False
+    for batch in read_array_batches(file):
+        is_read = True
+        yield batch
+    if is_read:
+        return
     with open_spans(file.path) as stream:
         first = stream.readline()
         try:

@@ -21,6 +21,8 @@ FAULTS: Final = (
 )
 """What reading a record of unexpected form raises."""
 
+_IDS: Final = ("id", "instance_id", "task_id")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts:
@@ -252,12 +254,19 @@ def read_each(
                 source=source,
                 trace_id=None,
                 span_id=None,
-                name=f"{what} {number}",
+                name=f"{what} {_find_id(item, number)}",
                 scope="",
                 detail=describe_fault(error),
             )
             continue
         yield from rows
+
+
+def _find_id(item: Any, number: int) -> Any:
+    """What a record calls itself, else its number."""
+    fields = item if isinstance(item, dict) else {}
+    found = next((fields[name] for name in _IDS if name in fields), number)
+    return found if isinstance(found, str | int) else number
 
 
 def _write_text(value: Any) -> str | None:

@@ -33,17 +33,11 @@ def is_run(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() >= _FIELDS
 
 
-def holds_runs(value: Any) -> bool:
-    """Whether a document is a result file, or a line one run of it."""
-    return is_run(value) or (isinstance(value, list) and any(map(is_run, value[:8])))
-
-
-def read_runs(value: Any, file: SourceFile) -> Iterator[SpanRow | MalformedSpan]:
-    """Result file, or one run of it -> spans."""
+def read_run(value: Any, file: SourceFile) -> Iterator[SpanRow | MalformedSpan]:
+    """One run of a result file -> its spans."""
     policy = read_model_name(file.path)
-    runs = value if isinstance(value, list) else [value]
     yield from read_each(
-        runs, lambda run: _read_run(run, policy, file.source), source=file.source, what="run"
+        [value], lambda run: _read_run(run, policy, file.source), source=file.source, what="task"
     )
 
 

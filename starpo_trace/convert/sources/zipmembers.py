@@ -4,7 +4,7 @@ import io
 import struct
 import zipfile
 import zlib
-from typing import IO, Any, Final
+from typing import IO, Final
 
 from starpo_trace.convert.sources.compression import open_zstd
 
@@ -28,7 +28,7 @@ def read_member(stream: IO[bytes], member: zipfile.ZipInfo) -> bytes:
     """
     if member.flag_bits & 1:
         raise MemberError("it is encrypted")
-    data = _open_member(stream, member).read(_MAX_BYTES + 1)
+    data = _unpack(stream, member)
     if len(data) > _MAX_BYTES:
         raise MemberError(f"it has more than {_MAX_BYTES:,} bytes")
     if zlib.crc32(data) != member.CRC:
@@ -36,7 +36,7 @@ def read_member(stream: IO[bytes], member: zipfile.ZipInfo) -> bytes:
     return data
 
 
-def _open_member(stream: IO[bytes], member: zipfile.ZipInfo) -> Any:
+def _unpack(stream: IO[bytes], member: zipfile.ZipInfo) -> bytes:
     stream.seek(member.header_offset)
     header = stream.read(_LOCAL_HEADER.size)
     if len(header) < _LOCAL_HEADER.size:
@@ -48,18 +48,10 @@ def _open_member(stream: IO[bytes], member: zipfile.ZipInfo) -> Any:
     packed = stream.read(member.compress_size)
     match member.compress_type:
         case zipfile.ZIP_STORED:
-            return io.BytesIO(packed)
+            return packed
         case zipfile.ZIP_DEFLATED:
-            return _Inflated(packed)
+            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, _MAX_BYTES + 1)
         case method if method == _ZSTD:
-            return open_zstd(io.BytesIO(packed), member.filename)
+            return open_zstd(io.BytesIO(packed), member.filename).read(_MAX_BYTES + 1)
         case method:
             raise MemberError(f"it is compressed by method {method}, which is not read")
-
-
-class _Inflated:
-    def __init__(self, packed: bytes) -> None:
-        self._packed = packed
-
-    def read(self, length: int) -> bytes:
-        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(self._packed, length)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from starpo_trace.convert.otlp import MalformedSpan, SpanRow
+from starpo_trace.convert.otlp import DecodeError, MalformedSpan, SpanRow
 from starpo_trace.convert.sources import (
     inspect_logs,
     mini_swe_agent,
@@ -18,6 +18,10 @@ from starpo_trace.convert.sources import (
 )
 from starpo_trace.convert.sources.batches import SpanBatch, make_batch
 from starpo_trace.convert.sources.files import SourceFile
+
+
+class UnreadableDocumentError(DecodeError):
+    """A document has a known form, but holds nothing that can be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +65,12 @@ def read_document(value: Any, file: SourceFile) -> SpanBatch | None:
     """Parsed value -> its spans; None when no format knows it.
 
     Raises:
-        DecodeError: it has a known form, but cannot be read.
+        UnreadableDocumentError: it has a known form, but cannot be read.
     """
     for form in DOCUMENT_FORMATS:
         if form.matches(value):
-            return make_batch(form.read(value, file))
+            try:
+                return make_batch(form.read(value, file))
+            except DecodeError as error:
+                raise UnreadableDocumentError(f"{form.name}: {error}") from error
     return None

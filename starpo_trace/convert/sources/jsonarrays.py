@@ -3,12 +3,17 @@
 Where the text of an element is broken, reading goes on at the next that has the form looked for.
 """
 
-import io
+import codecs
 import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final, cast
+
+from starpo_trace.convert.sources.compression import list_faults
+
+if TYPE_CHECKING:
+    from io import BufferedReader
 
 _PIECE: Final = 1 << 20
 _SPACE: Final = re.compile(r"[\s,]*")
@@ -43,21 +48,42 @@ def iterate_elements(stream: IO[bytes], is_wanted: Callable[[Any], bool]) -> Ite
                 return
             continue
         yield value if is_utf8 else Broken(reason="an element is not in UTF-8")
+    if text.has_more():
+        yield Broken(reason="there is more behind the end of the array")
 
 
 class _Text:
     """What was read of the stream and not decoded yet."""
 
     def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = io.TextIOWrapper(stream, "utf-8", errors="surrogateescape")
+        self._stream = cast("BufferedReader", stream)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._fault: Exception | None = None
         self._buffer = ""
         self._at = 0
 
     def fill(self) -> bool:
-        """Read on by at least as much as there is; False at the end."""
-        left = self._buffer[self._at :]
-        more = self._stream.read(max(_PIECE, len(left)))
-        self._buffer, self._at = left + more, 0
+        """Read on by at least as much as there is; False at the end.
+
+        Raises:
+            EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError: compressed data is damaged
+                from here on.
+        """
+        if self._fault is not None:
+            raise self._fault
+        wanted = max(_PIECE, len(self._buffer) - self._at)
+        pieces, num_read = [], 0
+        try:
+            # `read1` hands over what it has before it raises.
+            while num_read < wanted and (piece := self._stream.read1(_PIECE)):
+                pieces.append(piece)
+                num_read += len(piece)
+        except list_faults() as error:
+            self._fault = error
+        more = self._decoder.decode(b"".join(pieces), final=num_read < wanted)
+        self._buffer, self._at = self._buffer[self._at :] + more, 0
+        if not more and self._fault is not None:
+            raise self._fault
         return bool(more)
 
     def skip_opening(self) -> bool:
@@ -76,6 +102,16 @@ class _Text:
                 return False  # the next decoding says that something is missing
             self._skip_space()
         return self._buffer[self._at] == "]"
+
+    def has_more(self) -> bool:
+        """Whether something stands behind the array's end."""
+        self._at += 1
+        self._skip_space()
+        while self._at == len(self._buffer):
+            if not self.fill():
+                return False
+            self._skip_space()
+        return True
 
     def decode(self) -> tuple[Any, bool]:
         """The next element, and whether it was UTF-8.

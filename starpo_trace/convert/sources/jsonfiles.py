@@ -6,7 +6,7 @@ from starpo_trace.convert.otlp import DecodeError, decode_json
 from starpo_trace.convert.sources.arrayfiles import read_array_batches
 from starpo_trace.convert.sources.batches import SpanBatch, make_batch, make_damage
 from starpo_trace.convert.sources.compression import open_spans
-from starpo_trace.convert.sources.documents import read_document
+from starpo_trace.convert.sources.documents import UnreadableDocumentError, read_document
 from starpo_trace.convert.sources.files import SourceFile
 from starpo_trace.convert.sources.jsonvalues import parse_json
 
@@ -23,6 +23,8 @@ def read_json_batches(file: SourceFile) -> Iterator[SpanBatch]:
         first = stream.readline()
         try:
             batch = _read_value(first, file)
+        except UnreadableDocumentError as error:
+            batch = make_damage(file.path, 1, str(error))
         except DecodeError:
             # Either a damaged first line, or one document spread over several lines.
             if document := _read_whole(file):
@@ -44,8 +46,19 @@ def _read_whole(file: SourceFile) -> SpanBatch | None:
         document = stream.read()
     try:
         return _read_value(document, file)
+    except UnreadableDocumentError as error:
+        return make_damage(file.path, 1, str(error))
     except DecodeError:
+        return _name_other(document, file)
+
+
+def _name_other(document: bytes, file: SourceFile) -> SpanBatch | None:
+    """Text that is one JSON document after all, of no known form, is one damage and not lines."""
+    try:
+        parse_json(document)
+    except (ValueError, RecursionError):
         return None
+    return make_damage(file.path, 1, "JSON of no known form")
 
 
 def _read_value(text: bytes, file: SourceFile) -> SpanBatch:

@@ -61,5 +61,8 @@ def _find_run_around(folder: Path, instance: str) -> str | None:
         folder = folder.parent
     places = (folder, folder / "trajs")
     names = (f"{instance}.traj", f"{instance}.traj.json")
-    holds_run = any((place / instance / name).exists() for place in places for name in names)
+    try:
+        holds_run = any((place / instance / name).exists() for place in places for name in names)
+    except OSError:  # too long for a name
+        return None
     return _name_folder(folder) if holds_run else None

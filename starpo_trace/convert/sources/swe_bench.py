@@ -51,7 +51,8 @@ def read_instance_report(value: Any, file: SourceFile) -> Iterator[SpanRow]:
 def read_run_report(value: Any, file: SourceFile) -> Iterator[SpanRow]:
     """Report of a run -> a reward for each instance that has a verdict."""
     for name, resolved in _VALUES.items():
-        for each in value.get(name) or ():
+        ids = value.get(name)
+        for each in ids if isinstance(ids, list) else ():
             instance = str(each)
             yield _make_row(name_reported_run(file.path, instance), instance, resolved, file)
 

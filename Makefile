@@ -11,6 +11,9 @@ BIN    := $(VENV)/bin
 # LiteLLM needs an older openai than the one that the other tests use (and mcp, when given tools).
 LITELLM := .venvs/litellm
 LITELLM_TESTS := tests/trace/providers/test_litellm.py
+# Inspect needs versions of its own, too.
+INSPECT := .venvs/inspect
+INSPECT_TESTS := tests/trace/sources/test_inspect_logs.py
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo demo-seeds test check format clean
@@ -18,9 +21,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 demo: $(VENV)/.demo-ready $(if $(filter smollm2,$(MODEL)),$(VENV)/.smollm2-ready)
 	$(BIN)/python examples/frozen_lake/demo.py --model $(MODEL) --seed $(SEED)
 
-test: check $(LITELLM)/.ready
+test: check $(LITELLM)/.ready $(INSPECT)/.ready
 	$(BIN)/python -m pytest
 	$(LITELLM)/bin/python -m pytest -q -W default $(LITELLM_TESTS)  # its warnings are its own
+	$(INSPECT)/bin/python -m pytest -q -W ignore $(INSPECT_TESTS)
 
 check: $(VENV)/.test-ready
 	$(BIN)/ruff check .
@@ -58,4 +62,10 @@ $(LITELLM)/.ready: constraints-litellm.txt pyproject.toml
 	$(PYTHON) -m venv $(LITELLM)
 	$(LITELLM)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints-litellm.txt -e . litellm mcp pytest
+	@touch $@
+
+$(INSPECT)/.ready: constraints-inspect.txt pyproject.toml
+	$(PYTHON) -m venv $(INSPECT)
+	$(INSPECT)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints-inspect.txt -e ".[dataset]" inspect-ai openai pytest
 	@touch $@

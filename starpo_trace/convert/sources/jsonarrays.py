@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _PIECE: Final = 1 << 20
 _SPACE: Final = re.compile(r"[\s,]*")
-_BETWEEN: Final = re.compile(r"\}\s*,\s*(?=\{)")
-_MAX_TRIALS: Final = 10_000
+_BETWEEN: Final = re.compile(r",\s*(?=\{)")
+_MAX_TRIALS: Final = 100_000
 _DECODER: Final = json.JSONDecoder()
 
 

@@ -2,7 +2,7 @@
 
 import zipfile
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from starpo_trace.convert.otlp import DecodeError, MalformedSpan, SpanRow
 from starpo_trace.convert.sources.batches import SpanBatch, make_batch, make_damage
@@ -49,37 +49,59 @@ def read_zip_batches(file: SourceFile) -> Iterator[SpanBatch]:
     with open_source(file.path) as stream:
         try:
             archive = zipfile.ZipFile(stream)
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
+        except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
             yield make_damage(file.path, 0, f"the zip archive is damaged or cut: {error}")
             return
         members = {member.filename: member for member in archive.infolist()}
-        head = next((members[name] for name in _HEADERS if name in members), None)
-        if head is None:
+        if not members.keys() & set(_HEADERS):
             raise SourceError(
                 f"{file.path}: a zip archive, but no log of Inspect's: it holds no header.json"
             )
-        try:
-            evaluation = _read_json(stream, head)["eval"]
-        except (*list_faults(), MemberError, ValueError, KeyError, TypeError) as error:
-            yield make_damage(file.path, head.header_offset, f"{head.filename}: {error}")
+        evaluation, damage = _read_head(stream, members, file)
+        yield from damage
+        if evaluation is None:
             return
         for name, member in members.items():
             if name.startswith(_SAMPLES) and name.endswith(".json"):
                 yield _read_member_sample(stream, member, evaluation, file)
 
 
+def _read_head(
+    stream: IO[bytes], members: Mapping[str, zipfile.ZipInfo], file: SourceFile
+) -> tuple[Mapping[str, Any] | None, list[SpanBatch]]:
+    """The log's field `eval`, from the first head that can be read, and what cannot."""
+    damage = []
+    for name in _HEADERS:
+        if name not in members:
+            continue
+        try:
+            head = _read_json(stream, members[name])
+        except MemberError as error:
+            damage.append(make_damage(file.path, members[name].header_offset, f"{name}: {error}"))
+            continue
+        if isinstance(head, dict) and isinstance(head.get("eval"), dict):
+            return head["eval"], damage
+        damage.append(make_damage(file.path, members[name].header_offset, f"{name}: no `eval`"))
+    return None, damage
+
+
 def _read_member_sample(
-    stream: Any, member: zipfile.ZipInfo, evaluation: Any, file: SourceFile
+    stream: IO[bytes], member: zipfile.ZipInfo, evaluation: Mapping[str, Any], file: SourceFile
 ) -> SpanBatch:
     try:
         sample = _read_json(stream, member)
-    except (*list_faults(), MemberError, ValueError, RecursionError) as error:
+    except MemberError as error:
         return make_damage(file.path, member.header_offset, f"{member.filename}: {error}")
     return make_batch(_read_samples([sample], evaluation, file))
 
 
-def _read_json(stream: Any, member: zipfile.ZipInfo) -> Any:
-    return parse_json(read_member(stream, member))
+def _read_json(stream: IO[bytes], member: zipfile.ZipInfo) -> Any:
+    try:
+        return parse_json(read_member(stream, member))
+    except (MemberError, SourceError):
+        raise
+    except (*list_faults(), OSError, ValueError, RecursionError) as error:
+        raise MemberError(str(error)) from error
 
 
 def _read_samples(

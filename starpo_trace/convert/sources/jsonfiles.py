@@ -1,6 +1,7 @@
 """JSON lines, or one JSON document -> batches of spans: OTLP, or a format of `documents`."""
 
 from collections.abc import Iterator
+from typing import IO
 
 from starpo_trace.convert.otlp import DecodeError, decode_json
 from starpo_trace.convert.sources.arrayfiles import read_array_batches
@@ -30,15 +31,37 @@ def read_json_batches(file: SourceFile) -> Iterator[SpanBatch]:
             if document := _read_whole(file):
                 yield document
                 return
-            batch = make_damage(file.path, 1, "not an OTLP JSON line")
+            yield from _read_lines(file, stream)
+            return
         yield batch
         for number, line in enumerate(stream, start=2):
-            if not line.strip():
+            yield from _read_line(line, number, file)
+
+
+def _read_lines(file: SourceFile, stream: IO[bytes]) -> Iterator[SpanBatch]:
+    """Lines after a damaged first one; where none can be read, all are one broken document."""
+    damaged = [make_damage(file.path, 1, "not an OTLP JSON line")]
+    for number, line in enumerate(stream, start=2):
+        for batch in _read_line(line, number, file):
+            if damaged and batch.damaged:
+                damaged.append(batch)
                 continue
-            try:
-                yield _read_value(line, file)
-            except DecodeError as error:
-                yield make_damage(file.path, number, str(error))
+            yield from damaged
+            damaged.clear()
+            yield batch
+    if len(damaged) > 1:
+        reason = "neither JSON lines nor one whole JSON document"
+        damaged = [make_damage(file.path, 1, reason)]
+    yield from damaged
+
+
+def _read_line(line: bytes, number: int, file: SourceFile) -> Iterator[SpanBatch]:
+    if not line.strip():
+        return
+    try:
+        yield _read_value(line, file)
+    except DecodeError as error:
+        yield make_damage(file.path, number, str(error))
 
 
 def _read_whole(file: SourceFile) -> SpanBatch | None:

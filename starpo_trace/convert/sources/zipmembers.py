@@ -11,7 +11,7 @@ from starpo_trace.convert.sources.compression import open_zstd
 _ZSTD: Final = 93
 _LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
 _LOCAL_MAGIC: Final = b"PK\x03\x04"
-_MAX_BYTES: Final = 1 << 31
+_MAX_BYTES: Final = 1 << 30
 
 
 class MemberError(ValueError):
@@ -22,7 +22,8 @@ def read_member(stream: IO[bytes], member: zipfile.ZipInfo) -> bytes:
     """Member of the archive in `stream` -> what it holds.
 
     Raises:
-        MemberError: it is damaged, encrypted, of more than 2 GiB, or compressed some other way.
+        MemberError: it is damaged, encrypted, of more than 1 GiB, or compressed some other way.
+        OSError: it is nowhere in the file.
         SourceError: it needs a package that is not installed.
         zstandard.ZstdError, zlib.error, EOFError: its data is damaged.
     """
@@ -52,6 +53,8 @@ def _unpack(stream: IO[bytes], member: zipfile.ZipInfo) -> bytes:
         case zipfile.ZIP_DEFLATED:
             return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, _MAX_BYTES + 1)
         case method if method == _ZSTD:
-            return open_zstd(io.BytesIO(packed), member.filename).read(_MAX_BYTES + 1)
+            return open_zstd(io.BytesIO(packed), f"{stream.name}, {member.filename}").read(
+                _MAX_BYTES + 1
+            )
         case method:
             raise MemberError(f"it is compressed by method {method}, which is not read")

@@ -84,7 +84,7 @@ def fail():
     return solve
 
 
-def answer(body):
+def answer(body):  # noqa: PLR0911 (one line for each who asks)
     """Whoever asks: a grader, a user, a sub-agent, or the agent itself."""
     messages = body["messages"]
     texts = [str(message.get("content")) for message in messages]
@@ -110,9 +110,7 @@ def answer(body):
     if any("You add for others" in text for text in texts) and number_of(messages):
         done = ToolCall(id="sub", name="submit", arguments='{"answer": "2.0"}')
         return Reply(tool_calls=[done], usage=USAGE)
-    return Reply(
-        content="let me see", reasoning_content="add them", tool_calls=[call], usage=USAGE
-    )
+    return Reply(content="let me see", reasoning_content="add them", tool_calls=[call], usage=USAGE)
 
 
 def number_of(messages):
@@ -216,7 +214,9 @@ def read_prompt(tables, turn):
     """Turn -> its whole prompt, along the graph."""
     nodes = {
         row["node_id"]: row
-        for row in tables["messages"].filter(pl.col("trajectory_id") == turn["trajectory_id"]).to_dicts()
+        for row in tables["messages"]
+        .filter(pl.col("trajectory_id") == turn["trajectory_id"])
+        .to_dicts()
     }
     prompt, node = [], turn["input_node"]
     while node is not None:
@@ -301,7 +301,9 @@ def test_scores_are_rewards_as_inspect_counts_them(logs):
     for sample in log.samples:
         for name, score in sample.scores.items():
             if isinstance(score.value, dict):
-                expected.update((f"{name}.{key}", number(each)) for key, each in score.value.items())
+                expected.update(
+                    (f"{name}.{key}", number(each)) for key, each in score.value.items()
+                )
             else:
                 expected[name, number(score.value)] += 1
     assert Counter(rewards.select("name", "value").rows()) == expected
@@ -320,7 +322,9 @@ def test_scores_are_rewards_as_inspect_counts_them(logs):
         ("parts.tone", 0.0, 1.0),
     ]
     outcomes = tables["trajectories"].select("task_id", "attempt", "reward").sort(pl.all()).rows()
-    assert outcomes == [(f"sums/{i}", n, 1.0 if i == "one" else 0.0) for i in (2, "one") for n in (1, 2, 3)]
+    assert outcomes == [
+        (f"sums/{i}", n, 1.0 if i == "one" else 0.0) for i in (2, "one") for n in (1, 2, 3)
+    ]
 
 
 def test_who_acted_where_and_how_it_ended(logs):

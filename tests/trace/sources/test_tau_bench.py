@@ -99,7 +99,9 @@ def test_lines_and_compressed_files_hold_the_same_runs(convert):
     assert once.tables["trajectories"].height == 3
     assert all_three.accounting.duplicates == 2 * once.accounting.spans_read
     ids = pl.col("trajectory_id")
-    assert once.tables["trajectories"].select(ids).equals(all_three.tables["trajectories"].select(ids))
+    assert (
+        once.tables["trajectories"].select(ids).equals(all_three.tables["trajectories"].select(ids))
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,9 +113,7 @@ def test_lines_and_compressed_files_hold_the_same_runs(convert):
         ({"info": [1]}, "`info` no object"),
     ],
 )
-def test_a_broken_record_is_rejected_and_its_neighbours_are_read(
-    convert, reasons, broken, detail
-):
+def test_a_broken_record_is_rejected_and_its_neighbours_are_read(convert, reasons, broken, detail):
     """One malformed span, by the record's name, between two runs."""
     conversion = convert({"a.json": [make_run(1), make_run(2, **broken), make_run(3)]})
     tasks = sorted(conversion.tables["trajectories"]["task_id"].to_list())

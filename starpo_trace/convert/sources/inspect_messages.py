@@ -20,7 +20,7 @@ class MessageReader:
         self._pool = (pool.get("messages") or []) if isinstance(pool, Mapping) else []
         self._attachments = sample.get("attachments") or {}
         self._known: dict[str, tuple[Any, Message]] = {}
-        self._pooled: dict[int, Message] = {}
+        self._pooled: list[Message] = []
 
     def read_prompt(self, event: Mapping[str, Any]) -> list[Message]:
         """What a call of the model saw: messages, or stretches of the sample's pool of them.
@@ -31,12 +31,15 @@ class MessageReader:
         references = event.get("input_refs")
         if not references:
             return [self.read(message) for message in event.get("input") or ()]
-        places: list[int] = []
+        prompt: list[Message] = []
         for start, end in references:
-            places += range(start, min(end, len(self._pool)))
-            if end > len(self._pool) or len(places) > _MAX_PROMPT:
+            if not 0 <= start <= end <= len(self._pool) or len(prompt) > _MAX_PROMPT:
                 raise ValueError(f"a prompt of messages {start} to {end} of {len(self._pool)}")
-        return [self._read_pooled(place) for place in places]
+            # In the order of the pool: an answer comes before the prompts that repeat it.
+            while len(self._pooled) < end:
+                self._pooled.append(self.read(self._pool[len(self._pooled)]))
+            prompt += self._pooled[start:end]
+        return prompt
 
     def read(self, message: Any, arguments: Mapping[str, str] | None = None) -> Message:
         """One message; `arguments` are those of its calls, word for word, by their ids.
@@ -62,11 +65,6 @@ class MessageReader:
         if isinstance(value, dict):
             return {key: self.resolve(each) for key, each in value.items()}
         return value
-
-    def _read_pooled(self, place: int) -> Message:
-        if place not in self._pooled:
-            self._pooled[place] = self.read(self._pool[place])
-        return self._pooled[place]
 
 
 def read_verbatim_arguments(event: Mapping[str, Any]) -> dict[str, str]:

@@ -49,7 +49,7 @@ def read_run(value: Any, file: SourceFile) -> Iterator[SpanRow | MalformedSpan]:
 def _read_run(run: Mapping[str, Any], file: SourceFile) -> list[SpanRow]:
     info = run.get("info") or {}
     model = (info.get("config") or {}).get("model") or {}
-    path = file.path.absolute()
+    path = file.path
     instance = str(run.get("instance_id") or path.name.partition(".traj")[0])
     name = name_run(path.parent, instance)
     status = info.get("exit_status")

@@ -13,17 +13,18 @@ _COMMON: Final = frozenset(
     | {"out", "results", "runs", "preds", "predictions", "reports"}
 )
 """Names of folders that tell no run from another."""
+# Folders are resolved and files are not: a link to a file that is kept elsewhere has its name here.
 _HARNESS: Final = "run_evaluation"
 
 
 def name_run(folder: Path, instance: str) -> str:
     """Folder of a run's file, and its instance -> the run's name."""
-    return _name_folder(_leave_instance(folder.absolute(), instance))
+    return _name_folder(_leave_instance(folder.resolve(), instance))
 
 
 def name_judged_run(folder: Path, instance: str) -> str:
     """Folder of an instance's report -> name of the run that it is about."""
-    folder = _leave_instance(folder.absolute(), instance)
+    folder = _leave_instance(folder.resolve(), instance)
     if folder.parent.parent.name == _HARNESS:
         around = folder.parent.parent.parent
         return _find_run_around(around, instance) or folder.name
@@ -32,11 +33,11 @@ def name_judged_run(folder: Path, instance: str) -> str:
 
 def name_reported_run(path: Path, instance: str) -> str:
     """Report of a whole run -> name of that run: the harness calls the file `MODEL.ID.json`."""
-    path = path.absolute()
-    model, _, run_id = path.stem.rpartition(".")
+    folder = path.parent.resolve()
+    model = path.stem.rpartition(".")[0]
     if not model:
-        return _name_folder(path.parent)
-    return _find_run_around(path.parent, instance) or model if run_id else path.stem
+        return _name_folder(folder)
+    return _find_run_around(folder, instance) or model
 
 
 def name_trajectory(run: str, instance: str) -> str:

@@ -48,7 +48,7 @@ def read_run(value: Any, file: SourceFile) -> Iterator[SpanRow | MalformedSpan]:
 
 def _read_run(run: Mapping[str, Any], file: SourceFile) -> list[SpanRow]:
     config, info = _read_config(run.get("replay_config")), run.get("info") or {}
-    path = file.path.absolute()
+    path = file.path
     instance = _read_instance(config, path)
     name = name_run(path.parent, instance)
     folder = _FOLDER.match(name)

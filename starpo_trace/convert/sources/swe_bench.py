@@ -41,7 +41,7 @@ def is_run_report(value: Any) -> bool:
 
 def read_instance_report(value: Any, file: SourceFile) -> Iterator[SpanRow]:
     """Report of an instance -> its reward; without an id it is that of the report's folder."""
-    folder = file.path.absolute().parent
+    folder = file.path.parent.resolve()
     verdicts = {folder.name: value} if _is_verdict(value) else value
     for instance, verdict in verdicts.items():
         run = name_judged_run(folder, instance)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tarfile
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -259,6 +260,22 @@ def test_both_reports_of_one_run_count_once(convert):
     assert conversion.tables["rewards"].height == 1
     assert conversion.accounting.duplicates == 1
     assert conversion.tables["trajectories"]["reward"].to_list() == [0.0]
+
+
+def test_names_are_those_of_the_folders_however_they_are_reached(convert, tmp_path, monkeypatch):
+    """From within the instance's folder, by way of `..`, and through a link to a file."""
+    files = {
+        f"exp/trajs/{INSTANCE}/{INSTANCE}.traj.json": make_mini(),
+        f"exp/logs/{INSTANCE}/report.json": make_report(),
+    }
+    convert(files)
+    monkeypatch.chdir(tmp_path / "exp" / "trajs" / INSTANCE)
+    sources = [Path(), Path("..", "..", "logs", INSTANCE, "report.json")]
+    assert convert_sources(sources).tables["trajectories"]["reward"].to_list() == [1.0]
+    kept = tmp_path / "kept"
+    Path(f"{INSTANCE}.traj.json").rename(kept)
+    Path(f"{INSTANCE}.traj.json").symlink_to(kept)
+    assert convert_sources(sources).tables["trajectories"]["reward"].to_list() == [1.0]
 
 
 def test_a_report_of_another_run_is_no_reward(convert, reasons):

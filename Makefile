@@ -18,6 +18,9 @@ PEER_TESTS := tests/trace/same_run
 # Servers of tracing backends, whose exports are read; their tests are skipped without them.
 PHOENIX := .venvs/phoenix
 MLFLOW := .venvs/mlflow
+# Inspect needs versions of its own, too.
+INSPECT := .venvs/inspect
+INSPECT_TESTS := tests/trace/sources/test_inspect_logs.py
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo demo-seeds test check format clean
@@ -25,10 +28,11 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 demo: $(VENV)/.demo-ready $(if $(filter smollm2,$(MODEL)),$(VENV)/.smollm2-ready)
 	$(BIN)/python examples/frozen_lake/demo.py --model $(MODEL) --seed $(SEED)
 
-test: check $(LITELLM)/.ready $(PEERS)/.ready $(PHOENIX)/.ready $(MLFLOW)/.ready
+test: check $(LITELLM)/.ready $(PEERS)/.ready $(PHOENIX)/.ready $(MLFLOW)/.ready $(INSPECT)/.ready
 	$(BIN)/python -m pytest
 	$(LITELLM)/bin/python -m pytest -q -W default $(LITELLM_TESTS)  # its warnings are its own
 	$(BIN)/python -m pytest -q $(PEER_TESTS)
+	$(INSPECT)/bin/python -m pytest -q -W ignore $(INSPECT_TESTS)
 
 check: $(VENV)/.test-ready
 	$(BIN)/ruff check .
@@ -85,4 +89,10 @@ $(MLFLOW)/.ready: constraints-mlflow.txt
 	$(PYTHON) -m venv $(MLFLOW)
 	$(MLFLOW)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints-mlflow.txt mlflow openai
+	@touch $@
+
+$(INSPECT)/.ready: constraints-inspect.txt pyproject.toml
+	$(PYTHON) -m venv $(INSPECT)
+	$(INSPECT)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints-inspect.txt -e ".[dataset]" inspect-ai openai pytest
 	@touch $@

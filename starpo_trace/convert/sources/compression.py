@@ -45,6 +45,15 @@ def open_spans(path: Path) -> IO[bytes]:
     return stream
 
 
+def open_zstd(stream: IO[bytes], name: Path | str) -> IO[bytes]:
+    """Stream of zstd data, and what to call it -> stream of what it holds.
+
+    Raises:
+        SourceError: it needs a package that is not installed.
+    """
+    return io.BufferedReader(_ZstdStream(stream, _make_decompressor(name)))
+
+
 class _ZstdStream(io.RawIOBase):
     """Frames of zstd, one after the other; unlike the package's reader it tells where one is cut."""
 
@@ -93,7 +102,7 @@ class _ZstdStream(io.RawIOBase):
         super().close()
 
 
-def _make_decompressor(path: Path) -> Any:
+def _make_decompressor(path: Path | str) -> Any:
     try:
         import zstandard
     except ImportError:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Final
 
 from starpo_trace.convert.sources.delta import is_delta_table, list_table_files
+from starpo_trace.convert.sources.nestedfiles import list_nested_runs
 from starpo_trace.errors import SourceError
 
 SPAN_FILE_SUFFIXES: Final = frozenset(
     {".otlp", ".open", ".json", ".jsonl", ".ndjson", ".pb", ".binpb", ".proto", ".bin"}
-    | {".parquet"}
+    | {".parquet", ".traj", ".eval"}
 )
 UNSEALED: Final = ".otlp.open"
 
@@ -130,6 +131,7 @@ def _files_of(path: Path) -> list[Path]:
         and file.name != "manifest.json"
         and (file.is_file() or (file.name.endswith(UNSEALED) and not file.exists()))
     )
+    files += list_nested_runs(path, files)
     if not files:
         raise SourceError(
             f"{path}: no span files in this folder (looked for "

@@ -15,6 +15,7 @@ from typing import Final
 from starpo_trace.convert.sources.batches import SpanBatch, make_damage
 from starpo_trace.convert.sources.compression import ZSTD_MAGIC, list_faults, open_spans
 from starpo_trace.convert.sources.files import SourceFile
+from starpo_trace.convert.sources.inspect_logs import ZIP_MAGIC, read_zip_batches
 from starpo_trace.convert.sources.jsonfiles import is_json, read_json_batches
 from starpo_trace.convert.sources.otlpfiles import (
     read_length_prefixed_batches,
@@ -36,6 +37,7 @@ _PROTOBUF_FIRST_BYTE: Final = b"\x0a"  # field 1, length-delimited: `resource_sp
 _READER_OF_MAGIC: Final[dict[bytes, Reader]] = {
     _SEGMENT_MAGIC: read_segment_batches,
     PARQUET_MAGIC: read_parquet_batches,
+    ZIP_MAGIC: read_zip_batches,
 }
 """Reader by the bytes that a file of the kind begins with."""
 

@@ -1,15 +1,16 @@
 """JSON lines, or one JSON document -> batches of spans: OTLP, or a format of `documents`."""
 
 from collections.abc import Iterator
-
-import orjson
+from typing import IO
 
 from starpo_trace.convert.otlp import DecodeError
 from starpo_trace.convert.otlpjson import decode_json
+from starpo_trace.convert.sources.arrayfiles import read_array_batches
 from starpo_trace.convert.sources.batches import SpanBatch, make_batch, make_damage
 from starpo_trace.convert.sources.compression import open_spans
-from starpo_trace.convert.sources.documents import read_document
+from starpo_trace.convert.sources.documents import UnreadableDocumentError, read_document
 from starpo_trace.convert.sources.files import SourceFile
+from starpo_trace.convert.sources.jsonvalues import parse_json
 
 
 def is_json(head: bytes) -> bool:
@@ -20,24 +21,54 @@ def is_json(head: bytes) -> bool:
 
 def read_json_batches(file: SourceFile) -> Iterator[SpanBatch]:
     """File of JSON lines, or of one document over several lines -> batches of spans."""
+    is_read = False
+    for batch in read_array_batches(file):
+        is_read = True
+        yield batch
+    if is_read:
+        return
     with open_spans(file.path) as stream:
         first = stream.readline()
         try:
             batch = read_value(first, file)
+        except UnreadableDocumentError as error:
+            batch = make_damage(file.path, 1, str(error))
         except DecodeError:
             # Either a damaged first line, or one document spread over several lines.
             if document := _read_whole(file):
                 yield document
                 return
-            batch = make_damage(file.path, 1, "not an OTLP JSON line")
+            yield from _read_lines(file, stream)
+            return
         yield batch
         for number, line in enumerate(stream, start=2):
-            if not line.strip():
+            yield from _read_line(line, number, file)
+
+
+def _read_lines(file: SourceFile, stream: IO[bytes]) -> Iterator[SpanBatch]:
+    """Lines after a damaged first one; where none can be read, all are one broken document."""
+    damaged = [make_damage(file.path, 1, "not an OTLP JSON line")]
+    for number, line in enumerate(stream, start=2):
+        for batch in _read_line(line, number, file):
+            if damaged and batch.damaged:
+                damaged.append(batch)
                 continue
-            try:
-                yield read_value(line, file)
-            except DecodeError as error:
-                yield make_damage(file.path, number, str(error))
+            yield from damaged
+            damaged.clear()
+            yield batch
+    if len(damaged) > 1:
+        reason = "neither JSON lines nor one whole JSON document"
+        damaged = [make_damage(file.path, 1, reason)]
+    yield from damaged
+
+
+def _read_line(line: bytes, number: int, file: SourceFile) -> Iterator[SpanBatch]:
+    if not line.strip():
+        return
+    try:
+        yield read_value(line, file)
+    except DecodeError as error:
+        yield make_damage(file.path, number, str(error))
 
 
 def _read_whole(file: SourceFile) -> SpanBatch | None:
@@ -45,8 +76,19 @@ def _read_whole(file: SourceFile) -> SpanBatch | None:
         document = stream.read()
     try:
         return read_value(document, file)
+    except UnreadableDocumentError as error:
+        return make_damage(file.path, 1, str(error))
     except DecodeError:
+        return _name_other(document, file)
+
+
+def _name_other(document: bytes, file: SourceFile) -> SpanBatch | None:
+    """Text that is one JSON document after all, of no known form, is one damage and not lines."""
+    try:
+        parse_json(document)
+    except (ValueError, RecursionError):
         return None
+    return make_damage(file.path, 1, "JSON of no known form")
 
 
 def read_value(text: bytes, file: SourceFile) -> SpanBatch:
@@ -59,8 +101,8 @@ def read_value(text: bytes, file: SourceFile) -> SpanBatch:
         return make_batch(decode_json(text, file.source))
     except DecodeError as error:
         try:
-            value = orjson.loads(text)
-        except orjson.JSONDecodeError:
+            value = parse_json(text)
+        except (ValueError, RecursionError):
             raise error from None
         batch = read_document(value, file)
         if batch is None:

@@ -1,0 +1,35 @@
+"""Folder -> files of runs in the folders below it, where agents keep a folder for each run.
+
+Only names that nothing else has are looked for there: spans lie where somebody named them.
+"""
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Final
+
+from starpo_trace.errors import SourceError
+
+_SUFFIXES: Final = (".traj", ".traj.json", ".eval")
+_NAMES: Final = frozenset({"report.json"})
+
+
+def list_nested_runs(folder: Path, known: Collection[Path]) -> list[Path]:
+    """Files of runs and their reports at any depth below a folder, but for known ones, sorted.
+
+    Raises:
+        SourceError: a folder cannot be read.
+    """
+    found = []
+    for place, _, names in os.walk(folder, onerror=_refuse):
+        found += [
+            path
+            for name in names
+            if (name.endswith(_SUFFIXES) or name in _NAMES)
+            and (path := Path(place) / name).is_file()
+        ]
+    return sorted(set(found).difference(known))
+
+
+def _refuse(error: OSError) -> None:
+    raise SourceError(f"{error.filename}: cannot be read: {error.strerror or error}") from error

@@ -5,8 +5,10 @@ out. Ids are hashes of what tells the run apart, so a file that is read twice gi
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from starpo_trace import semconv
 from starpo_trace.convert.otlp import MAX_TIME_NS, MalformedSpan, SpanRow, describe_fault

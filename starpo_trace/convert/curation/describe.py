@@ -98,8 +98,8 @@ def _read_names(text: str) -> list[str]:
         tools = orjson.loads(text)
     except ValueError:
         return []
-    names = {_read_name(tool) for tool in tools} if isinstance(tools, list) else set()
-    return sorted(name for name in names if isinstance(name, str))
+    names = [_read_name(tool) for tool in tools] if isinstance(tools, list) else []
+    return sorted({name for name in names if isinstance(name, str)})
 
 
 def _read_name(tool: Any) -> Any:

@@ -9,6 +9,7 @@ from starpo_trace.collect.command import add_collect_command
 from starpo_trace.convert.writers.command import add_write_command
 from starpo_trace.errors import StarpoTraceError
 from starpo_trace.export_command import add_export_command, run_export
+from starpo_trace.forget_command import add_forget_commands
 from starpo_trace.guard import mask_logs_with
 from starpo_trace.latereward import record_late_reward
 from starpo_trace.launch import run_program, split_arguments
@@ -62,6 +63,7 @@ def _build_parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
 
     add_export_command(commands)
+    add_forget_commands(commands)
     add_show_command(commands)
     add_write_command(commands)
     _add_reward_commands(commands)

@@ -1,0 +1,129 @@
+"""Who is deleted is in no table, no version and no later build; pins say what became of them."""
+
+import pytest
+from otlp_lines import write_lines
+
+from starpo_trace import semconv
+from starpo_trace.cli import main
+from starpo_trace.convert.dataset import build_dataset
+from starpo_trace.convert.forget import forget
+from starpo_trace.convert.manifest import read_manifest, scan_table
+from starpo_trace.errors import ConfigError, DatasetError
+from starpo_trace.schema import TABLES
+from starpo_train.dataset import read_manifest as read_pinned
+from starpo_train.dataset import scan_table as scan_pinned
+from starpo_train.errors import DataError
+
+SECRET = "the cat of Mrs Miller"
+ANSWER = {"role": "assistant", "content": "ho"}
+
+
+def make_runs(spans):
+    """Four runs of two users; the second one's texts hold a secret, one of its spans is rejected."""
+    rows = []
+    for number in range(4):
+        user, text = ("miller", SECRET) if number % 2 else ("smith", "hello")
+        ids = {"user.id": user, "gen_ai.conversation.id": f"talk-{number}"}
+        root = spans.root(f"run-{number}", num_steps=1, **ids)
+        call = spans.call(root, 0, [{"role": "user", "content": text}], ANSWER, delta=False)
+        bad = spans.row({semconv.RECORD: SECRET if number % 2 else "dance"}, parent=root)
+        rows.append([root, call, bad, spans.reward(root, 1.0)])
+    return rows
+
+
+def search_bytes(folder, text) -> list[str]:
+    """Files below a folder that hold a text, compressed columns decoded."""
+    import polars as pl
+
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".parquet":
+            data = pl.read_parquet(path).write_ndjson().encode()
+        else:
+            data = path.read_bytes() if path.is_file() else b""
+        if text.encode() in data:
+            found.append(path.name)
+    return found
+
+
+@pytest.fixture
+def dataset(tmp_path, spans):
+    """A dataset of two versions."""
+    runs = make_runs(spans)
+    write_lines(tmp_path / "source" / "1.jsonl", [row for run in runs[:2] for row in run])
+    build_dataset([tmp_path / "source"], tmp_path / "dataset")
+    write_lines(tmp_path / "source" / "2.jsonl", [row for run in runs[2:] for row in run])
+    build_dataset([tmp_path / "source"], tmp_path / "dataset")
+    return tmp_path / "dataset"
+
+
+def test_a_user_leaves_every_table_and_version(dataset):
+    """No byte of the folder holds the texts or the user's name; the accounting still closes."""
+    before = read_manifest(dataset)
+    assert search_bytes(dataset, SECRET)
+    manifest, num_gone = forget(dataset, [("user", "miller")])
+    assert num_gone == 2
+    assert search_bytes(dataset, SECRET) == search_bytes(dataset, "miller") == []
+    assert manifest.accounting.is_closed
+    assert manifest.accounting.spans_read == before.accounting.spans_read
+    assert manifest.accounting.spans_rejected_by_reason == {"forgotten": 6, "unknown_record": 4}
+    assert manifest.counts["trajectories"] == 2
+    for name in TABLES:
+        assert scan_table(dataset, name).collect().height == manifest.counts[name]
+    assert set(scan_table(dataset, "trajectories").collect()["user_id"]) == {"smith"}
+
+
+def test_later_builds_do_not_bring_anybody_back(dataset, tmp_path, spans):
+    """From the same sources, anew or with more, and under other parameters."""
+    manifest, _ = forget(dataset, [("user", "miller"), ("conversation", "talk-0")])
+    source = tmp_path / "source"
+    again = build_dataset([source], dataset)
+    assert again.digest == manifest.digest
+    full = build_dataset([source], dataset, full=True, trust_sources=["user"])
+    assert full.counts["trajectories"] == 1
+    root = spans.root("run-9", num_steps=1, **{"user.id": "miller"})
+    call = spans.call(root, 0, [{"role": "user", "content": SECRET}], ANSWER, delta=False)
+    write_lines(source / "3.jsonl", [root, call])
+    late = build_dataset([source], dataset)
+    assert late.counts["trajectories"] == 1
+    assert search_bytes(dataset, SECRET) == []
+
+
+def test_pins_read_their_version_until_it_is_void(dataset):
+    """A pin on an earlier version reads it; after a deletion it says what became of it."""
+    current = read_manifest(dataset).digest
+    [earlier] = [path.stem for path in (dataset / "versions").iterdir() if path.stem != current]
+    pin = dataset.with_name(f"{dataset.name}@{earlier[:12]}")
+    assert scan_pinned(pin, "trajectories").collect().height == 2
+    assert scan_pinned(dataset, "trajectories").collect().height == 4
+    with pytest.raises(DataError, match="no version ffff"):
+        read_pinned(dataset.with_name(f"{dataset.name}@ffff"))
+    forget(dataset, [("trajectory", "run-1")])
+    with pytest.raises(DataError, match="is void: what it held was deleted on request"):
+        scan_pinned(pin, "trajectories")
+    assert scan_pinned(dataset, "trajectories").collect().height == 3
+
+
+def test_the_command_says_what_it_does_not_reach(dataset, capsys):
+    """The sources are named; nobody, an unknown kind and a folder that is no dataset are refused."""
+    assert main(["forget", str(dataset), "--user", "miller", "--user", "nobody"]) == 0
+    said = capsys.readouterr().out
+    assert "2 trajectories deleted" in said
+    assert str(dataset.with_name("source")) in said
+    assert main(["vacuum", str(dataset)]) == 0
+    assert main(["forget", str(dataset)]) == 1
+    assert "nobody is named" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="colour cannot be forgotten"):
+        forget(dataset, [("colour", "red")])
+    with pytest.raises(DatasetError, match="no dataset"):
+        forget(dataset.with_name("source"), [("user", "x")])
+
+
+def test_vacuum_leaves_the_last_version(dataset):
+    """Old files are gone, the dataset reads as before."""
+    before = read_manifest(dataset)
+    size = sum(path.stat().st_size for path in dataset.rglob("*.parquet"))
+    assert main(["vacuum", str(dataset)]) == 0
+    assert sum(path.stat().st_size for path in dataset.rglob("*.parquet")) < size
+    for name in TABLES:
+        assert scan_table(dataset, name).collect().height == before.counts[name]

@@ -110,6 +110,11 @@ def read_manifest(path: Path) -> Manifest:
     )
 
 
+def has_version(path: Path, digest: str) -> bool:
+    """Whether the dataset at `path` knows a version of this digest, kept or void."""
+    return (path / VERSIONS_FOLDER / f"{digest}.json").is_file()
+
+
 def _find_manifest(path: Path) -> tuple[Path, Path]:
     """Dataset's folder, or `FOLDER@DIGEST` for one of its versions -> folder and manifest file."""
     folder, _, digest = str(path).rpartition("@")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from starpo_train.checkpoint import Checkpoint
 from starpo_train.config import ModelSection, RunConfig
+from starpo_train.dataset import has_version, read_manifest
 from starpo_train.errors import DataError, TrainingError
 from starpo_train.metrics import MetricsWriter
 from starpo_train.model import Policy, load_policy
@@ -84,6 +85,8 @@ def open_trainer(config: RunConfig, *, resume: bool, progress: Progress | None) 
     checkpoint = folder.claim(config, resume=resume)  # only after the data was found usable
     if policy is None or data is None:
         policy = _load_resumed_policy(config, checkpoint)
+        if checkpoint is not None:
+            config = _pin_dataset(config, checkpoint)
         values = checkpoint.tensors.get("critic.values_K") if checkpoint else None
         data = prepare_training_data(config, policy, critic_values_K=values)
     return Trainer(
@@ -332,6 +335,16 @@ class Trainer:
         names = [self.data.trajectory_ids_N[n] for n in trajectories]
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         return ", ".join(names[:8]) + more
+
+
+def _pin_dataset(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
+    """A run goes on with the version of the dataset that it began with, as long as that is kept."""
+    dataset = config.data.dataset
+    digest = checkpoint.lineage["dataset"]["digest"]
+    if not has_version(dataset, digest) or read_manifest(dataset).digest == digest:
+        return config
+    pinned = dataset.with_name(f"{dataset.name}@{digest}")
+    return replace(config, data=replace(config.data, dataset=pinned))
 
 
 def _load_resumed_policy(config: RunConfig, checkpoint: Checkpoint | None) -> Policy:

@@ -1,6 +1,7 @@
 """Runs that were interrupted, killed or damaged."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -114,6 +115,26 @@ def test_resuming_on_another_dataset_is_refused(configure, hand, model_folder, t
     manifest.write_text(manifest.read_text().replace("made-by-hand", "another"))
     with pytest.raises(DataError, match="the dataset has changed"):
         train(read_resumed_config(part.metrics_path.parent), resume=True)
+
+
+def test_a_run_goes_on_with_the_version_it_began_with(configure, hand, model_folder, tmp_path):
+    """The dataset got a new version meanwhile; a void one stops the run and says why."""
+    dataset = hand.bandit(tmp_path / "data", model_folder)
+    manifest = dataset / "manifest.json"
+    versions = dataset / "versions"
+    versions.mkdir()
+    (versions / "made-by-hand.json").write_text(manifest.read_text())
+    part = train(configure(dataset=dataset, train={"epochs": 3}), progress=InterruptAt(2))
+    manifest.write_text(manifest.read_text().replace("made-by-hand", "another"))
+    run = part.metrics_path.parent
+    assert train(read_resumed_config(run), resume=True).final_path.is_dir()
+    other = configure("other", dataset=dataset, train={"epochs": 3})
+    again = train(other, progress=InterruptAt(2))
+    void = {"schema_version": "3", "void": "what it held was deleted on request"}
+    (versions / "another.json").write_text(json.dumps(void))
+    manifest.write_text(manifest.read_text().replace("another", "third"))
+    with pytest.raises(DataError, match="is void: what it held was deleted on request"):
+        train(read_resumed_config(again.metrics_path.parent), resume=True)
 
 
 def test_old_checkpoints_are_removed(configure):

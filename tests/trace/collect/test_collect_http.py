@@ -7,10 +7,10 @@ import json
 import os
 import socket
 import threading
+from dataclasses import replace
 
 import pytest
 from google.rpc import status_pb2
-from msgspec.structs import replace
 from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse

@@ -23,6 +23,7 @@ LOST = {
     *("turns.tool_calls", "turns.tool_definitions"),
     *("messages.message", "messages.node_id", "messages.parent_id"),
     *("turns.input_node", "turns.output_node"),
+    *("trajectories.digest", "trajectories.content_digest"),  # of all that
 }
 """What differs from the spans as they were sent."""
 

@@ -21,6 +21,8 @@ LOST = {
     *("trajectories.reward", "trajectories.reasons"),
     # Times are kept in microseconds.
     *("rewards.time_ns", "trajectories.started_ns", "trajectories.ended_ns"),
+    *("turns.started_ns", "turns.ended_ns"),
+    "trajectories.digest",  # of all that
 }
 """What differs from the spans as they were sent."""
 

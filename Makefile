@@ -69,7 +69,7 @@ $(VENV)/.test-ready: $(VENV)/.torch-ready pyproject.toml
 $(LITELLM)/.ready: constraints-litellm.txt pyproject.toml
 	$(PYTHON) -m venv $(LITELLM)
 	$(LITELLM)/bin/python -m pip install --quiet --disable-pip-version-check \
-	  -c constraints-litellm.txt -e . litellm mcp pytest
+	  -c constraints-litellm.txt -e ".[dataset]" litellm mcp pytest
 	@touch $@
 
 $(PEERS)/.ready: $(PEER_NAMES:%=bench/peers/%.txt)

@@ -9,13 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING
 
+from starpo_trace.convert.executors import EXECUTORS
 from starpo_trace.errors import StarpoTraceError
 from starpo_trace.schema import REWARD_SOURCES
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
-
-_EXECUTORS = ("serial", "process", "ray")  # as convert.executors, which needs the data libraries
 
 
 def add_export_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -60,7 +59,7 @@ def add_export_command(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     )
     export.add_argument(
         "--executor",
-        choices=_EXECUTORS,
+        choices=EXECUTORS,
         default="serial",
         help="this process, processes of this machine, or a Ray cluster (default: serial)",
     )

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from fuzz_inputs import set_value
+
+from starpo_trace.convert.writers.otlpjson import encode_attributes
 
 SPANS_PER_RUN = 40
 CALLS_PER_RUN = 13
@@ -123,7 +126,7 @@ def encode_json(spans: list[Span]) -> bytes:
         {
             "resourceSpans": [
                 {
-                    "resource": {"attributes": [_json_pair("service.name", "shop")]},
+                    "resource": {"attributes": encode_attributes({"service.name": "shop"})},
                     "scopeSpans": [
                         {"scope": {"name": "starpo_trace"}, "spans": [_json_span(s) for s in spans]}
                     ],
@@ -418,48 +421,14 @@ def _json_span(span: Span) -> dict[str, Any]:
         "kind": 1,
         "startTimeUnixNano": str(span.start_ns),
         "endTimeUnixNano": str(span.end_ns),
-        "attributes": [_json_pair(key, value) for key, value in span.attributes.items()],
+        "attributes": encode_attributes(span.attributes),
         "status": {},
     }
 
 
-def _json_pair(key: str, value: Any) -> dict[str, Any]:
-    return {"key": key, "value": _json_value(value)}
-
-
-def _json_value(value: Any) -> dict[str, Any]:
-    match value:
-        case bool():
-            return {"boolValue": value}
-        case int():
-            return {"intValue": str(value)}
-        case float():
-            return {"doubleValue": value}
-        case list():
-            return {"arrayValue": {"values": [_json_value(item) for item in value]}}
-        case _:
-            return {"stringValue": value}
-
-
 def _add_attributes(pairs: Any, attributes: dict[str, Any]) -> None:
     for key, value in attributes.items():
-        _set_value(pairs.add(key=key).value, value)
-
-
-def _set_value(target: Any, value: Any) -> None:
-    match value:
-        case bool():
-            target.bool_value = value
-        case int():
-            target.int_value = value
-        case float():
-            target.double_value = value
-        case list():
-            target.array_value.SetInParent()
-            for item in value:
-                _set_value(target.array_value.values.add(), item)
-        case _:
-            target.string_value = value
+        set_value(pairs.add(key=key).value, value)
 
 
 def write_agent_lightning(folder: Path, num_spans: int, *, seed: int = 0) -> None:

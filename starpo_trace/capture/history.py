@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from opentelemetry.util.types import AttributeValue
 
@@ -204,7 +204,7 @@ def _describe(
     )
 
 
-def count_common_prefix(first: list[int], second: list[int]) -> int:
+def count_common_prefix(first: Sequence[Any], second: Sequence[Any]) -> int:
     """Length of the longest common prefix, by halving, so that C compares the slices.
 
     Example: `count_common_prefix([1, 2, 3], [1, 2, 9, 9]) == 2`.

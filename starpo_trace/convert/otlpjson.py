@@ -197,9 +197,9 @@ def _typed_value(value: _Value) -> Any:
     if value.doubleValue is not None:
         return float(value.doubleValue)
     if value.arrayValue is not None:
-        return _json_value({"arrayValue": value.arrayValue})
+        return read_json_value({"arrayValue": value.arrayValue})
     if value.kvlistValue is not None:
-        return _json_value({"kvlistValue": value.kvlistValue})
+        return read_json_value({"kvlistValue": value.kvlistValue})
     return value.boolValue if value.boolValue is not None else value.bytesValue
 
 
@@ -293,13 +293,14 @@ def _json_time(value: Any) -> int:
 
 
 def _json_map(pairs: Any) -> dict[str, Any]:
-    found = {pair["key"]: _json_value(pair.get("value")) for pair in pairs or ()}
+    found = {pair["key"]: read_json_value(pair.get("value")) for pair in pairs or ()}
     if not all(isinstance(key, str) for key in found):
         raise ValueError("an attribute's key is no text")
     return found
 
 
-def _json_value(value: Any) -> Any:
+def read_json_value(value: Any) -> Any:
+    """`AnyValue` as JSON has it -> Python value."""
     if not value:
         return None
     kind, content = next(iter(value.items()))
@@ -308,7 +309,7 @@ def _json_value(value: Any) -> Any:
     if kind == "doubleValue":
         return float(content)
     if kind == "arrayValue":
-        return [_json_value(item) for item in content.get("values") or ()]
+        return [read_json_value(item) for item in content.get("values") or ()]
     if kind == "kvlistValue":
         return _json_map(content.get("values"))
     return content

@@ -19,6 +19,7 @@ from starpo_trace.convert.otlp import (
     decode_protobuf,
     describe_fault,
 )
+from starpo_trace.convert.otlpjson import read_json_value
 
 _RECORD_DEPTH: Final = (1, 2, 2)
 """Field numbers on the way to a span or a log record: resource, scope, record."""
@@ -149,27 +150,12 @@ def _json_row(record: dict[str, Any], scope: str, source: str) -> SpanRow:
         scope=scope,
         time_ns=max(0, min(time_ns, MAX_TIME_NS)),
         attributes=attributes,
-        body=_json_value(record.get("body")),
+        body=read_json_value(record.get("body")),
     )
 
 
 def _json_map(pairs: Any) -> dict[str, Any]:
-    return {str(pair["key"]): _json_value(pair.get("value")) for pair in pairs or ()}
-
-
-def _json_value(value: Any) -> Any:
-    if not value:
-        return None
-    kind, content = next(iter(value.items()))
-    if kind == "intValue":
-        return int(content)
-    if kind == "doubleValue":
-        return float(content)
-    if kind == "arrayValue":
-        return [_json_value(item) for item in content.get("values") or ()]
-    if kind == "kvlistValue":
-        return _json_map(content.get("values"))
-    return content
+    return {str(pair["key"]): read_json_value(pair.get("value")) for pair in pairs or ()}
 
 
 def _checked_id(value: str, length: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from starpo_trace import semconv
+from starpo_trace.capture.history import count_common_prefix
 from starpo_trace.messages import Message, dump_json, extend_chain
 
 
@@ -36,7 +37,7 @@ class RunHistory:
 
     def replace(self, messages: Sequence[Message]) -> None:
         """Take another history, of which the beginning may be the same."""
-        length = _count_common(self._messages, messages)
+        length = count_common_prefix(self._messages, messages)
         del self._messages[length:], self._chains[length:]
         self._num_held = min(self._num_held, length)
         self.extend(messages[length:])
@@ -61,17 +62,3 @@ class RunHistory:
         """Note that a span holds all of it."""
         self._held.update(self._chains[self._num_held :])
         self._num_held = len(self._messages)
-
-
-def _count_common(first: Sequence[Message], second: Sequence[Message]) -> int:
-    """Length of the longest common prefix, by halving, so that C compares the slices."""
-    low, high = 0, min(len(first), len(second))
-    if first[:high] == second[:high]:
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if first[low:middle] == second[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low

@@ -67,7 +67,7 @@ def encode_request(spans: Iterable[OutSpan], service: str) -> bytes:
         "telemetry.sdk.name": "starpo",
     }
     group = {
-        "resource": {"attributes": _encode_map(resource)},
+        "resource": {"attributes": encode_attributes(resource)},
         "scopeSpans": [
             {"scope": {"name": name, "version": version("starpo")}, "spans": each}
             for name, each in scopes.items()
@@ -84,7 +84,7 @@ def _encode_span(span: OutSpan) -> dict[str, Any]:
         "kind": _CLIENT if span.is_client else _INTERNAL,
         "startTimeUnixNano": str(max(span.start_ns, 0)),
         "endTimeUnixNano": str(max(span.end_ns or 0, 0)),
-        "attributes": _encode_map(span.attributes),
+        "attributes": encode_attributes(span.attributes),
         "status": {} if span.error is None else {"code": _ERROR, "message": span.error},
     }
     if span.parent_id is not None:
@@ -95,13 +95,18 @@ def _encode_span(span: OutSpan) -> dict[str, Any]:
         encoded["links"] = [{"traceId": trace, "spanId": each} for trace, each in span.links]
     if span.events:
         encoded["events"] = [
-            {"name": name, "timeUnixNano": str(time_ns), "attributes": _encode_map(attributes)}
+            {
+                "name": name,
+                "timeUnixNano": str(time_ns),
+                "attributes": encode_attributes(attributes),
+            }
             for name, time_ns, attributes in span.events
         ]
     return encoded
 
 
-def _encode_map(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+def encode_attributes(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Attributes -> their OTLP JSON; those that are None are left out."""
     return [
         {"key": key, "value": _encode_value(value)}
         for key, value in values.items()

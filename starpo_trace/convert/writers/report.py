@@ -18,11 +18,11 @@ class Selection:
     """Which trajectories are written."""
 
     split: str | None = None
-    """Only `train` or `test`."""
+    """Only `train`, `validation` or `test`."""
     min_reward: float | None = None
     """Only those with at least this reward."""
     needs_content: bool = True
-    """Leave out those that there is nothing to learn from."""
+    """Leave out those that there is nothing to learn from, or that the recipe excluded."""
 
     def find_refusal(self, row: Row) -> str | None:
         """Row of `trajectories` -> why it is left out, if it is."""
@@ -30,6 +30,8 @@ class Selection:
             return "other_split"
         if self.needs_content and row["usable_for"] == "none":
             return next((each for each in row["reasons"] if each in NOT_EVEN_SFT), "not_usable")
+        if self.needs_content and row["excluded_because"]:
+            return "excluded"
         if self.min_reward is not None and row["reward"] is None:
             return "no_reward"
         if self.min_reward is not None and row["reward"] < self.min_reward:

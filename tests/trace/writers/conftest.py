@@ -5,25 +5,8 @@ import pytest
 
 from starpo_trace.convert.dataset import build_dataset
 from starpo_trace.convert.manifest import scan_table
+from starpo_trace.convert.writers.otlpjson import encode_attributes
 from starpo_trace.schema import TABLES
-
-
-def encode_value(value):
-    match value:
-        case bool():
-            return {"boolValue": value}
-        case int():
-            return {"intValue": str(value)}
-        case float():
-            return {"doubleValue": value}
-        case list():
-            return {"arrayValue": {"values": [encode_value(each) for each in value]}}
-        case _:
-            return {"stringValue": value}
-
-
-def encode_attributes(attributes):
-    return [{"key": key, "value": encode_value(value)} for key, value in attributes.items()]
 
 
 def encode_row(row):

@@ -62,6 +62,15 @@ def read_lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_what_a_recipe_excludes_is_not_written(dataset, tmp_path, capsys):
+    """A trajectory that is not to be trained on goes to no trainer; one without a reward, here."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[exclude.unrewarded]\nwhere = "reward IS NULL"\n')
+    build_dataset([tmp_path / "store"], dataset, recipe=recipe)
+    assert main(["write", str(dataset), "-o", str(tmp_path / "chat.jsonl")]) == 0
+    assert "  left out: 1 trajectories, excluded" in capsys.readouterr().out.splitlines()
+
+
 def test_openai_lines_are_what_was_said(dataset, tmp_path, capsys):
     """Arguments word for word, results by call id, tools; reasoning has no place there."""
     file = tmp_path / "chat.jsonl"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import polars as pl
 
@@ -10,7 +10,7 @@ from starpo_trace.convert.index import Index
 from starpo_trace.convert.routing import Routes, find_components
 from starpo_trace.convert.sources import SourceFile, fingerprint_file
 
-_MOST: float = 0.5
+_MOST: Final = 0.5
 """Share of the traces from which it is quicker to build everything again."""
 
 

@@ -50,20 +50,26 @@ class _Refused:
     reason: str
 
 
-def read_content_refs(rows: Sequence[SpanRow], folders: Sequence[Path] = ()) -> list[SpanRow]:
+def read_content_refs(rows: Sequence[SpanRow], folders: Sequence[Path] = ()) -> Sequence[SpanRow]:
     """Span rows -> as many, with the content of the files that they name, or the reason why not.
+
+    These very rows where none names a file.
 
     Args:
         rows: spans.
         folders: folders that the user allows, besides the spans' own sources.
     """
     _read_file.cache_clear()  # files may have changed since the last build
+    if not any(_list_refs(row) for row in rows):
+        return rows
     allowed = tuple(folder.resolve() for folder in folders)
     return [_read_row(row, allowed) if _list_refs(row) else row for row in rows]
 
 
 def _list_refs(row: SpanRow) -> dict[str, Any]:
-    found = {name: row.attributes[name] for name in _REFS if name in row.attributes}
+    found: dict[str, Any] = {}
+    if not _REFS.keys().isdisjoint(row.attributes.keys()):
+        found = {name: row.attributes[name] for name in _REFS if name in row.attributes}
     for name, _, attributes in row.events:
         if name == _DETAILS_EVENT:
             found = {key: attributes[key] for key in _REFS if key in attributes} | found

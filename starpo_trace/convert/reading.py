@@ -105,9 +105,11 @@ def read_files(task: ReadTask) -> Reading:
             num_spans, num_damaged = 0, 0
             malformed: list[MalformedSpan] = []
             for batch in read_span_batches(file):
-                for row in read_content_refs(batch.rows, task.content_folders):
-                    if task.traces is None or row.trace_id in task.traces:
-                        writer.builder.add(row)
+                rows = read_content_refs(batch.rows, task.content_folders)
+                num_bytes = batch.num_bytes if rows is batch.rows else None
+                if task.traces is not None:
+                    rows = [row for row in rows if row.trace_id in task.traces]
+                writer.builder.add_batch(rows, num_bytes)
                 num_spans += len(batch.rows)
                 malformed += batch.malformed
                 num_damaged += len(batch.damaged)

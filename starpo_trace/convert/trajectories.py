@@ -105,9 +105,8 @@ def _select_columns(table: pl.DataFrame, name: str) -> pl.DataFrame:
 
 def _build_turns(spans: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
     turns = (
-        spans.lazy()
-        .filter(pl.col("record") == "llm")
-        .join(calls.lazy(), on="row", how="inner", validate="1:1")
+        spans.filter(pl.col("record") == "llm")
+        .join(calls, on="row", how="inner", validate="1:1")
         .with_columns(
             # Recorded step numbers decide only where every call of the trajectory has one.
             position=pl.when(pl.col("step").is_not_null().all().over(_BY_TRAJECTORY))
@@ -117,7 +116,6 @@ def _build_turns(spans: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
         )
         .sort(_BY_TRAJECTORY, "position", "start_ns", "history_length", "trace_id", "span_id")
         .with_columns(turn=pl.int_range(pl.len()).over(_BY_TRAJECTORY))
-        .collect()
     )
     turns = share_prompts(turns)
     has_ids = pl.col("prompt_token_ids").is_not_null() & pl.col("response_ids").is_not_null()
@@ -156,22 +154,20 @@ def _build_messages(nodes: pl.DataFrame, spans: pl.DataFrame, turns: pl.DataFram
     # What was sampled keeps its own JSON: the echo in the next prompt lacks the reasoning. Rows
     # are numbered by trace and span, so that of equals always the same one is kept.
     messages = (
-        seen.lazy()
-        .with_columns(
+        seen.with_columns(
             sampled_turn=pl.when("sampled").then("turn"),
             order=pl.when("sampled").then(0).otherwise(2**62)
             + pl.col("turn").fill_null(2**29) * 2**32
             + pl.col("row"),
         )
         .sort("order")
-        .group_by(_BY_TRAJECTORY, "node_id")
+        .group_by(_BY_TRAJECTORY, "node_id", maintain_order=True)
         .agg(
             pl.col("parent_id", "role", "message").first(),
             pl.col("depth").min(),
             pl.col("sampled_turn").min(),
             first_turn=pl.col("turn").min(),
         )
-        .collect()
     )
     return _spread_first_turns(messages)
 

@@ -5,8 +5,9 @@ kind rows of `calls`, `nodes`, `states` and `rewards`. Frames meet again on the 
 number of the span within its chunk. Types are names as in `starpo_trace.schema`.
 """
 
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 Columns = dict[str, Any]
 
@@ -146,8 +147,7 @@ FRAMES: Final[dict[str, dict[str, str]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CanonicalSpan:
+class CanonicalSpan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One span's rows of the canonical frames; `row`, `trajectory_id` are added by the tree."""
 
     record: str
@@ -164,8 +164,7 @@ class CanonicalSpan:
     """Its own row of `rewards`, for `reward`; or evaluation events on a span of another kind."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rejection:
+class Rejection(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Why a span is not in the dataset."""
 
     reason: str

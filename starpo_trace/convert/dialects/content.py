@@ -7,15 +7,15 @@ next prompt are the same node, and a rewritten history is another branch.
 import json
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 import orjson
 
 from starpo_trace import semconv as keys
 from starpo_trace.convert.dialects.canonical import Columns
 from starpo_trace.limits import CUT_PREFIX, is_cut
-from starpo_trace.messages import Message, dump_json, extend_chain
+from starpo_trace.messages import Message, dump_identity, dump_json, hash_link
 
 _MAX_LENGTH: Final = 2**31 - 1
 
@@ -24,8 +24,7 @@ class HistoryMismatchError(ValueError):
     """The recorded messages do not give the recorded chain hash."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class History:
+class History(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The prompt of a call, or what an observation saw."""
 
     nodes: tuple[Columns, ...]
@@ -40,8 +39,7 @@ class History:
     """False when content was off."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Output:
+class Output(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What the model answered."""
 
     nodes: tuple[Columns, ...] = ()
@@ -80,7 +78,7 @@ def read_history(attributes: dict[str, Any]) -> History:
         ValueError, TypeError: the messages are not GenAI messages.
     """
     value = attributes.get(keys.INPUT_MESSAGES)
-    base = _text_or_none(attributes.get(keys.HISTORY_BASE))
+    base = text_or_none(attributes.get(keys.HISTORY_BASE))
     if value is None and base is None:
         return History(nodes=(), base_node=None, last_node=None, length=0, is_recorded=False)
     base_length = _read_length(attributes.get(keys.HISTORY_BASE_LENGTH))
@@ -116,17 +114,27 @@ def read_output(attributes: dict[str, Any], history: History) -> Output:
     if not messages:
         return Output()
     nodes: tuple[Columns, ...] = ()
-    for message in messages:  # choices: each follows the prompt
-        nodes += _chain_nodes([message], history.last_node, history.length, sampled=True)
-    parts = messages[0]["parts"]
+    if history.is_recorded:  # without the prompt the chain would claim that a history begins here
+        for message in messages:  # choices: each follows the prompt
+            nodes += _chain_nodes([message], history.last_node, history.length, sampled=True)
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: list[Columns] = []
+    for part in messages[0]["parts"]:
+        kind = part.get("type")
+        if kind == "tool_call":
+            calls.append(_tool_call(part))
+        elif kind == "text":
+            texts.append(str(part.get("content") or ""))
+        elif kind == "reasoning":
+            thoughts.append(str(part.get("content") or ""))
     return Output(
-        # Without the prompt the chain would claim that the answer begins a history.
-        nodes=nodes if history.is_recorded else (),
-        node_id=next(node["node_id"] for node in nodes) if history.is_recorded else None,
-        text=_joined(parts, "text"),
-        reasoning=_joined(parts, "reasoning"),
-        tool_calls=[_tool_call(part) for part in parts if part.get("type") == "tool_call"],
-        finish_reason=_text_or_none(messages[0].get("finish_reason")),
+        nodes=nodes,
+        node_id=nodes[0]["node_id"] if nodes else None,
+        text=valid_text("".join(texts)) if texts else None,
+        reasoning=valid_text("".join(thoughts)) if thoughts else None,
+        tool_calls=calls,
+        finish_reason=text_or_none(messages[0].get("finish_reason")),
     )
 
 
@@ -174,6 +182,13 @@ def _read_list(value: Any) -> list[Any] | None:
     return numbers
 
 
+def text_or_none(value: Any) -> str | None:
+    """Value -> text that UTF-8 can hold; None for None."""
+    if value is None or (type(value) is str and value.isascii()):
+        return value
+    return valid_text(value if type(value) is str else str(value))
+
+
 def valid_text(text: str) -> str:
     """Text -> text that UTF-8 can hold: lone surrogates become `?`."""
     if text.isascii():
@@ -193,7 +208,7 @@ def _name_cut_history(
     nodes: tuple[Columns, ...], base: str | None, attributes: dict[str, Any]
 ) -> History:
     """History with texts cut by a limit: it still ends where the recorded hash says."""
-    last = _text_or_none(attributes[keys.HISTORY_HASH])
+    last = text_or_none(attributes[keys.HISTORY_HASH])
     if nodes:
         nodes = (*nodes[:-1], {**nodes[-1], "node_id": last})
     length = attributes.get(keys.HISTORY_LENGTH)
@@ -232,9 +247,9 @@ def _chain_nodes(
 ) -> tuple[Columns, ...]:
     chain = bytes.fromhex(base) if base else b""
     parent = base
-    nodes = []
+    nodes: list[Columns] = []
     for message in messages:
-        chain = extend_chain(chain, message)
+        chain = hash_link(chain, dump_identity(message))
         node_id = chain.hex()
         nodes.append(
             {
@@ -267,25 +282,12 @@ def _verify_history(
         raise HistoryMismatchError(f"{base_length} + {len(nodes)} messages, the span says {length}")
 
 
-def _joined(parts: list[dict[str, Any]], kind: str) -> str | None:
-    texts = [str(part.get("content") or "") for part in parts if part.get("type") == kind]
-    if not texts:
-        return None
-    return valid_text(texts[0] if len(texts) == 1 else "".join(texts))
-
-
 def _tool_call(part: dict[str, Any]) -> Columns:
     arguments = part.get("arguments")
     return {
-        "id": _text_or_none(part.get("id")),
-        "name": _text_or_none(part.get("name")),
+        "id": text_or_none(part.get("id")),
+        "name": text_or_none(part.get("name")),
         "arguments": arguments
         if arguments is None
         else valid_text(arguments if isinstance(arguments, str) else dump_json(arguments)),
     }
-
-
-def _text_or_none(value: Any) -> str | None:
-    if value is None:
-        return None
-    return valid_text(value if type(value) is str else str(value))

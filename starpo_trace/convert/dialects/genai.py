@@ -17,7 +17,7 @@ from starpo_trace.convert.dialects.content import (
     read_json,
     read_logprobs,
     read_output,
-    valid_text,
+    text_or_none,
 )
 from starpo_trace.convert.dialects.legacyevents import read_message_events
 from starpo_trace.convert.otlp import SpanRow
@@ -164,13 +164,13 @@ def span_columns(attributes: dict[str, Any], record: str) -> Columns:
     """GenAI attributes -> what the span says of itself and of its run, where it says anything."""
     columns: Columns = {
         "is_ours": keys.RECORD in attributes,
-        "trajectory_id": _text(attributes.get(keys.TRAJECTORY_ID)),
+        "trajectory_id": text_or_none(attributes.get(keys.TRAJECTORY_ID)),
         "step": _step(attributes.get(keys.STEP)),
-        "step_kind": _text(attributes.get(keys.STEP_KIND)),
+        "step_kind": text_or_none(attributes.get(keys.STEP_KIND)),
     }
     for name in _CONVERSATIONS:
         if name in attributes:
-            columns["conversation_id"] = _text(attributes[name])
+            columns["conversation_id"] = text_or_none(attributes[name])
             break
     if not _RUN_KEYS.isdisjoint(attributes):
         for key, (column, read) in _RUN_COLUMNS.items():
@@ -186,7 +186,7 @@ def _call_columns(span: SpanRow, attributes: dict[str, Any]) -> tuple[Columns, t
     output = read_output(attributes, history)
     get = attributes.get
     call: Columns = {
-        "model": _text(get(keys.RESPONSE_MODEL) or get(keys.REQUEST_MODEL)),
+        "model": text_or_none(get(keys.RESPONSE_MODEL) or get(keys.REQUEST_MODEL)),
         "finish_reason": _finish_reason(attributes, output),
         "outcome": _outcome(span, attributes),
         "history_length": history.length,
@@ -203,7 +203,7 @@ def _call_columns(span: SpanRow, attributes: dict[str, Any]) -> tuple[Columns, t
         "prompt_base_length": 0,
     }
     if keys.RESPONSE_ID in attributes:
-        call["response_id"] = _text(attributes[keys.RESPONSE_ID])
+        call["response_id"] = text_or_none(attributes[keys.RESPONSE_ID])
     if span.error is not None or keys.ERROR_TYPE in attributes:
         call["error"] = _error(span, attributes)
     for key, column in _SAMPLING.items():
@@ -234,36 +234,37 @@ def _call_kind(call: Columns) -> str:
 
 def _state_columns(attributes: dict[str, Any]) -> Columns:
     return {
-        "name": _text(attributes.get(keys.STATE_NAME)) or "state",
-        "hash": _text(attributes.get(keys.STATE_HASH)),
-        "value": _text(attributes.get(keys.STATE_VALUE)),
-        "base": _text(attributes.get(keys.STATE_BASE)),
-        "diff": _text(attributes.get(keys.STATE_DIFF)),
+        "name": text_or_none(attributes.get(keys.STATE_NAME)) or "state",
+        "hash": text_or_none(attributes.get(keys.STATE_HASH)),
+        "value": text_or_none(attributes.get(keys.STATE_VALUE)),
+        "base": text_or_none(attributes.get(keys.STATE_BASE)),
+        "diff": text_or_none(attributes.get(keys.STATE_DIFF)),
     }
 
 
 def _reward_columns(span: SpanRow, attributes: dict[str, Any]) -> Columns:
-    scope = _text(attributes.get(keys.REWARD_SCOPE)) or "trajectory"
+    scope = text_or_none(attributes.get(keys.REWARD_SCOPE)) or "trajectory"
     kind = "outcome" if scope == "trajectory" else "process"
-    name = _text(attributes.get(keys.EVALUATION_NAME)) or "reward"
+    name = text_or_none(attributes.get(keys.EVALUATION_NAME)) or "reward"
     return {
-        "reward_id": _text(attributes.get(keys.REWARD_ID)) or f"{span.trace_id}:{span.span_id}",
+        "reward_id": text_or_none(attributes.get(keys.REWARD_ID))
+        or f"{span.trace_id}:{span.span_id}",
         "name": name,
         "value": read_number(attributes.get(keys.EVALUATION_VALUE)),
         "scope": scope,
-        "kind": _text(attributes.get(keys.REWARD_KIND)) or kind,
-        "source": _text(attributes.get(keys.REWARD_SOURCE)),
+        "kind": text_or_none(attributes.get(keys.REWARD_KIND)) or kind,
+        "source": text_or_none(attributes.get(keys.REWARD_SOURCE)),
         "min": read_number(attributes.get(keys.REWARD_MIN)),
         "max": read_number(attributes.get(keys.REWARD_MAX)),
         "step": _int(attributes.get(keys.REWARD_STEP)),
         "recorded_step": _int(attributes.get(keys.REWARD_STEP)),
-        "recorded_task_id": _text(attributes.get(keys.TASK_ID)),
-        "signature": _text(attributes.get(keys.REWARD_SIGNATURE)),
+        "recorded_task_id": text_or_none(attributes.get(keys.TASK_ID)),
+        "signature": text_or_none(attributes.get(keys.REWARD_SIGNATURE)),
         "signed_ns": _int(attributes.get(keys.REWARD_SIGNED_NS)),
-        "verifier_digest": _text(attributes.get(keys.REWARD_VERIFIER_DIGEST)),
-        "judge_id": _text(attributes.get(keys.REWARD_JUDGE_ID)),
-        "judge_prompt_hash": _text(attributes.get(keys.REWARD_JUDGE_PROMPT_HASH)),
-        "explanation": _text(attributes.get(keys.EVALUATION_EXPLANATION)),
+        "verifier_digest": text_or_none(attributes.get(keys.REWARD_VERIFIER_DIGEST)),
+        "judge_id": text_or_none(attributes.get(keys.REWARD_JUDGE_ID)),
+        "judge_prompt_hash": text_or_none(attributes.get(keys.REWARD_JUDGE_PROMPT_HASH)),
+        "explanation": text_or_none(attributes.get(keys.EVALUATION_EXPLANATION)),
         "time_ns": span.start_ns,
         "recorded_by_us": span.scope == keys.SCOPE_NAME,
     }
@@ -273,14 +274,14 @@ def read_evaluation(event: dict[str, Any], time_ns: int, record: str) -> Columns
     """Evaluation event on a span of a record kind -> its row of `rewards`."""
     # Anybody may add such an event to a span, so it never counts as recorded by us.
     scope = "trajectory" if record in {"trajectory", "agent"} else "turn"
-    name = _text(event.get(keys.EVALUATION_NAME)) or "evaluation"
+    name = text_or_none(event.get(keys.EVALUATION_NAME)) or "evaluation"
     return {
         "reward_id": None,
         "name": name,
         "value": read_number(event.get(keys.EVALUATION_VALUE)),
         "scope": scope,
         "kind": "outcome" if scope == "trajectory" else "process",
-        "explanation": _text(event.get(keys.EVALUATION_EXPLANATION)),
+        "explanation": text_or_none(event.get(keys.EVALUATION_EXPLANATION)),
         "time_ns": time_ns,
         "recorded_by_us": False,
     }
@@ -291,8 +292,8 @@ def _finish_reason(attributes: dict[str, Any], output: Output) -> str | None:
     if isinstance(reasons, str):
         reasons = read_json(reasons) if reasons.startswith("[") else [reasons]
     if reasons:
-        return _text(reasons[0])
-    return _text(attributes.get("gen_ai.response.finish_reason")) or output.finish_reason
+        return text_or_none(reasons[0])
+    return text_or_none(attributes.get("gen_ai.response.finish_reason")) or output.finish_reason
 
 
 def _outcome(span: SpanRow, attributes: dict[str, Any]) -> str:
@@ -314,16 +315,8 @@ def _json_text(value: Any) -> str | None:
     return value if isinstance(value, str) or value is None else dump_json(value)
 
 
-def _text(value: Any) -> str | None:
-    if value is None:
-        return None
-    return valid_text(value if type(value) is str else str(value))
-
-
 def _int(value: Any) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _INT64_MAX:
-        return None
-    return value
+    return value if type(value) is int and -_INT64_MAX <= value <= _INT64_MAX else None
 
 
 def _step(value: Any) -> int | None:
@@ -348,21 +341,21 @@ def read_number(value: Any) -> float | None:
 
 
 _RUN_COLUMNS: Final = {
-    keys.PART: ("part", _text),
+    keys.PART: ("part", text_or_none),
     keys.PART_BASE: ("part_base", _int),
-    keys.PART_PARENT: ("part_parent", _text),
+    keys.PART_PARENT: ("part_parent", text_or_none),
     keys.PART_AFTER: ("part_after", _int),
-    "enduser.id": ("user_id", _text),
-    "user.id": ("user_id", _text),
-    keys.AGENT_NAME: ("agent_name", _text),
-    keys.TASK_ID: ("task_id", _text),
+    "enduser.id": ("user_id", text_or_none),
+    "user.id": ("user_id", text_or_none),
+    keys.AGENT_NAME: ("agent_name", text_or_none),
+    keys.TASK_ID: ("task_id", text_or_none),
     keys.ATTEMPT: ("attempt", _int),
     keys.SEED: ("seed", _int),
-    keys.POLICY_ID: ("policy_id", _text),
-    keys.ENVIRONMENT_NAME: ("environment_name", _text),
-    keys.ENVIRONMENT_VERSION: ("environment_version", _text),
-    keys.COHORT: ("cohort", _text),
-    keys.TRAJECTORY_END: ("end", _text),
+    keys.POLICY_ID: ("policy_id", text_or_none),
+    keys.ENVIRONMENT_NAME: ("environment_name", text_or_none),
+    keys.ENVIRONMENT_VERSION: ("environment_version", text_or_none),
+    keys.COHORT: ("cohort", text_or_none),
+    keys.TRAJECTORY_END: ("end", text_or_none),
     keys.TRAJECTORY_NUM_STEPS: ("num_steps", _int),
 }
 _RUN_KEYS: Final = frozenset(_RUN_COLUMNS)

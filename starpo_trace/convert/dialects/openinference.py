@@ -4,10 +4,9 @@ Kinds say what a span is; messages are flattened by index. What the SDK received
 `output.value`, from which reasoning, token ids and log-probabilities are read.
 """
 
-from dataclasses import replace
 from typing import Final
 
-from msgspec.structs import replace as replace_fields
+from msgspec.structs import replace
 
 from starpo_trace import semconv as keys
 from starpo_trace.convert.dialects import genai
@@ -50,9 +49,7 @@ def convert(span: SpanRow) -> CanonicalSpan | Rejection:
     """
     if _KIND not in span.attributes:
         return _convert_carrier(span)
-    converted = genai.convert(
-        replace_fields(span, attributes=translate_span(span.attributes, NAMES))
-    )
+    converted = genai.convert(replace(span, attributes=translate_span(span.attributes, NAMES)))
     if isinstance(converted, Rejection) or not holds_annotations(span.attributes):
         return converted
     judges_run = span.attributes[_KIND] in _JUDGE_RUNS

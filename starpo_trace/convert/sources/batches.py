@@ -3,8 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from starpo_trace.convert.otlp import MalformedSpan, SpanRow
+from starpo_trace.limits import CUT_PREFIX
+
+_CUT_MARK: Final = CUT_PREFIX.strip("[ ").encode()
+"""What JSON writes of a mark however it escapes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,18 +34,25 @@ class SpanBatch:
     """Spans without valid ids or with impossible values."""
     damaged: tuple[DamagedRecord, ...] = ()
     """Records that could not be read."""
+    num_bytes: int | None = None
+    """Size of the record that holds all their texts, none of them cut by a limit of the recording
+    process; None where that is not known."""
 
 
-def make_batch(spans: Iterable[SpanRow | MalformedSpan]) -> SpanBatch:
-    """Decoded spans -> one batch."""
+def make_batch(spans: Iterable[SpanRow | MalformedSpan], payload: bytes | None = None) -> SpanBatch:
+    """Decoded spans, and the bytes that hold all their texts where known -> one batch."""
     rows: list[SpanRow] = []
     malformed: list[MalformedSpan] = []
     for span in spans:
-        if isinstance(span, SpanRow):
+        if type(span) is SpanRow:
             rows.append(span)
-        else:
+        elif isinstance(span, MalformedSpan):
             malformed.append(span)
-    return SpanBatch(rows=tuple(rows), malformed=tuple(malformed))
+    return SpanBatch(
+        rows=tuple(rows),
+        malformed=tuple(malformed),
+        num_bytes=None if payload is None or _CUT_MARK in payload else len(payload),
+    )
 
 
 def make_damage(path: Path, offset: int, reason: str) -> SpanBatch:

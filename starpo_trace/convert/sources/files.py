@@ -21,6 +21,8 @@ SPAN_FILE_SUFFIXES: Final = frozenset(
 )
 UNSEALED: Final = ".otlp.open"
 
+_BUFFER_BYTES: Final = 1 << 20
+"""Records are long lines, and a small buffer costs a copy for every piece of one."""
 _COMPRESSED_SUFFIXES: Final = frozenset({".gz", ".zst", ".zstd"})
 
 
@@ -92,7 +94,7 @@ def open_source(path: Path) -> BufferedReader:
         names.append(str(path).removesuffix(".open"))
     for name in names:
         try:
-            return open(name, "rb")  # noqa: PTH123 (a stream's name is a text then)
+            return open(name, "rb", buffering=_BUFFER_BYTES)  # noqa: PTH123 (a stream's name is a text then)
         except FileNotFoundError:
             continue
         except OSError as error:

@@ -98,7 +98,7 @@ def read_value(text: bytes, file: SourceFile) -> SpanBatch:
         DecodeError: it is no JSON, or of no known form.
     """
     try:
-        return make_batch(decode_json(text, file.source))
+        return make_batch(decode_json(text, file.source), text)
     except DecodeError as error:
         try:
             value = parse_json(text)

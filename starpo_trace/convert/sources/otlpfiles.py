@@ -29,7 +29,7 @@ def read_segment_batches(file: SourceFile) -> Iterator[SpanBatch]:
                 yield make_damage(file.path, record.offset, record.reason)
             continue
         try:
-            yield make_batch(decode_protobuf(record.payload, file.source))
+            yield make_batch(decode_protobuf(record.payload, file.source), record.payload)
         except DecodeError as error:
             yield make_damage(file.path, record.offset, str(error))
     if fault is not None:
@@ -41,7 +41,7 @@ def read_protobuf_batches(file: SourceFile) -> Iterator[SpanBatch]:
     with open_spans(file.path) as stream:
         payload = stream.read()
     try:
-        yield make_batch(decode_any_protobuf(payload, file.source))
+        yield make_batch(decode_any_protobuf(payload, file.source), payload)
     except DecodeError as error:
         yield make_damage(file.path, 0, str(error))
 
@@ -74,4 +74,4 @@ def _read_message(file: SourceFile, payload: bytes) -> SpanBatch:
         payload = decompress_message(file.path, payload)
         if is_json(payload[:64]):
             return read_value(payload, file)
-    return make_batch(decode_any_protobuf(payload, file.source))
+    return make_batch(decode_any_protobuf(payload, file.source), payload)

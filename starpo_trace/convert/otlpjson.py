@@ -289,7 +289,7 @@ def _json_time(value: Any) -> int:
     time_ns = int(value or 0)
     if time_ns < 0:
         raise ValueError(f"negative time {time_ns}")
-    return min(time_ns, MAX_TIME_NS)
+    return time_ns if time_ns <= MAX_TIME_NS else MAX_TIME_NS
 
 
 def _json_map(pairs: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ _SIGNATURES: Final = {
     "unchecked": "signed, not checked (no --reward-keys)",
     "missing": "not signed",
 }
+_NAMED_FILES: Final = 5
 _BLOCKS: Final = " ▁▂▃▄▅▆▇█"
 
 
@@ -163,6 +164,10 @@ def _render_funnel(
     if accounting.damaged_records:
         note = "damaged records in the sources, skipped"
         table.add_row(f"{accounting.damaged_records:,}", note, style="red")
+        for each in accounting.damage[:_NAMED_FILES]:
+            table.add_row("", escape(escape_controls(each)), style="red")
+        if (num_more := len(accounting.damage) - _NAMED_FILES) > 0:
+            table.add_row("", f"and in {num_more:,} more files", style="red")
     return table
 
 

@@ -214,6 +214,7 @@ def _describe_source(reading: FileReading, files: Sequence[SourceFile]) -> dict[
         "spans": reading.num_spans,
         "malformed": len(reading.malformed),
         "damaged": reading.num_damaged,
+        "damage": list(reading.damage),
     }
 
 

@@ -274,11 +274,17 @@ def _refuse_empty(built: NextBuild, sources: Sequence[Path]) -> None:
     if any(entry["spans"] or entry["malformed"] for entry in built.sources):
         return
     num_damaged = sum(entry["damaged"] for entry in built.sources)
+    first = next(iter(_list_damage(built.sources)), "")
     raise SourceError(
         f"{', '.join(map(str, sources))}: no spans in {len(built.sources)} file(s)"
-        + (f", {num_damaged} damaged record(s)" if num_damaged else "")
+        + (f", {num_damaged} damaged record(s) ({first})" if num_damaged else "")
         + "; has the agent run with tracing on, and was it flushed?"
     )
+
+
+def _list_damage(sources: Sequence[dict[str, Any]]) -> list[str]:
+    """A manifest's `sources` -> what is wrong with the first damaged record of each file."""
+    return [f"{entry['path']}: {entry['damage'][0]}" for entry in sources if entry.get("damage")]
 
 
 def commit_build(
@@ -350,6 +356,7 @@ def _count_spans(built: NextBuild) -> Accounting:
         spans_rejected_by_reason=dict(sorted(rejected.items())),
         duplicates=num_duplicates,
         damaged_records=sum(entry["damaged"] for entry in built.sources),
+        damage=_list_damage(built.sources),
     )
 
 

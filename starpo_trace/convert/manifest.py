@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field
 from dataclasses import fields as dataclass_fields
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -49,6 +49,8 @@ class Accounting:
     """Further copies of a span that was already read."""
     damaged_records: int
     """Pieces of the sources that hold no readable spans (how many spans is not known)."""
+    damage: list[str] = field(default_factory=list)
+    """What is wrong with the first of them in each file: the file, the line or byte, the reason."""
 
     @property
     def is_closed(self) -> bool:
@@ -69,7 +71,8 @@ class Manifest:
     """Arguments of the build."""
     sources: list[dict[str, Any]]
     """Of each file read: `path`, `source` (what the caller named), `bytes`, `sha256`, `changed_ns`
-    (Unix time), `spans`, `malformed` (spans that could not be read), `damaged` (records)."""
+    (Unix time), `spans`, `malformed` (spans that could not be read), `damaged` (records), `damage` (the reasons
+    of the first of these, with the line or byte where they begin)."""
     counts: dict[str, int]
     """Rows per table."""
     accounting: Accounting
@@ -135,8 +138,9 @@ def read_forgotten(path: Path) -> "Forgotten":
 
 def _check_fields(file: Path, values: Any, record: type, prefix: str) -> None:
     known = {each.name for each in dataclass_fields(record)}
+    needed = {each.name for each in dataclass_fields(record) if each.default_factory is MISSING}
     given = set(values) if isinstance(values, dict) else set()
-    for what, names in (("lacks", known - given), ("has the unknown", given - known)):
+    for what, names in (("lacks", needed - given), ("has the unknown", given - known)):
         if names:
             listed = ", ".join(f"{prefix}{name}" for name in sorted(names))
             raise DatasetError(f"{file}: {what} {listed}; export the sources again")

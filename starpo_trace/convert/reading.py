@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import polars as pl
 
@@ -12,12 +13,16 @@ from starpo_trace.convert.contentrefs import read_content_refs
 from starpo_trace.convert.otlp import MalformedSpan
 from starpo_trace.convert.routing import Routes, list_routes
 from starpo_trace.convert.sources import (
+    DamagedRecord,
     SourceFile,
     SourceFingerprint,
     fingerprint_file,
     read_span_batches,
 )
 from starpo_trace.convert.staging import ChunkBuilder, write_chunk
+
+_NAMED_DAMAGE: Final = 3
+"""Damaged records of a file whose reasons are kept; there may be one for each of its lines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +55,8 @@ class FileReading:
     """Spans that could not."""
     num_damaged: int
     """Records that could not be read at all."""
+    damage: tuple[str, ...]
+    """What was wrong with the first of them."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -102,7 +109,8 @@ def read_files(task: ReadTask) -> Reading:
     with hold_garbage_collection():
         for number, file in task.files:
             fingerprint = fingerprint_file(file.path)
-            num_spans, num_damaged = 0, 0
+            num_spans = 0
+            damaged: list[DamagedRecord] = []
             malformed: list[MalformedSpan] = []
             for batch in read_span_batches(file):
                 rows = read_content_refs(batch.rows, task.content_folders)
@@ -112,7 +120,7 @@ def read_files(task: ReadTask) -> Reading:
                 writer.builder.add_batch(rows, num_bytes)
                 num_spans += len(batch.rows)
                 malformed += batch.malformed
-                num_damaged += len(batch.damaged)
+                damaged += batch.damaged
                 writer.note(number)
             reading.files.append(
                 FileReading(
@@ -120,7 +128,8 @@ def read_files(task: ReadTask) -> Reading:
                     fingerprint=fingerprint,
                     num_spans=num_spans,
                     malformed=tuple(malformed),
-                    num_damaged=num_damaged,
+                    num_damaged=len(damaged),
+                    damage=tuple(each.describe() for each in damaged[:_NAMED_DAMAGE]),
                 )
             )
         writer.flush()

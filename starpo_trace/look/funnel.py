@@ -74,6 +74,8 @@ class Funnel:
     """By verdict, the most frequent first."""
     num_damaged: int
     """Pieces of the sources that hold no readable spans."""
+    damage: tuple[str, ...]
+    """What is wrong with the first of them, of the first few files."""
 
     @property
     def is_closed(self) -> bool:
@@ -96,6 +98,7 @@ def build_funnel(accounting: Accounting, trajectories: pl.DataFrame, scan: Scan)
         ),
         reasons=count_reasons(trajectories),
         num_damaged=accounting.damaged_records,
+        damage=tuple(accounting.damage[:5]),
     )
 
 

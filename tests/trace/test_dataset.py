@@ -101,6 +101,7 @@ def test_manifest_by_hand(tmp_path, spans):
             "spans": 20,
             "malformed": 0,
             "damaged": 0,
+            "damage": [],
         }
     ]
     assert {name: table["version"] for name, table in manifest.tables.items()} == dict.fromkeys(

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Link, Status, StatusCode
 
-from starpo_trace.convert.dataset import convert_sources
+from starpo_trace.convert.dataset import build_dataset, convert_sources
 from starpo_trace.convert.otlp import MAX_TIME_NS, describe_fault
 from starpo_trace.convert.sources import find_source_files, fingerprint_file, read_span_batches
 from starpo_trace.errors import SourceError
@@ -210,6 +210,28 @@ def test_damaged_json_line_is_counted(tmp_path, request_message):
         path.write_text("\n".join(lines))
         rows, _, damaged = read_all(path)
         assert (len(rows), len(damaged)) == (4, 1)
+
+
+def test_files_of_a_folder_that_are_none_of_ours_are_named(tmp_path, request_message):
+    """Their neighbours are read; a file that has only just been begun is no damage."""
+    (tmp_path / "spans.jsonl").write_text(otlp_json(request_message))
+    (tmp_path / "begun.jsonl").touch()
+    (tmp_path / "cut.json.gz").write_bytes(gzip.compress(b"{}")[:6])
+    (tmp_path / "key.bin").write_bytes(b"\x00\x01\x02")
+    manifest = build_dataset([tmp_path], tmp_path / "dataset")
+    assert (manifest.accounting.spans_read, manifest.accounting.is_closed) == (2, True)
+    assert manifest.accounting.damaged_records == 2
+    named = [each.removeprefix(f"{tmp_path}/")[:30] for each in manifest.accounting.damage]
+    assert named == ["cut.json.gz: compressed data i", "key.bin: binary data, 3 bytes:"]
+
+
+def test_damage_is_named_where_nothing_else_was_found(tmp_path):
+    """So that whoever exports it knows which file to look at."""
+    (tmp_path / "a.json").write_text("hello")
+    with pytest.raises(SourceError, match=r"no spans in 1 file.*a\.json: text, 5 bytes"):
+        build_dataset([tmp_path], tmp_path / "dataset")
+    with pytest.raises(SourceError, match=r"a\.json: text, 5 bytes"):
+        build_dataset([tmp_path / "a.json"], tmp_path / "dataset")
 
 
 def test_torn_length_prefixed_tail_is_counted(tmp_path, request_message):

@@ -23,6 +23,10 @@ class DamagedRecord:
     reason: str
     """What is wrong with it."""
 
+    def describe(self) -> str:
+        """Where in its file, and what is wrong, in words."""
+        return f"at {self.offset}: {self.reason}" if self.offset else self.reason
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpanBatch:

@@ -3,6 +3,7 @@
 Agents may write meanwhile: a segment that is sealed is read on under its new name.
 """
 
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,11 @@ class SourceFile:
     """The file."""
     source: str
     """What the caller named: the file itself, or the folder that holds it."""
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the caller named the file itself."""
+        return str(self.path) == self.source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +100,7 @@ def open_source(path: Path) -> BufferedReader:
         names.append(str(path).removesuffix(".open"))
     for name in names:
         try:
-            return open(name, "rb", buffering=_BUFFER_BYTES)  # noqa: PTH123 (a stream's name is a text then)
+            return io.BufferedReader(io.FileIO(name), _BUFFER_BYTES)
         except FileNotFoundError:
             continue
         except OSError as error:

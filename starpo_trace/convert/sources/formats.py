@@ -32,6 +32,12 @@ from starpo_trace.errors import SourceError
 
 Reader = Callable[[SourceFile], Iterator[SpanBatch]]
 
+
+class _ForeignFileError(ValueError):
+    """A file's first bytes ask for no reader."""
+
+
+_EMPTY: Final = "the file is empty"
 _SEGMENT_MAGIC: Final = b"STARPO1\n"
 _PROTOBUF_FIRST_BYTE: Final = b"\x0a"  # field 1, length-delimited: `resource_spans`
 _READER_OF_MAGIC: Final[dict[bytes, Reader]] = {
@@ -45,10 +51,18 @@ _READER_OF_MAGIC: Final[dict[bytes, Reader]] = {
 def read_span_batches(file: SourceFile) -> Iterator[SpanBatch]:
     """File -> batches of spans.
 
+    A file that was found in a folder, and not named, is damage where it is none of ours: its
+    neighbours are read. An empty one there has only just been begun.
+
     Raises:
-        SourceError: the file is empty, unreadable or holds no OTLP.
+        SourceError: the file is unreadable; or it was named, and is empty or holds no spans.
     """
-    reader = _detect_reader(file.path)
+    try:
+        reader = _detect_reader(file.path)
+    except _ForeignFileError as error:
+        if file.is_named:
+            raise SourceError(f"{file.path}: {error}") from error
+        return iter([make_damage(file.path, 0, str(error))] if str(error) != _EMPTY else [])
     return _read_to_damage(file.path, reader(file))
 
 
@@ -65,14 +79,14 @@ def _detect_reader(path: Path) -> Reader:
         with open_spans(path) as stream:
             head = stream.read(64)
     except list_faults() as error:
-        raise SourceError(f"{path}: compressed data is damaged or cut: {error}") from error
+        raise _ForeignFileError(f"compressed data is damaged or cut: {error}") from error
     for magic, reader in _READER_OF_MAGIC.items():
         if head.startswith(magic):
             return reader
     if path.name.endswith((".otlp", ".otlp.open")):
         return read_segment_batches
     if not head:
-        raise SourceError(f"{path}: the file is empty")
+        raise _ForeignFileError(_EMPTY)
     if is_json(head):
         return read_json_batches
     if head.startswith(_PROTOBUF_FIRST_BYTE):
@@ -81,8 +95,8 @@ def _detect_reader(path: Path) -> Reader:
         return read_length_prefixed_batches
     if ".csv" in path.suffixes or is_csv_head(path):
         return read_csv_batches
-    raise SourceError(
-        f"{path}: {_describe_head(path, head)}: neither a trace store segment nor OTLP JSON "
+    raise _ForeignFileError(
+        f"{_describe_head(path, head)}: neither a trace store segment nor OTLP JSON "
         "lines nor OTLP protobuf; name the agent's trace store or the Collector's output"
     )
 

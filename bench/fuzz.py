@@ -31,6 +31,7 @@ from starpo_trace.collect.decode import JSON, PROTOBUF, Decoded, decode_body
 from starpo_trace.collect.inflate import inflate_body
 from starpo_trace.collect.limits import DEFAULT_LIMITS
 from starpo_trace.collect.refusals import RefusedError
+from starpo_trace.collect.signals import LOGS
 from starpo_trace.convert.otlp import (
     DecodeError,
     MalformedSpan,
@@ -38,6 +39,7 @@ from starpo_trace.convert.otlp import (
     decode_protobuf,
 )
 from starpo_trace.convert.otlpjson import decode_json
+from starpo_trace.convert.otlplogs import decode_any_protobuf
 
 NUM_INPUTS = 1_000_000
 NUM_QUICK_INPUTS = 100_000
@@ -54,15 +56,15 @@ MAX_BOMB_MIB = 1024
 
 def check_accepted(decoded: Decoded, body: bytes, content_type: str) -> str | None:
     """What is wrong with an accepted input; None when nothing is."""
-    if not decoded.num_spans:
+    if not decoded.num_records:
         return None if not decoded.payload else "payload without spans"
     try:
         rows = list(decode_protobuf(decoded.payload, "fuzz"))
         sent = read_spans(body, content_type)
     except Exception as error:  # noqa: BLE001  (any is what this looks for)
         return f"unreadable: {error!r}"
-    if len(rows) != decoded.num_spans or not all(isinstance(row, SpanRow) for row in rows):
-        return f"not {decoded.num_spans} good spans: {rows}"
+    if len(rows) != decoded.num_records or not all(isinstance(row, SpanRow) for row in rows):
+        return f"not {decoded.num_records} good spans: {rows}"
     return None if sent is None else compare_spans(rows, sent, decoded.num_rejected)
 
 
@@ -99,6 +101,23 @@ def is_same(row: Any, other: Any) -> bool:
     )
 
 
+def try_as_logs(body: bytes, encoding: str, content_type: str, counts: Counter[str]) -> str | None:
+    """The same bytes sent as log records: refused, or all read back."""
+    try:
+        decoded = decode_body(body, encoding, content_type, DEFAULT_LIMITS, LOGS)
+    except RefusedError:
+        return None
+    except BaseException as error:  # noqa: BLE001  (as above)
+        counts["crashes"] += 1
+        return f"as logs: {error!r}"
+    counts["log_records_accepted"] += decoded.num_records
+    num_read = (
+        sum(1 for _ in decode_any_protobuf(decoded.payload, "fuzz")) if decoded.payload else 0
+    )
+    counts["unreadable"] += num_read != decoded.num_records
+    return f"as logs: {num_read} read back" if num_read != decoded.num_records else None
+
+
 def measure_rss_mib() -> float:
     """Largest memory so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -131,11 +150,12 @@ def fuzz(seed: int, num_inputs: int, queue: Any) -> None:
             problem = repr(error)
         else:
             counts["accepted" if not decoded.num_rejected else "partial"] += 1
-            counts["spans_accepted"] += decoded.num_spans
+            counts["spans_accepted"] += decoded.num_records
             problem = check_accepted(
                 decoded, inflate_body(body, encoding, DEFAULT_LIMITS), content_type
             )
             counts["unreadable"] += problem is not None
+        problem = problem or try_as_logs(body, encoding, content_type, counts)
         taken_s = time.process_time() - started_s
         slowest_s = max(slowest_s, taken_s)
         counts["hangs"] += taken_s > MAX_INPUT_S

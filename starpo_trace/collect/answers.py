@@ -5,30 +5,28 @@ from typing import Any
 import orjson
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from starpo_trace.collect.decode import JSON, Decoded
 from starpo_trace.collect.refusals import RefusedError
+from starpo_trace.collect.signals import Signal
 
-TRACES_ONLY = (
-    "this receiver stores traces only; send logs and metrics to an OpenTelemetry collector"
-)
+NO_METRICS = "this receiver stores traces and logs; send metrics to an OpenTelemetry collector"
 
 
-def encode_response(decoded: Decoded) -> bytes:
-    """What was stored -> `ExportTraceServiceResponse`."""
-    response = ExportTraceServiceResponse()
+def encode_response(decoded: Decoded, signal: Signal) -> bytes:
+    """What was stored -> response message."""
+    response = signal.response()
     if decoded.num_rejected:
-        response.partial_success.rejected_spans = decoded.num_rejected
+        setattr(response.partial_success, signal.rejected[0], decoded.num_rejected)
         response.partial_success.error_message = decoded.message
     return response.SerializeToString()
 
 
-def encode_response_json(decoded: Decoded) -> bytes:
-    """What was stored -> `ExportTraceServiceResponse` as OTLP JSON."""
+def encode_response_json(decoded: Decoded, signal: Signal) -> bytes:
+    """What was stored -> response message as OTLP JSON."""
     partial: dict[str, Any] = {}
     if decoded.num_rejected:
-        partial = {"rejectedSpans": str(decoded.num_rejected), "errorMessage": decoded.message}
+        partial = {signal.rejected[1]: str(decoded.num_rejected), "errorMessage": decoded.message}
     return orjson.dumps({"partialSuccess": partial})
 
 

@@ -1,4 +1,4 @@
-"""What makes a span or a request unusable, whichever format it came in."""
+"""What makes a span, a log record or a request unusable, whichever format it came in."""
 
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -41,7 +41,7 @@ class Tally:
             )
 
     def reject(self, fault: FieldError) -> None:
-        """Leave one span out."""
+        """Leave one record out."""
         self.num_rejected += 1
         if len(self.faults) < _MAX_FAULTS:
             self.faults.append(str(fault))
@@ -74,8 +74,30 @@ def check_span(span: Any, tally: Tally) -> None:
             raise fault.under(f"links[{index}]") from None
 
 
+def check_log_record(record: Any, tally: Tally) -> None:
+    """Count the record's values and look at its ids, which it may lack.
+
+    Raises:
+        FieldError: the record is empty or larger than allowed, or has an id that is none.
+        RefusedError: the request has too many values.
+    """
+    if not record.ListFields():
+        raise FieldError("is empty")
+    _check_length(record.trace_id, 16, "trace_id")
+    _check_length(record.span_id, 8, "span_id")
+    check_attributes(record, tally)
+    limit = tally.limits.max_attribute_bytes
+    if record.body.ByteSize() > limit:
+        raise FieldError(f"more than {limit:,} bytes").under("body")
+    if record.body.WhichOneof("value") in _NESTED_KINDS:
+        try:
+            _count_nested(record.body, 1, tally)
+        except FieldError as fault:
+            raise fault.under("body") from None
+
+
 def check_attributes(message: Any, tally: Tally) -> None:
-    """Count the attribute values of a span, event, link, resource or scope.
+    """Count the attribute values of a span, log record, event, link, resource or scope.
 
     Raises:
         FieldError: one is larger than allowed or nested too deeply.

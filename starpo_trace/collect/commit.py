@@ -23,7 +23,7 @@ _MAX_WRITE_BYTES: Final = 32 << 20
 @dataclass(frozen=True, slots=True)
 class _Pending:
     record: bytes
-    num_spans: int
+    num_records: int
     done: "Future[None]" = field(default_factory=Future)
 
 
@@ -46,7 +46,7 @@ class CommitLog:
         """
         self.directory = directory
         self.num_stored = 0
-        """Spans on disk."""
+        """Records on disk."""
         self.num_commits = 0
         """Synced writes."""
         self.trouble = ""
@@ -65,9 +65,9 @@ class CommitLog:
         self._thread = threading.Thread(target=self._run, name="starpo-commit", daemon=True)
         self._thread.start()
 
-    def submit(self, payload: bytes, num_spans: int) -> "Future[None]":
+    def submit(self, payload: bytes, num_records: int) -> "Future[None]":
         """Payload -> a future that is done when it is on disk, or fails with `RefusedError`."""
-        pending = _Pending(frame_record(payload, num_spans), num_spans)
+        pending = _Pending(frame_record(payload, num_records), num_records)
         self._queue.put(pending)
         return pending.done
 
@@ -80,7 +80,7 @@ class CommitLog:
         while not self._is_closing:
             batch = self._take_batch()
             if batch:
-                with Guard("writing received spans"):
+                with Guard("writing what was received"):
                     self._commit(batch)
             if self._store.seal_in_s() <= 0:
                 self._store.seal()
@@ -115,7 +115,7 @@ class CommitLog:
             refusal = self._build_refusal(error.strerror or str(error))
         else:
             self.num_commits += 1
-            self.num_stored += sum(pending.num_spans for pending in batch)
+            self.num_stored += sum(pending.num_records for pending in batch)
             for pending in batch:
                 pending.done.set_result(None)
             self._report("")

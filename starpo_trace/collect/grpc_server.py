@@ -1,4 +1,4 @@
-"""OTLP/gRPC: `TraceService/Export`.
+"""OTLP/gRPC: `TraceService/Export`, `LogsService/Export`.
 
 Declared as a stream of messages, which is the same on the wire: gRPC would else read the message
 before asking whether its sender is allowed to send one. Its own decompression is off, so that both
@@ -7,18 +7,20 @@ protocols inflate within the same limits.
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, Final
 
 import grpc
 import grpc.aio
 
 from starpo_trace.collect.access import Address, TlsFiles, Tokens
-from starpo_trace.collect.answers import TRACES_ONLY, build_status, encode_response
+from starpo_trace.collect.answers import NO_METRICS, build_status, encode_response
 from starpo_trace.collect.decode import PROTOBUF
 from starpo_trace.collect.inflate import sniff_encoding
 from starpo_trace.collect.limits import Limits
 from starpo_trace.collect.receiver import Receiver
 from starpo_trace.collect.refusals import Reason, RefusedError
+from starpo_trace.collect.signals import SIGNALS, Signal
 from starpo_trace.errors import ConfigError
 from starpo_trace.guard import Guard
 
@@ -37,30 +39,36 @@ class GrpcService:
 
     def build_handlers(self) -> list[grpc.GenericRpcHandler]:
         """Handlers of all three OTLP services."""
-        export = grpc.stream_unary_rpc_method_handler(self._export)
-        decline = grpc.stream_unary_rpc_method_handler(self._decline)
+        methods: dict[str, Any] = {
+            signal.service: partial(self._export, signal) for signal in SIGNALS
+        }
+        methods["metrics.v1.MetricsService"] = self._decline
         return [
-            grpc.method_handlers_generic_handler(f"{_PACKAGE}.{name}", {"Export": handler})
-            for name, handler in (
-                ("trace.v1.TraceService", export),
-                ("logs.v1.LogsService", decline),
-                ("metrics.v1.MetricsService", decline),
+            grpc.method_handlers_generic_handler(
+                f"{_PACKAGE}.{name}", {"Export": grpc.stream_unary_rpc_method_handler(method)}
             )
+            for name, method in methods.items()
         ]
 
     async def _export(
-        self, messages: AsyncIterator[bytes], context: "grpc.aio.ServicerContext[Any, Any]"
+        self,
+        signal: Signal,
+        messages: AsyncIterator[bytes],
+        context: "grpc.aio.ServicerContext[Any, Any]",
     ) -> bytes:
         refusal = RefusedError(Reason.UNAVAILABLE, "the receiver failed; see its log")
         with Guard("answering an OTLP request"):
             try:
-                return await self._store(messages, context)
+                return await self._store(signal, messages, context)
             except RefusedError as error:
                 refusal = error
         return await self._abort(refusal, context)
 
     async def _store(
-        self, messages: AsyncIterator[bytes], context: "grpc.aio.ServicerContext[Any, Any]"
+        self,
+        signal: Signal,
+        messages: AsyncIterator[bytes],
+        context: "grpc.aio.ServicerContext[Any, Any]",
     ) -> bytes:
         metadata = dict(context.invocation_metadata() or ())
         authorization = metadata.get("authorization")
@@ -69,14 +77,18 @@ class GrpcService:
             message = await _read_message(messages, self.receiver.limits)
             admission.hold(len(message))
             decoded = await self.receiver.store(
-                admission, message, encoding=sniff_encoding(message), content_type=PROTOBUF
+                admission,
+                message,
+                signal,
+                encoding=sniff_encoding(message),
+                content_type=PROTOBUF,
             )
-        return encode_response(decoded)
+        return encode_response(decoded, signal)
 
     async def _decline(
         self, _messages: AsyncIterator[bytes], context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> bytes:
-        return await self._abort(RefusedError(Reason.NOT_FOUND, TRACES_ONLY), context)
+        return await self._abort(RefusedError(Reason.NOT_FOUND, NO_METRICS), context)
 
     async def _abort(
         self, refusal: RefusedError, context: "grpc.aio.ServicerContext[Any, Any]"

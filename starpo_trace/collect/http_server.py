@@ -1,4 +1,4 @@
-"""OTLP/HTTP: `POST /v1/traces`, `GET /healthz`, `GET /stats`.
+"""OTLP/HTTP: `POST /v1/traces`, `POST /v1/logs`, `GET /healthz`, `GET /stats`.
 
 An ASGI application over uvicorn's connection handling. The body is read here, piece by piece, so
 that its size and its time are bounded before anything of it is looked at.
@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 
 from starpo_trace.collect.access import Address, Tokens
 from starpo_trace.collect.answers import (
-    TRACES_ONLY,
+    NO_METRICS,
     encode_refusal,
     encode_response,
     encode_response_json,
@@ -29,11 +29,13 @@ from starpo_trace.collect.http_body import Body, Receive
 from starpo_trace.collect.inflate import check_encoding
 from starpo_trace.collect.receiver import Receiver
 from starpo_trace.collect.refusals import Reason, RefusedError
+from starpo_trace.collect.signals import SIGNALS, Signal
 from starpo_trace.guard import Guard
 
 _Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 _MAX_HEADER_BYTES: Final = 32 << 10
+_SIGNAL_OF_PATH: Final = {signal.path: signal for signal in SIGNALS}
 _SHUTDOWN_S: Final = 40.0
 
 
@@ -80,23 +82,27 @@ class HttpApp:
         self, scope: dict[str, Any], headers: dict[str, str], content_type: str, body: Body
     ) -> _Answer:
         match scope["path"], scope["method"]:
-            case "/v1/traces", "POST":
-                return await self._export(headers, content_type, body)
+            case path, "POST" if path in _SIGNAL_OF_PATH:
+                return await self._export(_SIGNAL_OF_PATH[path], headers, content_type, body)
             case "/healthz", "GET" | "HEAD":
                 return _Answer(status=200, body=b'{"status":"ok"}', content_type=JSON)
             case "/stats", "GET" | "HEAD":
                 self._tokens.check(headers.get("authorization"))
                 stats = orjson.dumps(self.receiver.read_stats())
                 return _Answer(status=200, body=stats, content_type=JSON)
-            case "/v1/traces", _:
-                raise RefusedError(Reason.METHOD, "send spans with POST")
+            case path, _ if path in _SIGNAL_OF_PATH:
+                raise RefusedError(Reason.METHOD, f"send {_SIGNAL_OF_PATH[path].name}s with POST")
             case "/healthz" | "/stats", _:
                 raise RefusedError(Reason.METHOD, "read this with GET")
-            case "/v1/logs" | "/v1/metrics", _:
-                raise RefusedError(Reason.NOT_FOUND, TRACES_ONLY)
-        raise RefusedError(Reason.NOT_FOUND, "no such path; send spans to /v1/traces")
+            case "/v1/metrics", _:
+                raise RefusedError(Reason.NOT_FOUND, NO_METRICS)
+        raise RefusedError(
+            Reason.NOT_FOUND, "no such path; send spans to /v1/traces, log records to /v1/logs"
+        )
 
-    async def _export(self, headers: dict[str, str], content_type: str, body: Body) -> _Answer:
+    async def _export(
+        self, signal: Signal, headers: dict[str, str], content_type: str, body: Body
+    ) -> _Answer:
         self._tokens.check(headers.get("authorization"))
         if content_type not in {PROTOBUF, JSON}:
             raise RefusedError(
@@ -107,10 +113,10 @@ class HttpApp:
         with self.receiver.admit() as admission:
             data = await body.read(admission, headers.get("content-length", ""))
             decoded = await self.receiver.store(
-                admission, data, encoding=encoding, content_type=content_type
+                admission, data, signal, encoding=encoding, content_type=content_type
             )
         encode = encode_response_json if content_type == JSON else encode_response
-        return _Answer(status=200, body=encode(decoded), content_type=content_type)
+        return _Answer(status=200, body=encode(decoded, signal), content_type=content_type)
 
     async def _refuse(self, refusal: RefusedError, content_type: str, body: Body) -> _Answer:
         self.receiver.count_refused(refusal.reason)

@@ -11,18 +11,20 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import orjson
+from opentelemetry.proto.logs.v1 import logs_pb2
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 from starpo_trace.collect.limits import MAX_NESTING
 from starpo_trace.collect.refusals import FieldError
 
 _Reader = Callable[[Any, str, Any], None]
-_Fields = Mapping[str, tuple[str, _Reader]]
+Fields = Mapping[str, tuple[str, _Reader]]
+"""JSON key -> field of the message, and what reads it."""
 
 _MAX_SHOWN: Final = 40
 
 
-def fill(target: Any, fields: _Fields, content: Any) -> None:
+def fill(target: Any, fields: Fields, content: Any) -> None:
     """JSON object -> the fields of a message.
 
     Raises:
@@ -134,7 +136,11 @@ def _read_bytes(target: Any, name: str, value: Any) -> None:
     raise FieldError(f"{_show(value)} is not base64")
 
 
-def _read_message(fields: _Fields) -> _Reader:
+def _read_value(target: Any, name: str, value: Any) -> None:
+    _fill_value(getattr(target, name), value, 0, "")
+
+
+def _read_message(fields: Fields) -> _Reader:
     def read(target: Any, name: str, value: Any) -> None:
         message = getattr(target, name)
         message.SetInParent()
@@ -143,7 +149,7 @@ def _read_message(fields: _Fields) -> _Reader:
     return read
 
 
-def _read_messages(fields: _Fields) -> _Reader:
+def _read_messages(fields: Fields) -> _Reader:
     def read(target: Any, name: str, value: Any) -> None:
         if type(value) is not list:
             raise FieldError(f"{_show(value)} is not a list")
@@ -203,7 +209,7 @@ def _fill_value(target: Any, value: Any, depth: int, path: str) -> None:
             else:
                 _fill_nested(getattr(target, _NESTED[kind]), content, depth + 1)
         except FieldError as fault:
-            raise fault.under(f"{path}.{kind}") from None
+            raise fault.under(f"{path}.{kind}".lstrip(".")) from None
 
 
 def _fill_nested(target: Any, content: Any, depth: int) -> None:
@@ -230,7 +236,7 @@ def _show(value: Any) -> str:
 
 _UINT32 = _read_integer(0, 2**32 - 1)
 _UINT64 = _read_integer(0, 2**64 - 1)
-_VALUE: Final[_Fields] = {
+_VALUE: Final[Fields] = {
     "stringValue": ("string_value", _read_text),
     "boolValue": ("bool_value", _read_boolean),
     "intValue": ("int_value", _read_integer(-(2**63), 2**63 - 1)),
@@ -238,27 +244,27 @@ _VALUE: Final[_Fields] = {
     "bytesValue": ("bytes_value", _read_bytes),
 }
 _NESTED: Final = {"arrayValue": "array_value", "kvlistValue": "kvlist_value"}
-_ATTRIBUTES: Final[_Fields] = {
+_ATTRIBUTES: Final[Fields] = {
     "attributes": ("attributes", _read_attributes),
     "droppedAttributesCount": ("dropped_attributes_count", _UINT32),
 }
-_EVENT: Final[_Fields] = {
+_EVENT: Final[Fields] = {
     "timeUnixNano": ("time_unix_nano", _UINT64),
     "name": ("name", _read_text),
     **_ATTRIBUTES,
 }
-_LINK: Final[_Fields] = {
+_LINK: Final[Fields] = {
     "traceId": ("trace_id", _read_id(16)),
     "spanId": ("span_id", _read_id(8)),
     "traceState": ("trace_state", _read_text),
     "flags": ("flags", _UINT32),
     **_ATTRIBUTES,
 }
-_STATUS: Final[_Fields] = {
+_STATUS: Final[Fields] = {
     "message": ("message", _read_text),
     "code": ("code", _read_enum(dict(trace_pb2.Status.StatusCode.items()))),
 }
-SPAN: Final[_Fields] = {
+SPAN: Final[Fields] = {
     "traceId": ("trace_id", _read_id(16)),
     "spanId": ("span_id", _read_id(8)),
     "traceState": ("trace_state", _read_text),
@@ -275,16 +281,28 @@ SPAN: Final[_Fields] = {
     "status": ("status", _read_message(_STATUS)),
     **_ATTRIBUTES,
 }
-_SCOPE: Final[_Fields] = {
+LOG_RECORD: Final[Fields] = {
+    "timeUnixNano": ("time_unix_nano", _UINT64),
+    "observedTimeUnixNano": ("observed_time_unix_nano", _UINT64),
+    "severityNumber": ("severity_number", _read_enum(dict(logs_pb2.SeverityNumber.items()))),
+    "severityText": ("severity_text", _read_text),
+    "body": ("body", _read_value),
+    "flags": ("flags", _UINT32),
+    "traceId": ("trace_id", _read_id(16)),
+    "spanId": ("span_id", _read_id(8)),
+    "eventName": ("event_name", _read_text),
+    **_ATTRIBUTES,
+}
+_SCOPE: Final[Fields] = {
     "name": ("name", _read_text),
     "version": ("version", _read_text),
     **_ATTRIBUTES,
 }
-RESOURCE_SPANS: Final[_Fields] = {
+GROUP: Final[Fields] = {
     "resource": ("resource", _read_message(_ATTRIBUTES)),
     "schemaUrl": ("schema_url", _read_text),
 }
-SCOPE_SPANS: Final[_Fields] = {
+SCOPE_GROUP: Final[Fields] = {
     "scope": ("scope", _read_message(_SCOPE)),
     "schemaUrl": ("schema_url", _read_text),
 }

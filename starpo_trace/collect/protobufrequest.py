@@ -1,4 +1,4 @@
-"""OTLP protobuf -> itself, or itself without the spans that are of no use."""
+"""OTLP protobuf -> itself, or itself without the records that are of no use."""
 
 from collections.abc import Iterable
 from typing import Any, Final
@@ -6,48 +6,50 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from starpo_trace.collect.checks import Tally, check_attributes, check_span
+from starpo_trace.collect.checks import Tally, check_attributes
 from starpo_trace.collect.refusals import FieldError, Reason, RefusedError
 from starpo_trace.collect.shells import RequestShell, ResourceShell, ScopeShell
+from starpo_trace.collect.signals import LOGS, TRACES, Signal
 
+_SPAN_BEGINS: Final = b"\x0a"
+"""By which readers of the store tell spans from log records."""
 _LARGE_BYTES: Final = 4 << 20
 _NUM_OTHER_FIELDS: Final = 1000
 
 
-def filter_protobuf(body: bytes, tally: Tally) -> bytes:
-    """Body -> bytes of its good spans, counted in `tally`; mostly the body itself.
+def filter_protobuf(body: bytes, tally: Tally, signal: Signal) -> bytes:
+    """Body -> bytes of its good records, counted in `tally`; mostly the body itself.
 
     Raises:
         RefusedError: it is not OTLP, or larger than allowed.
     """
     request = _parse(RequestShell, body, "the request", tally)
-    tally.expect(len(request.resource_spans), "resources")
+    tally.expect(len(request.groups), "resources")
     is_whole = True
-    for index, group in enumerate(request.resource_spans):
-        kept = _filter_resource(group, f"resource_spans[{index}]", tally)
+    for index, group in enumerate(request.groups):
+        kept = _filter_resource(group, f"{signal.levels[0]}[{index}]", tally, signal)
         if kept is not None:
-            request.resource_spans[index] = kept
+            request.groups[index] = kept
             is_whole = False
     return body if is_whole else request.SerializeToString()
 
 
-def _filter_resource(group: bytes, path: str, tally: Tally) -> bytes | None:
-    """Bytes of the group without useless spans; None when it has none."""
+def _filter_resource(group: bytes, path: str, tally: Tally, signal: Signal) -> bytes | None:
+    """Bytes of the group without useless records; None when it has none."""
     resource = _parse(ResourceShell, group, path, tally)
     _check_group(Resource, resource.resource, f"{path}.resource", tally)
-    tally.expect(len(resource.scope_spans), "scopes")
+    tally.expect(len(resource.scopes), "scopes")
     is_whole = True
-    for index, data in enumerate(resource.scope_spans):
-        scope_path = f"{path}.scope_spans[{index}]"
+    for index, data in enumerate(resource.scopes):
+        scope_path = f"{path}.{signal.levels[1]}[{index}]"
         scope = _parse(ScopeShell, data, scope_path, tally)
         _check_group(InstrumentationScope, scope.scope, f"{scope_path}.scope", tally)
-        tally.expect(len(scope.spans), "spans")
-        kept = _keep_good(scope.spans, scope_path, tally)
-        if len(kept) < len(scope.spans):
-            scope.spans[:] = kept
-            resource.scope_spans[index] = scope.SerializeToString()
+        tally.expect(len(scope.records), f"{signal.name}s")
+        kept = _keep_good(scope.records, f"{scope_path}.{signal.levels[2]}", tally, signal)
+        if len(kept) < len(scope.records):
+            scope.records[:] = kept
+            resource.scopes[index] = scope.SerializeToString()
             is_whole = False
     return None if is_whole else resource.SerializeToString()
 
@@ -62,28 +64,30 @@ def _check_group(kind: Any, pieces: Iterable[bytes], path: str, tally: Tally) ->
             raise RefusedError(Reason.MALFORMED, str(fault.under(path))) from None
 
 
-def _keep_good(spans: Iterable[bytes], path: str, tally: Tally) -> list[bytes]:
+def _keep_good(records: Iterable[bytes], path: str, tally: Tally, signal: Signal) -> list[bytes]:
     kept: list[bytes] = []
-    for index, data in enumerate(spans):
+    for index, data in enumerate(records):
         try:
-            _check_span_bytes(data, tally)
+            _check_record(data, tally, signal)
         except FieldError as fault:
-            tally.reject(fault.under(f"{path}.spans[{index}]"))
+            tally.reject(fault.under(f"{path}[{index}]"))
         else:
             kept.append(data)
     tally.num_good += len(kept)
     return kept
 
 
-def _check_span_bytes(data: bytes, tally: Tally) -> None:
+def _check_record(data: bytes, tally: Tally, signal: Signal) -> None:
     if len(data) > tally.limits.max_span_bytes:
         raise FieldError(f"more than {tally.limits.max_span_bytes:,} bytes")
+    if signal is LOGS and data[:1] == _SPAN_BEGINS:
+        raise FieldError(f"a span, no log record; send it to {TRACES.path}")
     _check_fields(data, tally.limits.max_values)
     try:
-        span = Span.FromString(data)
+        record = signal.record.FromString(data)
     except DecodeError as error:
         raise FieldError(describe_fault(error)) from None
-    check_span(span, tally)
+    signal.check(record, tally)
 
 
 def _parse(kind: Any, data: bytes, what: str, tally: Tally) -> Any:
@@ -91,7 +95,7 @@ def _parse(kind: Any, data: bytes, what: str, tally: Tally) -> Any:
     try:
         return kind.FromString(data)
     except DecodeError as error:
-        problem = f"not an OTLP trace request: {what}: {describe_fault(error)}"
+        problem = f"not an OTLP request: {what}: {describe_fault(error)}"
         raise RefusedError(Reason.MALFORMED, problem) from None
 
 

@@ -1,4 +1,4 @@
-"""Request body -> stored spans: admission, decoding off the event loop, commit, counts."""
+"""Request body -> stored records: admission, decoding off the event loop, commit, counts."""
 
 import asyncio
 from collections import Counter
@@ -11,6 +11,7 @@ from starpo_trace.collect.commit import CommitLog
 from starpo_trace.collect.decode import Decoded, decode_body
 from starpo_trace.collect.limits import Limits
 from starpo_trace.collect.refusals import Reason, RefusedError
+from starpo_trace.collect.signals import LOGS, Signal
 
 _NUM_DECODERS: Final = 2  # decoding holds the interpreter; more threads would only hold memory
 
@@ -50,8 +51,8 @@ class Receiver:
         self._decoders = ThreadPoolExecutor(_NUM_DECODERS, thread_name_prefix="starpo-decode")
         self._num_answered = 0
         self._num_partial = 0
-        self._num_acknowledged = 0
-        self._num_rejected = 0
+        self._num_spans = {"acknowledged": 0, "rejected": 0}
+        self._num_log_records = {"acknowledged": 0, "rejected": 0}
         self._refused: Counter[str] = Counter()
 
     @contextmanager
@@ -74,7 +75,13 @@ class Receiver:
             self.num_held_bytes -= admission.num_bytes
 
     async def store(
-        self, admission: Admission, body: bytes, *, encoding: str, content_type: str
+        self,
+        admission: Admission,
+        body: bytes,
+        signal: Signal,
+        *,
+        encoding: str,
+        content_type: str,
     ) -> Decoded:
         """Body as sent -> what was stored of it; on return it is on disk.
 
@@ -83,15 +90,16 @@ class Receiver:
         """
         loop = asyncio.get_running_loop()
         decoded = await loop.run_in_executor(
-            self._decoders, decode_body, body, encoding, content_type, self.limits
+            self._decoders, decode_body, body, encoding, content_type, self.limits, signal
         )
-        if decoded.num_spans:
+        if decoded.num_records:
             admission.hold(len(body) + len(decoded.payload))
-            await asyncio.wrap_future(self._log.submit(decoded.payload, decoded.num_spans))
+            await asyncio.wrap_future(self._log.submit(decoded.payload, decoded.num_records))
         self._num_answered += 1
         self._num_partial += decoded.num_rejected > 0
-        self._num_acknowledged += decoded.num_spans
-        self._num_rejected += decoded.num_rejected
+        counts = self._num_log_records if signal is LOGS else self._num_spans
+        counts["acknowledged"] += decoded.num_records
+        counts["rejected"] += decoded.num_rejected
         return decoded
 
     def count_refused(self, reason: Reason) -> None:
@@ -104,12 +112,12 @@ class Receiver:
         self._decoders.shutdown()
 
     def read_stats(self) -> dict[str, Any]:
-        """Counts since the start; spans accepted = acknowledged + rejected."""
+        """Counts since the start; accepted = acknowledged + rejected."""
         return {
-            "spans": {
-                "accepted": self._num_acknowledged + self._num_rejected,
-                "acknowledged": self._num_acknowledged,
-                "rejected": self._num_rejected,
+            "spans": {"accepted": sum(self._num_spans.values()), **self._num_spans},
+            "log_records": {
+                "accepted": sum(self._num_log_records.values()),
+                **self._num_log_records,
             },
             "requests": {
                 "answered": self._num_answered,
@@ -118,7 +126,7 @@ class Receiver:
                 "refused": dict(sorted(self._refused.items())),
             },
             "store": {
-                "spans": self._log.num_stored,
+                "records": self._log.num_stored,
                 "commits": self._log.num_commits,
                 "trouble": self._log.trouble,
             },

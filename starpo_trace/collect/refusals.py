@@ -78,7 +78,7 @@ class FieldError(ValueError):
 
     def under(self, step: str) -> "FieldError":
         """Itself, one field further from the root."""
-        self._steps.append(step)
+        self._steps += [step] if step else []
         return self
 
     def __str__(self) -> str:

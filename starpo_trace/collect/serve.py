@@ -165,11 +165,16 @@ async def _report_progress(receiver: Receiver, every_s: float) -> None:
 
 def describe_stats(stats: dict[str, Any]) -> str:
     """Counts -> one line."""
-    spans, requests = stats["spans"], stats["requests"]
+    spans, logs, requests = stats["spans"], stats["log_records"], stats["requests"]
     refused = ", ".join(f"{name} {count:,}" for name, count in requests["refused"].items())
     return (
         f"{spans['acknowledged']:,} spans acknowledged, {spans['rejected']:,} rejected; "
-        f"{requests['answered']:,} requests answered, refused: {refused or 'none'}"
+        + (
+            f"{logs['acknowledged']:,} log records acknowledged, {logs['rejected']:,} rejected; "
+            if logs["accepted"]
+            else ""
+        )
+        + f"{requests['answered']:,} requests answered, refused: {refused or 'none'}"
     )
 
 

@@ -1,4 +1,4 @@
-"""OTLP's outer messages, each of their fields left as bytes.
+"""OTLP's outer messages, of spans and of log records alike, each of their fields left as bytes.
 
 Two bytes of an OTLP body can ask for an empty span, which takes 180 bytes once parsed. Reading the
 outer messages alone gives the number of spans before a single one is made, and a span that cannot
@@ -17,10 +17,10 @@ def _describe_file() -> descriptor_pb2.FileDescriptorProto:
     file = descriptor_pb2.FileDescriptorProto(
         name="starpo/collect/shells.proto", package=_PACKAGE, syntax="proto3"
     )
-    _add_message(file, "Request", {"resource_spans": 1})
+    _add_message(file, "Request", {"groups": 1})
     # Repeated like the others: a second `resource` is merged into the first by OTLP's readers.
-    _add_message(file, "ResourceSpans", {"resource": 1, "scope_spans": 2, "schema_url": 3})
-    _add_message(file, "ScopeSpans", {"scope": 1, "spans": 2, "schema_url": 3})
+    _add_message(file, "Group", {"resource": 1, "scopes": 2, "schema_url": 3})
+    _add_message(file, "Scope", {"scope": 1, "records": 2, "schema_url": 3})
     return file
 
 
@@ -43,5 +43,5 @@ def _get_class(name: str) -> Any:
 
 
 RequestShell: Final = _get_class("Request")
-ResourceShell: Final = _get_class("ResourceSpans")
-ScopeShell: Final = _get_class("ScopeSpans")
+ResourceShell: Final = _get_class("Group")
+ScopeShell: Final = _get_class("Scope")

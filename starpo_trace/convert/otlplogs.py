@@ -65,29 +65,34 @@ def decode_any_protobuf(payload: bytes, source: str) -> Iterator[SpanRow | Malfo
 
 def is_log_message(payload: bytes) -> bool:
     """Whether the first record of an OTLP message is a log record: only spans begin with bytes."""
-    start, end = 0, len(payload)
-    for wanted in _RECORD_DEPTH:
-        found = _find_field(payload, start, end, wanted)
-        if found is None:
-            return False
-        start, end = found
+    records = _find_records(payload, 0, len(payload), _RECORD_DEPTH)
+    start, end = next(records, (0, 0))
     return start < end and payload[start] != _FIRST_TAG_OF_SPAN
 
 
-def _find_field(payload: bytes, start: int, end: int, wanted: int) -> tuple[int, int] | None:
-    """Bounds of the first nested message with a field number, within bounds."""
+def _find_records(
+    payload: bytes, start: int, end: int, way: tuple[int, ...]
+) -> Iterator[tuple[int, int]]:
+    if not way:
+        yield start, end
+        return
+    for found in _find_fields(payload, start, end, way[0]):
+        yield from _find_records(payload, *found, way[1:])
+
+
+def _find_fields(payload: bytes, start: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
+    """Bounds of the nested messages with a field number, within bounds."""
     position = start
     while position < end:
         tag, position = _read_varint(payload, position)
         if tag & 7 != 2:  # all fields on the way are length-delimited
-            return None
+            return
         length, position = _read_varint(payload, position)
         if position + length > end:
-            return None
+            return
         if tag >> 3 == wanted:
-            return position, position + length
+            yield position, position + length
         position += length
-    return None
 
 
 def _read_varint(payload: bytes, position: int) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from starpo_trace.convert.otlp import DecodeError, decode_protobuf
+from starpo_trace.convert.otlp import DecodeError
 from starpo_trace.convert.otlplogs import decode_any_protobuf
 from starpo_trace.convert.sources.batches import SpanBatch, make_batch, make_damage
 from starpo_trace.convert.sources.compression import (
@@ -29,7 +29,7 @@ def read_segment_batches(file: SourceFile) -> Iterator[SpanBatch]:
                 yield make_damage(file.path, record.offset, record.reason)
             continue
         try:
-            yield make_batch(decode_protobuf(record.payload, file.source), record.payload)
+            yield make_batch(decode_any_protobuf(record.payload, file.source), record.payload)
         except DecodeError as error:
             yield make_damage(file.path, record.offset, str(error))
     if fault is not None:

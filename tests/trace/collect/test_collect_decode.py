@@ -74,7 +74,7 @@ def test_good_protobuf_is_stored_as_it_came(helpers):
     """Not a byte differs, fields that this version does not know included."""
     body = helpers.make_request(1, 2).SerializeToString() + b"\x7a\x03new"
     decoded = decode_request(body, PROTOBUF, DEFAULT_LIMITS)
-    assert (decoded.payload, decoded.num_spans, decoded.num_rejected) == (body, 2, 0)
+    assert (decoded.payload, decoded.num_records, decoded.num_rejected) == (body, 2, 0)
 
 
 def test_every_json_field_reaches_its_protobuf_field():
@@ -203,7 +203,7 @@ def test_every_json_field_reaches_its_protobuf_field():
 def test_a_bad_field_is_named_and_costs_its_span(fields, fault):
     """The neighbour is stored, and the answer says where the fault is."""
     decoded = decode_json(document(span(**fields), span()))
-    assert (decoded.num_spans, decoded.num_rejected) == (1, 1)
+    assert (decoded.num_records, decoded.num_rejected) == (1, 1)
     assert decoded.message.startswith(f"resourceSpans[0].scopeSpans[0].spans[0].{fault}")
     assert len(spans_of(decoded)) == 1
 
@@ -272,7 +272,7 @@ def test_a_request_without_a_good_span_is_refused(helpers):
 def test_an_empty_request_stores_nothing(body, kind):
     """OTLP allows it."""
     decoded = decode_request(body, kind, DEFAULT_LIMITS)
-    assert (decoded.payload, decoded.num_spans) == (b"", 0)
+    assert (decoded.payload, decoded.num_records) == (b"", 0)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_bytes_that_are_no_protobuf_are_refused(body):
     """Whatever protobuf says of them, it is a refusal."""
     reason, text = refusal_of(body)
     assert reason is Reason.MALFORMED
-    assert text.startswith("not an OTLP trace request")
+    assert text.startswith("not an OTLP request")
 
 
 @pytest.mark.parametrize("where", ["attributes", "events", "links"])
@@ -301,7 +301,7 @@ def test_nesting_has_one_limit_in_both_formats(helpers, where):
             decode_request(request.SerializeToString(), PROTOBUF, DEFAULT_LIMITS),
             decode_json(document(span(**content), span())),
         ):
-            assert decoded.num_spans == num_good
+            assert decoded.num_records == num_good
             rows = list(decode_protobuf(decoded.payload, "test"))
             assert [type(row) for row in rows] == [SpanRow] * num_good
 
@@ -333,7 +333,7 @@ def test_a_large_attribute_costs_its_span(helpers):
     spans[0].attributes.add(key="a").value.string_value = "x" * 101
     decoded = decode_request(request.SerializeToString(), PROTOBUF, limits)
     assert decoded.message.endswith("spans[0].attributes[0]: more than 100 bytes")
-    assert decoded.num_spans == 1
+    assert decoded.num_records == 1
 
 
 def test_fields_are_counted_without_looking_into_them():
@@ -417,4 +417,4 @@ def test_any_bytes_are_decoded_or_refused(body, cut, kind, encoding):
     except RefusedError:
         return
     rows = list(decode_protobuf(decoded.payload, "test"))
-    assert [type(row) for row in rows] == [SpanRow] * decoded.num_spans
+    assert [type(row) for row in rows] == [SpanRow] * decoded.num_records

@@ -66,16 +66,15 @@ def test_a_malformed_request_is_refused(start):
     """With the reason, as a status that says not to send it again."""
     code, text, status = refusal_of(start().grpc, b"\xff\xff")
     assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert text == status.message == "not an OTLP trace request: the request: broken protobuf"
+    assert text == status.message == "not an OTLP request: the request: broken protobuf"
     assert not status.details
 
 
-@pytest.mark.parametrize("method", [LOGS, METRICS])
-def test_other_signals_are_declined(start, method):
+def test_metrics_are_declined(start):
     """UNIMPLEMENTED, with where to send them."""
-    code, text, _ = refusal_of(start().grpc, b"", method)
+    code, text, _ = refusal_of(start().grpc, b"", METRICS)
     assert code is grpc.StatusCode.UNIMPLEMENTED
-    assert text.startswith("this receiver stores traces only")
+    assert text.startswith("this receiver stores traces and logs; send metrics")
 
 
 def test_the_token_is_asked_for_before_the_message_is_read(start, helpers):

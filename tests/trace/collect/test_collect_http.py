@@ -81,7 +81,7 @@ def test_protobuf_is_answered_in_protobuf(start, helpers):
     status = status_pb2.Status.FromString(bad.body)
     assert (status.code, status.message) == (
         3,
-        "not an OTLP trace request: the request: broken protobuf",
+        "not an OTLP request: the request: broken protobuf",
     )
     assert helpers.stored_ids(receiver.store) == [1, 2]
 
@@ -91,7 +91,7 @@ def test_counts_add_up(start, helpers):
     receiver = start()
     for body in (helpers.make_request(1, 0, 2).SerializeToString(), b"\xff", b"\xff"):
         helpers.post(receiver.http, body)
-    helpers.post(receiver.http, b"", path="/v1/logs")
+    helpers.post(receiver.http, b"", path="/v1/metrics")
     stats = helpers.read_stats(receiver.http)
     assert stats["spans"] == {"accepted": 3, "acknowledged": 2, "rejected": 1}
     assert stats["requests"] == {
@@ -100,14 +100,13 @@ def test_counts_add_up(start, helpers):
         "active": 0,
         "refused": {"malformed": 2, "not_found": 1},
     }
-    assert stats["store"] == {"spans": 2, "commits": 1, "trouble": ""}
+    assert stats["store"] == {"records": 2, "commits": 1, "trouble": ""}
 
 
 @pytest.mark.parametrize(
     ("request_line", "status", "text"),
     [
-        ({"path": "/v1/logs"}, 404, "traces only"),
-        ({"path": "/v1/metrics"}, 404, "traces only"),
+        ({"path": "/v1/metrics"}, 404, "stores traces and logs; send metrics to"),
         ({"path": "/nothing"}, 404, "send spans to /v1/traces"),
         ({"method": "GET"}, 405, "send spans with POST"),
         ({"path": "/stats"}, 405, "with GET"),
@@ -374,7 +373,7 @@ def test_a_request_may_wait_for_the_word_to_continue(start, helpers):
     receiver = start()
     body = helpers.make_request(1).SerializeToString()
     answers = []
-    for path in ("/v1/traces", "/v1/logs"):
+    for path in ("/v1/traces", "/v1/metrics"):
         connection = socket.create_connection(("127.0.0.1", receiver.http), timeout=30)
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nConnection: close\r\n"
         head += f"Content-Type: application/x-protobuf\r\nContent-Length: {len(body)}\r\n\r\n"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import Span, SpanKind
 from opentelemetry.util.types import AttributeValue
@@ -58,7 +59,8 @@ class Step:
                     semconv.TOOL_CALL_RESULT, self._recorder.write_content(value)
                 )
 
-    def _end(self, error: BaseException | None) -> None:
+    def end(self, error: BaseException | None) -> None:
+        """End its span, with the exception that left it."""
         if self._num_forks != Lineage.num_forks:
             return
         try:
@@ -82,15 +84,8 @@ class StepScope:
         if not is_instrumentation_enabled():
             return Step(number=None, span=trace.INVALID_SPAN)
         with Guard("beginning a step"):
-            step = self._begin()
-            entry = None
-            if step.span is not trace.INVALID_SPAN:
-                context = trace.set_span_in_context(step.span)
-                if step.number is None:
-                    is_sampled = step.span.is_recording()
-                    context = otel_context.set_value(STEP_SAMPLED_KEY, is_sampled, context)
-                entry = Entry(context)
-            self._open.add(entry, step)
+            step, context = begin_step(self._kind, self._name, self._call_id, self._arguments)
+            self._open.add(None if context is None else Entry(context), step)
             return step
         return Step(number=None, span=trace.INVALID_SPAN)
 
@@ -107,7 +102,7 @@ class StepScope:
             entry, step = opened
             if entry is not None:
                 entry.leave()
-            step._end(error)
+            step.end(error)
 
     async def __aenter__(self) -> Step:
         return self.__enter__()
@@ -120,39 +115,42 @@ class StepScope:
     ) -> None:
         self.__exit__(kind, error, traceback)
 
-    def _begin(self) -> Step:
-        runtime = get_runtime_or_warn("step()")
-        if runtime is None:
-            return Step(number=None, span=trace.INVALID_SPAN)
-        kind = self._kind
-        with Guard("naming a step's kind"):
-            if kind not in get_args(StepKind):
-                kind = "other"
-                raise ValueError(
-                    f"kind {self._kind!r} of step {self._name!r}: use one of "
-                    f"{', '.join(get_args(StepKind))}"
-                )
-        operation = _OPERATIONS.get(kind, kind)
-        trajectory = current_trajectory()
-        number = None if trajectory is None else trajectory.take_step()
-        attributes = _common_attributes("step", trajectory)
-        attributes[semconv.OPERATION_NAME] = operation
-        attributes[semconv.STEP_KIND] = kind
-        attributes[semconv.TOOL_NAME] = name = redact_text(str(self._name))
-        if number is not None:
-            attributes[semconv.STEP] = number
-        tracer = runtime.get_tracer()
-        recorder = _make_recorder(runtime, trajectory)
-        if self._call_id is not None:
-            attributes[semconv.TOOL_CALL_ID] = redact_text(str(self._call_id))
-        if self._arguments is not None and recorder is not None:
-            attributes[semconv.TOOL_CALL_ARGUMENTS] = recorder.write_content(self._arguments)
-        span = tracer.start_span(
-            f"{operation} {name}", kind=SpanKind.INTERNAL, attributes=attributes
-        )
-        if trajectory is not None and number is not None:
-            trajectory.set_step_span(number, span)
-        return Step(number=number, span=span, recorder=recorder)
+
+def begin_step(
+    kind: StepKind, name: str, call_id: str | None, arguments: Any
+) -> tuple[Step, Context | None]:
+    """A step that begins -> the step, and the Context for it; None where nothing is recorded."""
+    runtime = get_runtime_or_warn("step()")
+    if runtime is None:
+        return Step(number=None, span=trace.INVALID_SPAN), None
+    with Guard("naming a step's kind"):
+        if kind not in get_args(StepKind):
+            given, kind = kind, "other"
+            raise ValueError(
+                f"kind {given!r} of step {name!r}: use one of {', '.join(get_args(StepKind))}"
+            )
+    operation = _OPERATIONS.get(kind, kind)
+    trajectory = current_trajectory()
+    number = None if trajectory is None else trajectory.take_step()
+    attributes = _common_attributes("step", trajectory)
+    attributes[semconv.OPERATION_NAME] = operation
+    attributes[semconv.STEP_KIND] = kind
+    attributes[semconv.TOOL_NAME] = shown = redact_text(str(name))
+    if number is not None:
+        attributes[semconv.STEP] = number
+    tracer = runtime.get_tracer()
+    recorder = _make_recorder(runtime, trajectory)
+    if call_id is not None:
+        attributes[semconv.TOOL_CALL_ID] = redact_text(str(call_id))
+    if arguments is not None and recorder is not None:
+        attributes[semconv.TOOL_CALL_ARGUMENTS] = recorder.write_content(arguments)
+    span = tracer.start_span(f"{operation} {shown}", kind=SpanKind.INTERNAL, attributes=attributes)
+    if trajectory is not None and number is not None:
+        trajectory.set_step_span(number, span)
+    context = trace.set_span_in_context(span)
+    if number is None:
+        context = otel_context.set_value(STEP_SAMPLED_KEY, span.is_recording(), context)
+    return Step(number=number, span=span, recorder=recorder), context
 
 
 def step(

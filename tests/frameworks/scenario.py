@@ -1,0 +1,163 @@
+"""A two-turn run of an agent -> what the server saw of it, beside what was recorded.
+
+The server's request log is the ground truth: every prompt message, tool, answer and observation
+must be in the exported trajectory, in its order and once.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import starpo_trace
+from starpo_trace import semconv
+from starpo_trace.convert.dataset import build_dataset, scan_table
+from starpo_trace.convert.otlp import SpanRow
+from starpo_trace.convert.sources import find_source_files, read_span_batches
+from starpo_trace.messages import chain_hashes, dump_identity, from_openai_chat
+from starpo_trace.testing import Reply, ScriptedServer, ToolCall
+
+QUESTION = "How many A7 and B8 are there?"
+ANSWER = "Three of each."
+USAGE = {"prompt_tokens": 30, "completion_tokens": 12, "total_tokens": 42}
+CALLS = (
+    ToolCall(id="call_a", name="stock", arguments='{"sku": "A7"}'),
+    ToolCall(id="call_b", name="stock", arguments='{"sku": "B8"}'),
+)
+TWO_TURNS = (
+    Reply(content="Let me see.", reasoning_content="Look it up.", tool_calls=CALLS, usage=USAGE),
+    Reply(content=ANSWER, usage=USAGE),
+)
+"""Parallel tool calls with reasoning, then the answer."""
+
+
+def stock(sku: str) -> str:
+    """How many of an article are there."""
+    return f"{sku}: 3"
+
+
+def broken_stock(sku: str) -> str:
+    """How many of an article are there."""
+    raise RuntimeError(f"no shelf for {sku}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What was recorded of a program, and what its model's server saw."""
+
+    requests: list[dict[str, Any]]
+    """Bodies that the server got, in order."""
+    trajectories: list[dict[str, Any]]
+    turns: list[dict[str, Any]]
+    messages: list[dict[str, Any]]
+    spans: list[SpanRow]
+    """As recorded."""
+    states: list[dict[str, Any]]
+    rejected: list[dict[str, Any]]
+    error: BaseException | None = field(default=None)
+    """What left the program."""
+
+    def read_prompt(self, turn: dict[str, Any]) -> list[dict[str, Any]]:
+        """Messages from the root of the message graph to the end of a turn's prompt."""
+        nodes = {node["node_id"]: node for node in self.messages}
+        path, node_id = [], turn["input_node"]
+        while node_id is not None:
+            path.append(json.loads(nodes[node_id]["message"]))
+            node_id = nodes[node_id]["parent_id"]
+        return path[::-1]
+
+
+def record(
+    folder: Path,
+    program: Callable[[str], Any],
+    script: Any = TWO_TURNS,
+    *,
+    raises: type[BaseException] | None = None,
+) -> Recorded:
+    """Run a program, given the base URL of a scripted server, and export what was recorded."""
+    starpo_trace.instrument(store=folder / "traces")
+    error = None
+    try:
+        with ScriptedServer(script) as server:
+            try:
+                program(server.base_url)
+            except BaseException as caught:
+                if raises is None or not isinstance(caught, raises):
+                    raise
+                error = caught
+            requests = list(server.requests)
+    finally:
+        starpo_trace.uninstrument()
+    if raises is not None:
+        assert error is not None, f"the program raised no {raises.__name__}"
+    manifest = build_dataset([folder / "traces"], folder / "dataset")
+    assert manifest.accounting.is_closed
+    tables = {
+        name: scan_table(folder / "dataset", name).collect().to_dicts()
+        for name in ("trajectories", "turns", "messages", "states", "rejected")
+    }
+    tables["turns"].sort(key=lambda turn: (turn["trajectory_id"], turn["turn"]))
+    files = find_source_files([folder / "traces"])
+    spans = [row for file in files for batch in read_span_batches(file) for row in batch.rows]
+    spans.sort(key=lambda span: span.start_ns)
+    return Recorded(requests=requests, error=error, spans=spans, **tables)
+
+
+def check_wire(recorded: Recorded, script: Any = TWO_TURNS, *, num_trajectories: int = 1) -> None:
+    """Every request and answer is one turn, whole and in order; nothing else is a call."""
+    assert recorded.rejected == []
+    assert len(recorded.trajectories) == num_trajectories
+    assert len({span.trace_id for span in recorded.spans}) == num_trajectories
+    known = {None, *(span.span_id for span in recorded.spans)}
+    assert [span.name for span in recorded.spans if span.parent_id not in known] == []
+    assert len(recorded.turns) == len(recorded.requests)
+    for turn, request, reply in zip(recorded.turns, recorded.requests, script, strict=True):
+        sent = [from_openai_chat(message) for message in request["messages"]]
+        assert [dump_identity(m) for m in recorded.read_prompt(turn)] == [
+            dump_identity(message) for message in sent
+        ]
+        assert turn["input_node"] == chain_hashes(sent)[-1].hex()
+        assert json.loads(turn["tool_definitions"] or "[]") == request.get("tools", [])
+        assert turn["text"] == reply.content
+        assert turn["reasoning"] == reply.reasoning_content
+        called = [(call["id"], call["name"], call["arguments"]) for call in turn["tool_calls"]]
+        assert called == [(call.id, call.name, call.arguments) for call in reply.tool_calls]
+        if reply.usage is not None:
+            usage = (turn["input_tokens"], turn["output_tokens"])
+            assert usage == (reply.usage["prompt_tokens"], reply.usage["completion_tokens"])
+
+
+def draw(recorded: Recorded) -> list[str]:
+    """Spans in order of start, each indented below the one that it is in; tools by their call."""
+    above = {span.span_id: span.parent_id for span in recorded.spans}
+    lines = []
+    for span in recorded.spans:
+        depth, parent = 0, span.parent_id
+        while parent in above:
+            depth, parent = depth + 1, above[parent]
+        call = span.attributes.get(semconv.TOOL_CALL_ID)
+        lines.append("  " * depth + span.name + (f" #{call}" if call else ""))
+    return lines
+
+
+def list_tools(recorded: Recorded) -> list[tuple[str, Any, Any, Any]]:
+    """Name, call id, arguments and result of every tool that ran, in order of their call ids."""
+    get = [
+        semconv.TOOL_NAME,
+        semconv.TOOL_CALL_ID,
+        semconv.TOOL_CALL_ARGUMENTS,
+        semconv.TOOL_CALL_RESULT,
+    ]
+    return sorted(
+        tuple(span.attributes.get(key) for key in get)
+        for span in recorded.spans
+        if span.attributes.get(semconv.OPERATION_NAME) == "execute_tool"
+    )
+
+
+RAN = [
+    ("stock", "call_a", '{"sku": "A7"}', "A7: 3"),
+    ("stock", "call_b", '{"sku": "B8"}', "B8: 3"),
+]
+"""What `list_tools` gives of `TWO_TURNS`."""

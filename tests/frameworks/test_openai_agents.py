@@ -1,0 +1,177 @@
+"""OpenAI Agents SDK: what its model's server saw is what was recorded."""
+
+import asyncio
+
+import pytest
+
+agents = pytest.importorskip("agents", reason="openai-agents is not installed")
+
+from openai import AsyncOpenAI  # noqa: E402
+from scenario import (  # noqa: E402
+    ANSWER,
+    QUESTION,
+    RAN,
+    TWO_TURNS,
+    broken_stock,
+    check_wire,
+    draw,
+    list_tools,
+    record,
+    stock,
+)
+
+from starpo_trace.testing import Reply, ToolCall  # noqa: E402
+
+
+def make_agent(base_url, *, tools=(stock,), name="shop", **options):
+    client = AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0)
+    return agents.Agent(
+        name=name,
+        instructions="Be brief.",
+        model=agents.OpenAIChatCompletionsModel(model="m", openai_client=client),
+        tools=[
+            each if hasattr(each, "params_json_schema") else agents.function_tool(each)
+            for each in tools
+        ],
+        **options,
+    )
+
+
+def run_sync(agent):
+    return agents.Runner.run_sync(agent, QUESTION).final_output
+
+
+def run_async(agent):
+    return asyncio.run(agents.Runner.run(agent, QUESTION)).final_output
+
+
+def run_streamed(agent):
+    async def read():
+        result = agents.Runner.run_streamed(agent, QUESTION)
+        async for _ in result.stream_events():
+            pass
+        return result.final_output
+
+    return asyncio.run(read())
+
+
+@pytest.fixture(params=[True, False], ids=["traced", "untraced"], autouse=True)
+def tracing(request):
+    """Its own tracing switched off must change nothing."""
+    agents.set_trace_processors([])
+    agents.set_tracing_disabled(not request.param)
+
+
+@pytest.mark.cell("LLM", "tools", "reasoning")
+@pytest.mark.parametrize("run", [run_sync, run_async])
+def test_two_turns(tmp_path, run):
+    """Parallel tools, each joined to its call."""
+    answers = []
+    recorded = record(tmp_path, lambda url: answers.append(run(make_agent(url))))
+    assert answers == [ANSWER]
+    check_wire(recorded)
+    assert list_tools(recorded) == RAN
+    assert draw(recorded)[0] == "invoke_agent shop"
+    assert sorted(draw(recorded)[1:]) == [
+        *["  chat m"] * 2,
+        "  execute_tool stock #call_a",
+        "  execute_tool stock #call_b",
+    ]
+    assert recorded.trajectories[0]["end"] == "terminated"
+
+
+@pytest.mark.cell("streaming")
+def test_streamed(tmp_path):
+    """The same from a stream."""
+    answers = []
+    recorded = record(tmp_path, lambda url: answers.append(run_streamed(make_agent(url))))
+    assert answers == [ANSWER]
+    check_wire(recorded)
+    assert list_tools(recorded) == RAN
+    assert recorded.trajectories[0]["end"] == "terminated"
+
+
+@pytest.mark.cell("sub-agents")
+def test_an_agent_as_a_tool(tmp_path):
+    """Its run is inside of the tool that it is."""
+    script = [
+        Reply(tool_calls=[ToolCall(id="c1", name="ask_shop", arguments='{"input": "A7?"}')]),
+        Reply(content="Three."),
+        Reply(content="It has three."),
+    ]
+
+    def program(url):
+        inner = make_agent(url, tools=(), name="inner")
+        tool = inner.as_tool(tool_name="ask_shop", tool_description="Asks.")
+        run_sync(make_agent(url, tools=(tool,)))
+
+    recorded = record(tmp_path, program, script)
+    check_wire(recorded, script)
+    assert draw(recorded) == [
+        "invoke_agent shop",
+        "  chat m",
+        "  execute_tool ask_shop #c1",
+        "    invoke_agent inner",
+        "      chat m",
+        "  chat m",
+    ]
+
+
+def test_a_tool_that_fails(tmp_path):
+    """The model is told what the framework tells it, and so is the step."""
+    call = ToolCall(id="c1", name="broken_stock", arguments='{"sku": "A7"}')
+    script = [Reply(tool_calls=[call]), Reply(content="No shelf.")]
+    recorded = record(
+        tmp_path, lambda url: run_sync(make_agent(url, tools=(broken_stock,))), script
+    )
+    assert [turn["outcome"] for turn in recorded.turns] == ["ok", "ok"]
+    assert list_tools(recorded)[0][3].startswith("An error occurred while running the tool")
+
+
+@pytest.mark.cell("cancel")
+def test_cancelled(tmp_path):
+    """A run that is cancelled while its model answers is abandoned."""
+
+    async def cancel(agent):
+        task = asyncio.ensure_future(agents.Runner.run(agent, QUESTION))
+        await asyncio.sleep(0.5)
+        task.cancel()
+        await task
+
+    recorded = record(
+        tmp_path,
+        lambda url: asyncio.run(cancel(make_agent(url))),
+        [Reply(content="late", delay_s=2.0)],
+        raises=asyncio.CancelledError,
+    )
+    assert [row["end"] for row in recorded.trajectories] == ["abandoned"]
+    assert [turn["outcome"] for turn in recorded.turns] == ["cancelled"]
+
+
+def test_a_server_that_fails(tmp_path):
+    """The run ends as an error, with the exception that left it."""
+    recorded = record(
+        tmp_path,
+        lambda url: run_sync(make_agent(url)),
+        [Reply(status=500)],
+        raises=Exception,
+    )
+    assert [row["end"] for row in recorded.trajectories] == ["error"]
+    assert [turn["outcome"] for turn in recorded.turns] == ["error"]
+
+
+def test_several_runs_at_once(tmp_path):
+    """Each is a trajectory of its own."""
+
+    async def run_three(url):
+        results = await asyncio.gather(
+            *(agents.Runner.run(make_agent(url, name=f"a{i}"), QUESTION) for i in range(3))
+        )
+        assert [each.final_output for each in results] == [ANSWER] * 3
+
+    def answer(body):
+        return TWO_TURNS[any(message["role"] == "tool" for message in body["messages"])]
+
+    recorded = record(tmp_path, lambda url: asyncio.run(run_three(url)), answer)
+    assert sorted(row["num_turns"] for row in recorded.trajectories) == [2, 2, 2]
+    assert len({span.trace_id for span in recorded.spans}) == 3

@@ -5,7 +5,9 @@ import json
 import random
 import shutil
 import threading
+import zipfile
 
+import polars as pl
 import pytest
 import zstandard
 from google.protobuf.json_format import MessageToDict
@@ -223,6 +225,33 @@ def test_files_of_a_folder_that_are_none_of_ours_are_named(tmp_path, request_mes
     assert manifest.accounting.damaged_records == 2
     named = [each.removeprefix(f"{tmp_path}/")[:30] for each in manifest.accounting.damage]
     assert named == ["cut.json.gz: compressed data i", "key.bin: binary data, 3 bytes:"]
+
+
+def test_a_foreign_table_or_archive_in_a_folder_is_damage(tmp_path, request_message):
+    """A folder's other files are read; what is named itself is refused."""
+    folder = tmp_path / "spans"
+    folder.mkdir()
+    (folder / "spans.jsonl").write_text(otlp_json(request_message))
+    pl.DataFrame({"prompt": ["x"]}).write_parquet(folder / "prompts.parquet")
+    with zipfile.ZipFile(folder / "notes.eval", "w") as archive:
+        archive.writestr("notes.txt", "x")
+    manifest = build_dataset([folder], tmp_path / "dataset")
+    assert (manifest.accounting.spans_read, manifest.accounting.is_closed) == (2, True)
+    named = [each.removeprefix(f"{folder}/")[:30] for each in manifest.accounting.damage]
+    assert named == ["notes.eval: a zip archive, but", "prompts.parquet: a table witho"]
+    for name, words in (
+        ("notes.eval", "a zip archive, but"),
+        ("prompts.parquet", "a table without"),
+    ):
+        with pytest.raises(SourceError, match=f"{name}: {words}"):
+            build_dataset([folder / name], tmp_path / name)
+
+
+def test_json_lines_of_no_known_form_are_not_called_broken(tmp_path):
+    """They are JSON lines; what they lack is a form that is known."""
+    (tmp_path / "a.jsonl").write_text('{"messages": []}\n{"messages": []}\n')
+    with pytest.raises(SourceError, match=r"a\.jsonl: at 1: neither JSON lines of a known form"):
+        build_dataset([tmp_path], tmp_path / "dataset")
 
 
 def test_damage_is_named_where_nothing_else_was_found(tmp_path):

@@ -145,7 +145,7 @@ def _render_funnel(
 ) -> RenderableType:
     table = Table(show_header=False, box=None)
     table.add_column(justify="right")
-    table.add_column()
+    table.add_column(overflow="fold")  # a file's name is there whole
     table.add_row(f"{accounting.spans_read:,}", "spans read", style="bold")
     for reason, count in accounting.spans_rejected_by_reason.items():
         table.add_row(f"{count:,}", f"rejected: {escape(escape_controls(reason))}")

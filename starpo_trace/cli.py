@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,10 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.program = program
     mask_logs_with(_mask_log)
     try:
-        if options.command is _run:  # the program's output is its own
+        if options.command is _run:  # the program's output and exceptions are its own
             return _run(options)
-        with _write_every_character():
-            return options.command(options)
+        return _run_own(options)
     except StarpoTraceError as error:
         print(f"starpo-trace: {escape_controls(str(error))}", file=sys.stderr)
         return 1
@@ -41,6 +41,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = "interrupted; nothing written" if options.command is run_export else "interrupted"
         print(f"starpo-trace: {what}", file=sys.stderr)
         return 130
+
+
+def _run_own(options: argparse.Namespace) -> int:
+    """Any command but `run`; a reader that goes away ends it quietly, as in `... | head`."""
+    try:
+        with _write_every_character():
+            return options.command(options)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has no reader
+        return 1
+    except OSError as error:
+        named = "" if error.filename is None else f"{error.filename}: "
+        raise StarpoTraceError(f"{named}{error.strerror or error}") from error
 
 
 @contextmanager

@@ -161,6 +161,7 @@ def build_dataset(  # noqa: PLR0913 (what a user may choose, all of it by name)
     }
     check_output(output)
     files = find_source_files(sources)
+    _refuse_odd_names([output, *(file.path for file in files)])
     workers = Workers(executor=executor, num_workers=num_workers, progress=progress)
     with lock_output(output), undo_unfinished(output):
         manifest = None if full else _read_last(output, parameters)
@@ -188,6 +189,7 @@ def convert_sources(
 ) -> Conversion:
     """Stores and span files -> tables in memory; see `build_dataset`."""
     files = find_source_files(sources)
+    _refuse_odd_names([file.path for file in files])
     with TemporaryDirectory(prefix="starpo-") as folder:
         built = build_shards(
             files,
@@ -215,6 +217,15 @@ def convert_rows(
 ) -> dict[str, pl.DataFrame]:
     """Span rows -> tables; `rejected` has one row per span that is not used."""
     return build_partition([stage_rows(rows)], trust=trust, recipe=recipe).tables
+
+
+def _refuse_odd_names(paths: Sequence[Path]) -> None:
+    """Tables and manifest name files, and hold UTF-8 only."""
+    for path in paths:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise SourceError(f"{str(path)!a}: the name is not UTF-8; rename it") from error
 
 
 def resolve_recipe(recipe: Path | Recipe | None, test_fraction: float) -> Recipe:

@@ -199,6 +199,37 @@ def test_output_that_is_not_utf_8_gets_codes_and_no_traceback(tmp_path):
         assert f"task_id={task}" in done.stdout
 
 
+def test_a_reader_that_goes_away_and_a_full_output(tmp_path):
+    """`write ... | true` is quiet; an output that takes nothing is one line."""
+    (tmp_path / "agent.py").write_text(AGENT)
+    assert starpo_trace("run", "agent.py", "one", cwd=tmp_path).returncode == 0
+    assert starpo_trace("export", ".starpo/traces", "-o", "d", cwd=tmp_path).returncode == 0
+    write = [sys.executable, "-m", "starpo_trace.cli", "write", "d", "-o", "x.jsonl"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as gone:
+        done = subprocess.run(write, cwd=tmp_path, stdout=gone, stderr=-1, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(write, cwd=tmp_path, stdout=full, stderr=-1, check=False)
+    assert (done.returncode, done.stderr) == (1, b"starpo-trace: No space left on device\n")
+
+
+def test_names_that_are_not_utf_8_are_refused(tmp_path):
+    """Of a source and of a dataset: one line with the name, and nothing written."""
+    (tmp_path / "agent.py").write_text(AGENT)
+    assert starpo_trace("run", "agent.py", "one", cwd=tmp_path).returncode == 0
+    odd = os.fsdecode(b"caf\xe9")
+    done = starpo_trace("export", ".starpo/traces", "-o", os.fsencode(odd), cwd=tmp_path)
+    assert done.stderr == "starpo-trace: 'caf\\udce9': the name is not UTF-8; rename it\n"
+    (tmp_path / ".starpo/traces").rename(tmp_path / odd)
+    for command in (["export", odd, "-o", "d"], ["show", odd]):
+        done = starpo_trace(*map(os.fsencode, command), cwd=tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert "the name is not UTF-8; rename it" in done.stderr
+    assert not (tmp_path / "d").exists()
+
+
 def test_trust_takes_only_known_sources(tmp_path):
     """A mistyped source is named with those there are."""
     done = starpo_trace("export", "s", "-o", "d", "--trust", "enviroment", cwd=tmp_path)

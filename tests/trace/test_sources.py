@@ -6,6 +6,8 @@ import random
 import shutil
 import threading
 import zipfile
+from functools import partialmethod
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -332,6 +334,21 @@ def test_missing_path_and_empty_folder(tmp_path):
             find_source_files([path])
     with pytest.raises(SourceError, match="no source given"):
         find_source_files([])
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):
+    """Where the system refuses whatever lies in it, as it does for all users but root."""
+    may_look = {name: getattr(Path, name) for name in ("is_dir", "iterdir")}
+
+    def refuse(name, path):
+        if path != tmp_path or name == "iterdir":
+            raise PermissionError(13, "Permission denied", str(path))
+        return may_look[name](path)
+
+    for name in may_look:
+        monkeypatch.setattr(Path, name, partialmethod(lambda path, name: refuse(name, path), name))
+    with pytest.raises(SourceError, match=f"{tmp_path}: cannot be read: Permission denied"):
+        find_source_files([tmp_path])
 
 
 @pytest.mark.parametrize(

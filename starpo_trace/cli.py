@@ -1,8 +1,11 @@
 """`starpo-trace`: run a script with tracing, export a dataset, look at it, reward late, sign."""
 
 import argparse
+import io
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from starpo_trace.collect.command import add_collect_command
@@ -28,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.program = program
     mask_logs_with(_mask_log)
     try:
-        return options.command(options)
+        if options.command is _run:  # the program's output and exceptions are its own
+            return _run(options)
+        return _run_own(options)
     except StarpoTraceError as error:
         print(f"starpo-trace: {escape_controls(str(error))}", file=sys.stderr)
         return 1
@@ -36,6 +41,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = "interrupted; nothing written" if options.command is run_export else "interrupted"
         print(f"starpo-trace: {what}", file=sys.stderr)
         return 130
+
+
+def _run_own(options: argparse.Namespace) -> int:
+    """Any command but `run`; a reader that goes away ends it quietly, as in `... | head`."""
+    try:
+        with _write_every_character():
+            return options.command(options)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has no reader
+        return 1
+    except OSError as error:
+        named = "" if error.filename is None else f"{error.filename}: "
+        raise StarpoTraceError(f"{named}{error.strerror or error}") from error
+
+
+@contextmanager
+def _write_every_character() -> Iterator[None]:
+    """Characters that the output's encoding lacks are written as their codes, as stderr has it."""
+    output = sys.stdout
+    if not isinstance(output, io.TextIOWrapper):
+        yield
+        return
+    errors = output.errors
+    output.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        output.reconfigure(errors=errors)
 
 
 def _mask_log(text: str) -> str:

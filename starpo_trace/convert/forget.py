@@ -76,16 +76,21 @@ def remove_other_versions(dataset: Path, manifest: Manifest, reason: str) -> int
 
     num_removed = 0
     for entry in manifest.tables.values():
-        table = DeltaTable(str(dataset / entry["path"]))
-        removed = table.vacuum(
+        folder = dataset / entry["path"]
+        num_before = _count_files(folder)  # `vacuum` also names files that went long ago
+        DeltaTable(str(folder)).vacuum(
             retention_hours=0, dry_run=False, enforce_retention_duration=False, full=True
         )
-        num_removed += len(removed)
+        num_removed += num_before - _count_files(folder)
     for file in (dataset / VERSIONS_FOLDER).glob("*.json"):
         if file.stem != manifest.digest:
             void = {"schema_version": DATASET_SCHEMA_VERSION, "digest": file.stem, "void": reason}
             file.write_text(json.dumps(void))
     return num_removed
+
+
+def _count_files(table: Path) -> int:
+    return sum(1 for _ in table.glob("*.parquet"))
 
 
 def vacuum(dataset: Path) -> int:

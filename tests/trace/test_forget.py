@@ -119,11 +119,16 @@ def test_the_command_says_what_it_does_not_reach(dataset, capsys):
         forget(dataset.with_name("source"), [("user", "x")])
 
 
-def test_vacuum_leaves_the_last_version(dataset):
-    """Old files are gone, the dataset reads as before."""
+def test_vacuum_leaves_the_last_version(dataset, capsys):
+    """Old files are gone and counted once, the dataset reads as before."""
     before = read_manifest(dataset)
     size = sum(path.stat().st_size for path in dataset.rglob("*.parquet"))
+    num_files = len(list(dataset.rglob("*.parquet")))
     assert main(["vacuum", str(dataset)]) == 0
     assert sum(path.stat().st_size for path in dataset.rglob("*.parquet")) < size
+    num_gone = num_files - len(list(dataset.rglob("*.parquet")))
+    assert main(["vacuum", str(dataset)]) == 0
+    counts = [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()]
+    assert counts == [f"{n} files of earlier versions removed" for n in (num_gone, 0)]
     for name in TABLES:
         assert scan_table(dataset, name).collect().height == before.counts[name]

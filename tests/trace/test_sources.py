@@ -5,7 +5,11 @@ import json
 import random
 import shutil
 import threading
+import zipfile
+from functools import partialmethod
+from pathlib import Path
 
+import polars as pl
 import pytest
 import zstandard
 from google.protobuf.json_format import MessageToDict
@@ -225,6 +229,33 @@ def test_files_of_a_folder_that_are_none_of_ours_are_named(tmp_path, request_mes
     assert named == ["cut.json.gz: compressed data i", "key.bin: binary data, 3 bytes:"]
 
 
+def test_a_foreign_table_or_archive_in_a_folder_is_damage(tmp_path, request_message):
+    """A folder's other files are read; what is named itself is refused."""
+    folder = tmp_path / "spans"
+    folder.mkdir()
+    (folder / "spans.jsonl").write_text(otlp_json(request_message))
+    pl.DataFrame({"prompt": ["x"]}).write_parquet(folder / "prompts.parquet")
+    with zipfile.ZipFile(folder / "notes.eval", "w") as archive:
+        archive.writestr("notes.txt", "x")
+    manifest = build_dataset([folder], tmp_path / "dataset")
+    assert (manifest.accounting.spans_read, manifest.accounting.is_closed) == (2, True)
+    named = [each.removeprefix(f"{folder}/")[:30] for each in manifest.accounting.damage]
+    assert named == ["notes.eval: a zip archive, but", "prompts.parquet: a table witho"]
+    for name, words in (
+        ("notes.eval", "a zip archive, but"),
+        ("prompts.parquet", "a table without"),
+    ):
+        with pytest.raises(SourceError, match=f"{name}: {words}"):
+            build_dataset([folder / name], tmp_path / name)
+
+
+def test_json_lines_of_no_known_form_are_not_called_broken(tmp_path):
+    """They are JSON lines; what they lack is a form that is known."""
+    (tmp_path / "a.jsonl").write_text('{"messages": []}\n{"messages": []}\n')
+    with pytest.raises(SourceError, match=r"a\.jsonl: at 1: neither JSON lines of a known form"):
+        build_dataset([tmp_path], tmp_path / "dataset")
+
+
 def test_damage_is_named_where_nothing_else_was_found(tmp_path):
     """So that whoever exports it knows which file to look at."""
     (tmp_path / "a.json").write_text("hello")
@@ -303,6 +334,21 @@ def test_missing_path_and_empty_folder(tmp_path):
             find_source_files([path])
     with pytest.raises(SourceError, match="no source given"):
         find_source_files([])
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):
+    """Where the system refuses whatever lies in it, as it does for all users but root."""
+    may_look = {name: getattr(Path, name) for name in ("is_dir", "iterdir")}
+
+    def refuse(name, path):
+        if path != tmp_path or name == "iterdir":
+            raise PermissionError(13, "Permission denied", str(path))
+        return may_look[name](path)
+
+    for name in may_look:
+        monkeypatch.setattr(Path, name, partialmethod(lambda path, name: refuse(name, path), name))
+    with pytest.raises(SourceError, match=f"{tmp_path}: cannot be read: Permission denied"):
+        find_source_files([tmp_path])
 
 
 @pytest.mark.parametrize(

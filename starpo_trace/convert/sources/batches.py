@@ -12,6 +12,10 @@ _CUT_MARK: Final = CUT_PREFIX.strip("[ ").encode()
 """What JSON writes of a mark however it escapes."""
 
 
+class ForeignFileError(ValueError):
+    """A whole file holds no spans of a known form."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DamagedRecord:
     """A piece of a file that holds no readable spans."""

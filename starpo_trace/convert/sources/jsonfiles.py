@@ -57,7 +57,7 @@ def _read_lines(file: SourceFile, stream: IO[bytes]) -> Iterator[SpanBatch]:
             damaged.clear()
             yield batch
     if len(damaged) > 1:
-        reason = "neither JSON lines nor one whole JSON document"
+        reason = "neither JSON lines of a known form nor one whole JSON document"
         damaged = [make_damage(file.path, 1, reason)]
     yield from damaged
 

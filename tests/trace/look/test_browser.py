@@ -229,6 +229,16 @@ def test_nothing_is_wider_than_the_window(browser, page, width):
             "const e = document.documentElement; return [e.clientWidth, e.scrollWidth]"
         )
         assert shown == whole
+        long = "/a/very-long-folder/of-a-source/" * 3
+        num_lines = browser.execute_script(
+            "const fact = [...document.querySelectorAll('.facts div')].pop();"
+            "fact.querySelector('dd').textContent = arguments[0];"
+            "const name = document.createRange();"
+            "name.selectNodeContents(fact.querySelector('dt'));"
+            "return name.getClientRects().length",
+            long,
+        )
+        assert num_lines == 1  # a fact's name is never broken, however long the fact
         for control in find(browser, "#filters input, #filters select, #filters button, #list a"):
             assert control.accessible_name
     finally:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from starpo_trace.collect.command import add_collect_command
 from starpo_trace.convert.writers.command import add_write_command
@@ -77,8 +78,17 @@ def _mask_log(text: str) -> str:
     return mask_by_default(text)
 
 
+class _ShowVersion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"starpo {version('starpo')}")
+        parser.exit()
+
+
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="starpo-trace", description=__doc__)
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show it and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser(
@@ -129,7 +139,13 @@ def _add_reward_commands(commands: "argparse._SubParsersAction[argparse.Argument
         "new", help="put a new key at the head of a key file"
     )
     new.add_argument("id", metavar="ID", help="name of the key, for rotation")
-    new.add_argument("--file", type=Path, default=Path("reward.keys"), metavar="FILE")
+    new.add_argument(
+        "--file",
+        type=Path,
+        default=Path("reward.keys"),
+        metavar="FILE",
+        help="key file (default: reward.keys)",
+    )
     new.set_defaults(command=_new_key)
 
 

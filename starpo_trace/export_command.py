@@ -4,13 +4,13 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING
 
 from starpo_trace.convert.executors import EXECUTORS
-from starpo_trace.errors import StarpoTraceError
+from starpo_trace.errors import DatasetError, StarpoTraceError
 from starpo_trace.schema import REWARD_SOURCES
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def run_export(options: argparse.Namespace) -> int:
     from starpo_trace.convert.dataset import TRUST_SOURCES, build_dataset
     from starpo_trace.show import render_manifest
 
+    before = _read_source_names(options.output)
     with _hold_native_stderr() as terminal, _show_progress(terminal) as progress:
         manifest = build_dataset(
             options.sources,
@@ -91,9 +92,25 @@ def run_export(options: argparse.Namespace) -> int:
             num_workers=options.workers,
             progress=progress,
         )
+    gone = sorted(before - {entry["source"] for entry in manifest.sources})
+    if gone:
+        print(
+            f"starpo-trace: {', '.join(gone)}: no longer among the sources, so its runs are not in "
+            "this version; to keep both, name both",
+            file=sys.stderr,
+        )
     print(options.output)
     Console().print(render_manifest(manifest))
     return 0
+
+
+def _read_source_names(output: Path) -> set[str]:
+    """What the dataset was made of until now; nothing where there is none."""
+    from starpo_trace.convert.manifest import read_manifest
+
+    with suppress(DatasetError):
+        return {entry["source"] for entry in read_manifest(output).sources}
+    return set()
 
 
 @contextmanager

@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from starpo_trace import instrument, reward, trajectory, uninstrument
 from starpo_trace.cli import main
 from starpo_trace.convert.manifest import read_manifest, scan_table
 
@@ -272,3 +274,26 @@ def test_export_to_a_full_disk_is_one_line(tmp_path):
         assert list(disk.iterdir()) == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_version(capsys):
+    """The one that is installed."""
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert (left.value.code, capsys.readouterr().out) == (0, f"starpo {version('starpo')}\n")
+
+
+def test_sources_that_are_left_out_are_named(tmp_path, capsys):
+    """What a dataset was made of and is not named again is not in it any more."""
+    for name in ("one", "two"):
+        instrument(store=tmp_path / name)
+        with trajectory(name):
+            reward(1.0)
+        uninstrument()
+    dataset = str(tmp_path / "dataset")
+    assert main(["export", str(tmp_path / "one"), "-o", dataset]) == 0
+    assert "no longer" not in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "two"), "-o", dataset]) == 0
+    assert f"{tmp_path / 'one'}: no longer among the sources" in capsys.readouterr().err
+    assert main(["export", dataset, "-o", str(tmp_path / "other")]) == 1
+    assert "is a dataset" in capsys.readouterr().err

@@ -252,7 +252,7 @@ def test_a_foreign_table_or_archive_in_a_folder_is_damage(tmp_path, request_mess
 def test_json_lines_of_no_known_form_are_not_called_broken(tmp_path):
     """They are JSON lines; what they lack is a form that is known."""
     (tmp_path / "a.jsonl").write_text('{"messages": []}\n{"messages": []}\n')
-    with pytest.raises(SourceError, match=r"a\.jsonl: at 1: neither JSON lines of a known form"):
+    with pytest.raises(SourceError, match=r"a\.jsonl: line 1: neither JSON lines of a known form"):
         build_dataset([tmp_path], tmp_path / "dataset")
 
 

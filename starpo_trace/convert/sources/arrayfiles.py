@@ -27,12 +27,12 @@ def read_array_batches(file: SourceFile) -> Iterator[SpanBatch]:
             return
         for number, element in enumerate(chain(first, elements)):
             if isinstance(element, Broken):
-                yield make_damage(file.path, number, element.reason)
+                yield make_damage(file.path, number, element.reason, "element")
                 continue
             try:
                 yield make_batch(form.read(element, file))
             except DecodeError as error:
-                yield make_damage(file.path, number, str(error))
+                yield make_damage(file.path, number, str(error), "element")
 
 
 def _is_known(value: object) -> bool:

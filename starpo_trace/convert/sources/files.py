@@ -140,6 +140,8 @@ def _files_of(path: Path) -> list[Path]:
         and (file.is_file() or (file.name.endswith(UNSEALED) and not file.exists()))
     )
     files += list_nested_runs(path, files)
+    if not files and (path / "manifest.json").is_file() and (path / "trajectories").is_dir():
+        raise SourceError(f"{path}: is a dataset; export what it was made of, or `show` it")
     if not files:
         raise SourceError(
             f"{path}: no span files in this folder (looked for "

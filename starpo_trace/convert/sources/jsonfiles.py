@@ -32,7 +32,7 @@ def read_json_batches(file: SourceFile) -> Iterator[SpanBatch]:
         try:
             batch = read_value(first, file)
         except UnreadableDocumentError as error:
-            batch = make_damage(file.path, 1, str(error))
+            batch = make_damage(file.path, 1, str(error), "line")
         except DecodeError:
             # Either a damaged first line, or one document spread over several lines.
             if document := _read_whole(file):
@@ -47,7 +47,7 @@ def read_json_batches(file: SourceFile) -> Iterator[SpanBatch]:
 
 def _read_lines(file: SourceFile, stream: IO[bytes]) -> Iterator[SpanBatch]:
     """Lines after a damaged first one; where none can be read, all are one broken document."""
-    damaged = [make_damage(file.path, 1, "not an OTLP JSON line")]
+    damaged = [make_damage(file.path, 1, "not an OTLP JSON line", "line")]
     for number, line in enumerate(stream, start=2):
         for batch in _read_line(line, number, file):
             if damaged and batch.damaged:
@@ -58,7 +58,7 @@ def _read_lines(file: SourceFile, stream: IO[bytes]) -> Iterator[SpanBatch]:
             yield batch
     if len(damaged) > 1:
         reason = "neither JSON lines of a known form nor one whole JSON document"
-        damaged = [make_damage(file.path, 1, reason)]
+        damaged = [make_damage(file.path, 1, reason, "line")]
     yield from damaged
 
 
@@ -68,7 +68,7 @@ def _read_line(line: bytes, number: int, file: SourceFile) -> Iterator[SpanBatch
     try:
         yield read_value(line, file)
     except DecodeError as error:
-        yield make_damage(file.path, number, str(error))
+        yield make_damage(file.path, number, str(error), "line")
 
 
 def _read_whole(file: SourceFile) -> SpanBatch | None:
@@ -77,7 +77,7 @@ def _read_whole(file: SourceFile) -> SpanBatch | None:
     try:
         return read_value(document, file)
     except UnreadableDocumentError as error:
-        return make_damage(file.path, 1, str(error))
+        return make_damage(file.path, 1, str(error), "line")
     except DecodeError:
         return _name_other(document, file)
 
@@ -88,7 +88,7 @@ def _name_other(document: bytes, file: SourceFile) -> SpanBatch | None:
         parse_json(document)
     except (ValueError, RecursionError):
         return None
-    return make_damage(file.path, 1, "JSON of no known form")
+    return make_damage(file.path, 1, "JSON of no known form", "line")
 
 
 def read_value(text: bytes, file: SourceFile) -> SpanBatch:

@@ -112,12 +112,14 @@ def read_csv_batches(file: SourceFile) -> Iterator[SpanBatch]:
         try:
             for row in rows:
                 if None in row or None in row.values():
-                    yield make_damage(file.path, rows.line_num, "a line of more or fewer fields")
+                    yield make_damage(
+                        file.path, rows.line_num, "a line of more or fewer fields", "line"
+                    )
                     continue
                 record: dict[str, Any] = {name: value or None for name, value in row.items()}
                 yield make_batch(form.read(record, file.source))
         except csv.Error as error:
-            yield make_damage(file.path, rows.line_num, f"not CSV: {error}")
+            yield make_damage(file.path, rows.line_num, f"not CSV: {error}", "line")
 
 
 def _choose_format(names: list[str]) -> RecordFormat:

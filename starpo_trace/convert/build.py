@@ -303,11 +303,11 @@ def _drop_from_old(
         for table in OF_TRAJECTORIES:
             if (name, table) in gone:
                 lost = gone[name, table].select("trajectory_id")
-                rows = pl.read_parquet(last.tables[table] / files.pop(table))
+                rows = pl.read_parquet(last.tables[table] / files.pop(table), glob=False)
                 rows = rows.join(lost, on="trajectory_id", how="anti", maintain_order="left")
                 _keep_rows(rows, folder / table / f"{token}-k{number:06d}.parquet", files, added)
         if name in touched_shards and "rejected" in files:
-            rows = pl.read_parquet(last.tables["rejected"] / files["rejected"])
+            rows = pl.read_parquet(last.tables["rejected"] / files["rejected"], glob=False)
             left = rows.filter(~pl.col("trace_id").is_in(list(touched)))
             if left.height < rows.height:
                 del files["rejected"]
@@ -347,7 +347,7 @@ def _drop_from_new(
             if table == "trajectories":
                 continue
             if table in unchanged:
-                rows = pl.read_parquet(file.path)
+                rows = pl.read_parquet(file.path, glob=False)
                 left = rows.join(
                     unchanged[table], on="trajectory_id", how="anti", maintain_order="left"
                 )
@@ -368,7 +368,7 @@ def _merge_trajectories(last: LastBuild, shards: Sequence[Shard], old: pl.Series
     if last.trajectories is not None:
         frames.append(last.trajectories.filter(~pl.col("trajectory_id").is_in(old.implode())))
     frames += [
-        pl.read_parquet(shard.files["trajectories"].path)
+        pl.read_parquet(shard.files["trajectories"].path, glob=False)
         for shard in shards
         if "trajectories" in shard.files
     ]

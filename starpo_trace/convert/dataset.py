@@ -202,7 +202,7 @@ def convert_sources(
         tables = {"trajectories": curate_trajectories(built.trajectories, recipe)}
         for name, added in built.added.items():
             frames = [pl.DataFrame(schema=polars_schema(TABLES[name]))]
-            frames += [pl.read_parquet(file.path) for file in added]
+            frames += [pl.read_parquet(file.path, glob=False) for file in added]
             tables[name] = pl.concat(frames)
     tables["rejected"] = pl.concat([tables["rejected"], built.index.malformed.select(*REJECTED)])
     return Conversion(

@@ -123,7 +123,9 @@ def _build_without(last: LastBuild, forgotten: Forgotten, folder: Path) -> tuple
     for name, entry in last.shards.items():
         files = dict(entry["files"])
         path = {table: folder / table / f"forgot-{os.urandom(6).hex()}.parquet" for table in added}
-        tables = {table: pl.read_parquet(last.tables[table] / files[table]) for table in files}
+        tables = {
+            table: pl.read_parquet(last.tables[table] / files[table], glob=False) for table in files
+        }
         spans = tables["spans"].filter(is_gone) if "spans" in tables else pl.DataFrame()
         if not spans.height:
             shards[name] = entry

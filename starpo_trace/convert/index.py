@@ -77,7 +77,9 @@ def read_index(dataset: Path, entry: dict[str, str]) -> Index:
         DatasetError: a file is missing or cannot be read.
     """
     try:
-        return Index(**{kind: pl.read_parquet(dataset / entry[kind]) for kind in _SCHEMAS})
+        return Index(
+            **{kind: pl.read_parquet(dataset / entry[kind], glob=False) for kind in _SCHEMAS}
+        )
     except (OSError, KeyError, pl.exceptions.PolarsError) as error:
         raise DatasetError(
             f"{dataset / INDEX_FOLDER}: cannot be read ({error}); remove {dataset} and export again"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _LOCK_FILE: Final = ".build.lock"
 _TEMPORARY_MANIFEST: Final = ".manifest.json.tmp"
+_MISREAD_BY_DELTA: Final = re.compile(r"\\|%[0-9A-Fa-f]{2}")
 INDEX_FOLDER: Final = "index"
 """What a build remembers for the next one."""
 BUILD_FOLDER: Final = ".build"
@@ -111,6 +112,10 @@ def read_manifest(path: Path) -> Manifest:
             f"{path}: no {MANIFEST_FILE}, so this is no dataset; build one with "
             f"`starpo-trace export SOURCE -o {path}`"
         ) from None
+    except NotADirectoryError:
+        raise DatasetError(
+            f"{path}: is a file and no dataset; build one with `starpo-trace export {path} -o DATASET`"
+        ) from None
     except (OSError, ValueError) as error:
         raise DatasetError(f"{file}: cannot be read: {error}") from error
     version = fields.get("schema_version") if isinstance(fields, dict) else None
@@ -185,8 +190,13 @@ def check_output(path: Path) -> None:
     """Refuse an output that holds something else than a dataset (or a killed build of one).
 
     Raises:
-        DatasetError: `path` is a file, or a folder with other content.
+        DatasetError: `path` is a file, a folder with other content, or nowhere that Delta finds.
     """
+    if found := _MISREAD_BY_DELTA.search(str(path.resolve())):
+        raise DatasetError(
+            f"{path}: its path has {found[0]!r}, which Delta tables read as another character; "
+            "choose another folder"
+        )
     if not path.exists():
         return
     if not path.is_dir():

@@ -91,7 +91,7 @@ def find_named_spans(
     wanted = pl.concat([pl.Series("key", [], dtype=pl.String), *named]).unique()
     if not wanted.len():
         return pl.DataFrame(schema={"trace_id": pl.String, "key": pl.String})
-    tables = [pl.scan_ipc(folder / "spans.arrow") for folder in chunks]
+    tables = [pl.scan_ipc(folder / "spans.arrow", glob=False) for folder in chunks]
     tables += [last_spans] if last_spans is not None else []
     return (
         pl.concat(

@@ -173,7 +173,7 @@ def read_chunk(folder: Path, trace_ids: pl.DataFrame | None = None) -> Frames:
     for name, columns in FRAMES.items():
         path = folder / f"{name}.arrow"
         frames[name] = (
-            pl.read_ipc(path)
+            pl.scan_ipc(path, glob=False).collect()  # not read_ipc, to which `[` is a pattern
             if path.exists()
             else columns_to_frame({column: [] for column in columns}, columns)
         )

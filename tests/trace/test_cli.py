@@ -127,6 +127,14 @@ def test_mistakes_get_one_clear_line(tmp_path, arguments, message):
     assert [entry.name for entry in tmp_path.iterdir()] == ["empty"]
 
 
+def test_a_variable_that_is_not_set_is_not_the_current_folder(tmp_path):
+    """`export "$STORE" -o dataset` reads nothing when STORE is empty."""
+    for arguments in (["export", "", "-o", "d"], ["export", "s", "-o", ""], ["show", ""]):
+        done = starpo_trace(*arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "is empty; name a file or folder" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [

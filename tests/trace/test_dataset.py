@@ -17,6 +17,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from starpo_trace import semconv
 from starpo_trace.convert.dataset import build_dataset
+from starpo_trace.convert.forget import forget
 from starpo_trace.convert.manifest import lock_output, read_manifest, scan_table
 from starpo_trace.errors import ConfigError, DatasetError, SourceError
 from starpo_trace.schema import TABLES
@@ -219,6 +220,29 @@ def test_bad_outputs_are_refused_and_untouched(tmp_path, spans):
     with pytest.raises(DatasetError, match=r"not a dataset .*thesis\.tex"):
         build_dataset([tmp_path / "store"], tmp_path / "folder")
     assert [entry.name for entry in (tmp_path / "folder").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("name", ["d [1]", "d*", "d?", "d{1,2}", "d#1", "50%"])
+def test_a_name_is_no_pattern(tmp_path, spans, name):
+    """Characters that stand for others in patterns are characters here, in every build."""
+    write_store(tmp_path / "store", [make_rows(spans, count=2)])
+    build_dataset([tmp_path / "store"], tmp_path / "d1")
+    for count in (2, 4):  # the second brings the first up to date
+        write_store(tmp_path / "store", [make_rows(spans, count=count)])
+        build_dataset([tmp_path / "store"], tmp_path / name)
+        assert scan_table(tmp_path / name, "trajectories").collect().height == count
+    forget(tmp_path / name, [("trajectory", "t0")])
+    assert scan_table(tmp_path / name, "trajectories").collect().height == 3
+    assert scan_table(tmp_path / "d1", "trajectories").collect().height == 2
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a\\b"])
+def test_names_that_delta_misreads_are_refused(tmp_path, spans, name):
+    """`%20` would be a blank to it, and its tables would lie in another folder."""
+    write_store(tmp_path / "store", [make_rows(spans)])
+    with pytest.raises(DatasetError, match="read as another character"):
+        build_dataset([tmp_path / "store"], tmp_path / name)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["store"]
 
 
 def test_sources_without_spans_are_refused(tmp_path):

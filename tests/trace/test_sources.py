@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 import shutil
 import threading
@@ -77,7 +78,7 @@ def write_length_prefixed(path, payloads):
 
 
 def test_every_format_gives_the_same_rows(tmp_path, request_message):
-    """Segment, raw protobuf, length-prefixed protobuf, JSON lines, one JSON document."""
+    """Segment, raw protobuf, length-prefixed protobuf, JSON lines, one JSON document, by any name."""
     payload = request_message.SerializeToString()
     text = otlp_json(request_message)
     (tmp_path / "a.otlp").write_bytes(MAGIC + frame_record(payload, 2))
@@ -85,8 +86,9 @@ def test_every_format_gives_the_same_rows(tmp_path, request_message):
     write_length_prefixed(tmp_path / "c.proto", [payload])
     (tmp_path / "d.jsonl").write_text(text + "\n")
     (tmp_path / "e.json").write_text(json.dumps(json.loads(text), indent=2))
+    (tmp_path / "f.otlp").write_text(text + "\n")  # the name of our segments, and of others' files
     inner = request_message.resource_spans[0].scope_spans[0].spans[0]
-    for name in ("a.otlp", "b.pb", "c.proto", "d.jsonl", "e.json"):
+    for name in ("a.otlp", "b.pb", "c.proto", "d.jsonl", "e.json", "f.otlp"):
         rows, malformed, damaged = read_all(tmp_path / name)
         assert (len(rows), malformed, damaged) == (2, [], [])
         row = rows[0]
@@ -349,6 +351,21 @@ def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):
         monkeypatch.setattr(Path, name, partialmethod(lambda path, name: refuse(name, path), name))
     with pytest.raises(SourceError, match=f"{tmp_path}: cannot be read: Permission denied"):
         find_source_files([tmp_path])
+
+
+def test_a_folder_without_spans_says_where_to_look(tmp_path):
+    """Folders in it are named, then files of other names; a pipe has to be saved first."""
+    with pytest.raises(SourceError, match="has the agent run with tracing on"):
+        find_source_files([tmp_path])
+    (tmp_path / "spans.csv").write_text("trace_id")
+    with pytest.raises(SourceError, match="name the files that hold spans"):
+        find_source_files([tmp_path])
+    (tmp_path / "monday").mkdir()
+    with pytest.raises(SourceError, match=r"name the folders in it that hold spans, as .*/monday"):
+        find_source_files([tmp_path])
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SourceError, match="neither a file nor a folder; save it as a file first"):
+        find_source_files([tmp_path / "pipe"])
 
 
 @pytest.mark.parametrize(

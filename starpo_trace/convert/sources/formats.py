@@ -85,12 +85,12 @@ def _detect_reader(path: Path) -> Reader:
     for magic, reader in _READER_OF_MAGIC.items():
         if head.startswith(magic):
             return reader
-    if path.name.endswith((".otlp", ".otlp.open")):
+    if is_json(head):
+        return read_json_batches
+    if path.name.endswith((".otlp", ".otlp.open")):  # a segment whose first bytes are damaged
         return read_segment_batches
     if not head:
         raise ForeignFileError(_EMPTY)
-    if is_json(head):
-        return read_json_batches
     if head.startswith(_PROTOBUF_FIRST_BYTE):
         return read_protobuf_batches
     if head[4:5] == _PROTOBUF_FIRST_BYTE or head[4:8] == ZSTD_MAGIC:

@@ -2,13 +2,11 @@
 
 Each row is its own `is_causal` call of SDPA: no mask is ever built, so the cost is that of the
 rows, not of the pack squared (a dense block mask is slower than padding on a CPU). On CUDA, where a
-short row costs less than its call, neighbours of about one length share a call; what pads them at
-their ends is seen by nothing that is kept.
+short row costs less than its call, neighbours of one length share a call.
 
-Suffixes: T packed tokens, N heads, D their width, R rows of a call, L the longest of them.
+Suffixes: T packed tokens, N heads, D their width, R rows of a call, L their length.
 """
 
-from functools import lru_cache
 from itertools import groupby
 from typing import Any, Final
 
@@ -19,8 +17,8 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 PACKED_ATTENTION: Final = "starpo_packed"
-PADDING = {"cpu": 0, "cuda": 128}
-"""Rows share a call when they fill equally many blocks of so many tokens, by kind of device."""
+SHARING_DEVICES = {"cuda"}
+"""Kinds of device on which rows of one length share a call."""
 
 
 def register_packed_attention() -> None:
@@ -53,12 +51,14 @@ def attend_packed(
         raise NotImplementedError("packed attention has no soft-capping and no sinks")
     lengths = row_lengths or (query.shape[2],)
     options = {"scale": scaling, "enable_gqa": getattr(module, "num_key_value_groups", 1) > 1}
-    calls = _plan_calls(lengths, PADDING.get(query.device.type, 0))
+    calls = _plan_calls(lengths, shared=query.device.type in SHARING_DEVICES)
     sizes = [sum(call) for call in calls]
     tokens_first = (x[0].transpose(0, 1).split(sizes) for x in (query, key, value))
     parts = []
     for call, *packed in zip(calls, *tokens_first, strict=True):
-        query_RNLD, key_RNLD, value_RNLD = (_batch_rows(x_TND, call) for x_TND in packed)
+        query_RNLD, key_RNLD, value_RNLD = (
+            x_TND.unflatten(0, (len(call), -1)).transpose(1, 2) for x_TND in packed
+        )
         window = _window_mask(query_RNLD, sliding_window)
         out_RNLD = scaled_dot_product_attention(
             query_RNLD,
@@ -68,45 +68,15 @@ def attend_packed(
             is_causal=window is None,
             **options,
         )
-        parts.append(_unbatch_rows(out_RNLD, call))
+        parts.append(out_RNLD.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)[None], None
 
 
-def _plan_calls(lengths: tuple[int, ...], padding: int) -> list[tuple[int, ...]]:
+def _plan_calls(lengths: tuple[int, ...], *, shared: bool) -> list[tuple[int, ...]]:
     """Row lengths -> neighbours that share a call."""
-    if padding == 0:
+    if not shared:
         return [(length,) for length in lengths]
-    return [tuple(call) for _, call in groupby(lengths, key=lambda length: -(-length // padding))]
-
-
-def _batch_rows(x_TND: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """Rows one after another -> [R, N, L, D], shorter ones padded with their last token."""
-    if len(set(lengths)) > 1:
-        x_TND = x_TND.index_select(0, _locate_rows(lengths, x_TND.device)[0])
-    return x_TND.unflatten(0, (len(lengths), -1)).transpose(1, 2)
-
-
-def _unbatch_rows(x_RNLD: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    x_TND = x_RNLD.transpose(1, 2).flatten(0, 1)
-    if len(set(lengths)) > 1:
-        x_TND = x_TND.index_select(0, _locate_rows(lengths, x_TND.device)[1])
-    return x_TND
-
-
-@lru_cache(maxsize=64)  # every layer asks the same
-def _locate_rows(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where each padded token comes from, and where each token of the rows went.
-
-    Lengths 1 and 3::
-
-        0 0 0 1 2 3   and   0 3 4 5
-    """
-    lengths_R1 = torch.tensor(lengths)[:, None]
-    starts_R1 = lengths_R1.cumsum(0) - lengths_R1
-    offsets_L = torch.arange(max(lengths))
-    sources_RL = starts_R1 + offsets_L.minimum(lengths_R1 - 1)
-    kept_T = (offsets_L < lengths_R1).flatten().nonzero()[:, 0]
-    return sources_RL.flatten().to(device), kept_T.to(device)
+    return [tuple(call) for _, call in groupby(lengths)]
 
 
 def _window_mask(query: Tensor, sliding_window: int | None) -> Tensor | None:

@@ -58,37 +58,45 @@ class _ChunkedLogprobs(torch.autograd.Function):
         )
         has_entropy_grad = bool(grad_entropies_A.any())
         for chunk in _chunks(len(ids_A), weight_VH):
-            at_C1 = ids_A[chunk, None]
-            logprobs_CV = _compute_logits(low_AH[chunk], low_VH, bias_V)
-            logprobs_CV -= totals_A[chunk, None]
+            logits_CV = _compute_logits(low_AH[chunk], low_VH, bias_V)
+            logprobs_CV = logits_CV.sub_(totals_A[chunk, None])
+            at_C1, scale_C1 = ids_A[chunk, None], -grad_logprobs_A[chunk, None]
             # d logp / d logits = onehot - p;  d entropy / d logits = -p (logp + entropy)
-            scale_C1 = scale_CV = -grad_logprobs_A[chunk, None]
+            chosen_C1 = logprobs_CV.gather(1, at_C1).exp()
+            grad_CV = torch.empty_like(logprobs_CV, dtype=ctx.dtype)
             if has_entropy_grad:
-                scale_CV = logprobs_CV + entropies_A[chunk, None]
-                scale_CV.mul_(-grad_entropies_A[chunk, None]).add_(scale_C1)
-            probs_CV = logprobs_CV.exp_()
-            # the chosen token's in float32: near 1 - p, bfloat16 would lose all of it
-            chosen_C1 = probs_CV.gather(1, at_C1)
-            chosen_C1 = chosen_C1 * scale_CV.expand_as(probs_CV).gather(1, at_C1) - scale_C1
-            grad_CV = torch.empty_like(probs_CV, dtype=ctx.dtype)
-            torch.mul(probs_CV, scale_CV, out=grad_CV)
+                factor_CV = logprobs_CV + entropies_A[chunk, None]
+                factor_CV.mul_(grad_entropies_A[chunk, None]).sub_(scale_C1)
+                chosen_C1 = chosen_C1 * factor_CV.gather(1, at_C1) + scale_C1
+                torch.mul(logprobs_CV.exp_(), factor_CV, out=grad_CV)
+                scale_C1 = torch.full_like(scale_C1, -1.0)
+            else:  # a token's gradient is one vector times one number, which can wait
+                chosen_C1 = chosen_C1 - 1
+                torch.exp(logprobs_CV, out=grad_CV)
             grad_CV.scatter_(1, at_C1, chosen_C1.to(ctx.dtype))
             if grad_bias_V is not None:
-                grad_bias_V += grad_CV.sum(0, dtype=torch.float32).to(grad_bias_V.dtype)
-            grad_hidden_AH[chunk] = grad_CV @ low_VH
+                grad_bias_V += (grad_CV * scale_C1).sum(0).to(grad_bias_V.dtype)
+            grad_hidden_AH[chunk] = _multiply(grad_CV, low_VH) * scale_C1
             if grad_weight_VH is not None:
-                _add_product(grad_weight_VH, grad_CV.T, low_AH[chunk])
+                scaled_CH = (low_AH[chunk] * scale_C1).to(ctx.dtype)
+                _add_product(grad_weight_VH, grad_CV.T, scaled_CH)
         return grad_hidden_AH, grad_weight_VH, grad_bias_V, None
 
 
 def _compute_logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
-    """Float32 logits, nobody else's: callers write over them."""
-    if hidden_CH.is_cuda and hidden_CH.dtype != torch.float32:
-        # bfloat16 logits would be off by up to 0.06 at 16: keep what the product accumulated.
-        logits_CV = torch.mm(hidden_CH, weight_VH.T, out_dtype=torch.float32)
-    else:
-        logits_CV = hidden_CH @ weight_VH.T
+    """Float32 logits that the caller may write over.
+
+    In bfloat16 they would be off by up to 0.06 at 16.
+    """
+    logits_CV = _multiply(hidden_CH, weight_VH.T)
     return logits_CV.float() if bias_V is None else (logits_CV + bias_V).float()
+
+
+def _multiply(left: Tensor, right: Tensor) -> Tensor:
+    """`left @ right`; on CUDA in float32 as it was added up, whatever the type of the factors."""
+    if left.is_cuda and left.dtype != torch.float32:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left @ right
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

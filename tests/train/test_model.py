@@ -90,15 +90,15 @@ def test_a_row_never_sees_its_neighbours(hand, model_folder):
     assert not torch.equal(first[:count], second[:count])
 
 
-@pytest.mark.parametrize("lengths", [[21, 19, 18, 5, 2], [6, 6, 6], [3, 17, 19, 2]])
+@pytest.mark.parametrize("lengths", [[21, 12, 12, 12, 2], [6, 6, 6], [3, 9, 9, 3]])
 @pytest.mark.parametrize("window", [{}, {"sliding_window": 6, "max_window_layers": 0}])
 def test_rows_that_share_a_call_keep_their_numbers(hand, tmp_path, monkeypatch, lengths, window):
-    """Padded to a batch, as on CUDA, rows of about one length score as they do one by one."""
+    """In one batch, as on CUDA, rows of one length score as they do one by one."""
     folder = hand.model(tmp_path / "m", use_sliding_window=bool(window), **window)
     policy = load(folder, attention="packed")
     batch = pack_rows(hand.rows(lengths), range(len(lengths)))
     expected, gradients = score_and_differentiate(policy, batch)
-    monkeypatch.setattr("starpo_train.attention.PADDING", {"cpu": 8})
+    monkeypatch.setattr("starpo_train.attention.SHARING_DEVICES", {"cpu"})
     actual, shared_gradients = score_and_differentiate(policy, batch)
     torch.testing.assert_close(actual.logprobs_A, expected.logprobs_A, atol=1e-5, rtol=0)
     for name, gradient in gradients.items():

@@ -15,6 +15,7 @@ import polars as pl
 
 from starpo_trace.convert.build import LastBuild, NextBuild
 from starpo_trace.convert.dataset import commit_build, read_last_build
+from starpo_trace.convert.deltalog import commit_table
 from starpo_trace.convert.forgotten import KINDS, Forgotten, blank_rejected, reject_spans
 from starpo_trace.convert.manifest import (
     BUILD_FOLDER,
@@ -23,6 +24,7 @@ from starpo_trace.convert.manifest import (
     read_forgotten,
     read_manifest,
     undo_unfinished,
+    write_manifest,
 )
 from starpo_trace.convert.recipe import Recipe
 from starpo_trace.convert.recipe.reading import build_recipe
@@ -54,6 +56,7 @@ def forget(dataset: Path, named: Sequence[tuple[str, str]]) -> tuple[Manifest, i
         raise ConfigError("nobody is named; give a user, a conversation or a trajectory")
     if unknown := sorted({kind for kind, _ in named} - set(KINDS)):
         raise ConfigError(f"{', '.join(unknown)} cannot be forgotten; use {', '.join(KINDS)}")
+    read_manifest(dataset)  # what is no dataset is refused before anything is touched
     with lock_output(dataset), undo_unfinished(dataset):
         manifest = read_manifest(dataset)
         last = read_last_build(dataset, manifest)
@@ -94,9 +97,22 @@ def vacuum(dataset: Path) -> int:
     Raises:
         DatasetError: no dataset is there, or another build is writing it.
     """
-    manifest = read_manifest(dataset)
-    with lock_output(dataset):
+    read_manifest(dataset)
+    with lock_output(dataset), undo_unfinished(dataset):
+        manifest = _restore_tables(dataset, read_manifest(dataset))
         return remove_other_versions(dataset, manifest, "it was removed to save space")
+
+
+def _restore_tables(dataset: Path, manifest: Manifest) -> Manifest:
+    """Make the manifest's versions the last ones, where a killed build left later ones."""
+    tables = {
+        name: commit_table(dataset / entry["path"], name, [], entry["files"])
+        for name, entry in manifest.tables.items()
+    }
+    if tables != manifest.tables:
+        manifest = replace(manifest, tables=tables)
+        write_manifest(dataset, manifest)
+    return manifest
 
 
 def _read_recipe(manifest: Manifest) -> Recipe | None:

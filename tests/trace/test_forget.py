@@ -6,7 +6,7 @@ from otlp_lines import write_lines
 from starpo_trace import semconv
 from starpo_trace.cli import main
 from starpo_trace.convert.dataset import build_dataset
-from starpo_trace.convert.forget import forget
+from starpo_trace.convert.forget import forget, vacuum
 from starpo_trace.convert.manifest import read_manifest, scan_table
 from starpo_trace.errors import ConfigError, DatasetError
 from starpo_trace.schema import TABLES
@@ -127,3 +127,35 @@ def test_vacuum_leaves_the_last_version(dataset):
     assert sum(path.stat().st_size for path in dataset.rglob("*.parquet")) < size
     for name in TABLES:
         assert scan_table(dataset, name).collect().height == before.counts[name]
+
+
+def test_vacuum_after_a_build_that_died_keeps_what_counts(dataset, tmp_path, spans, monkeypatch):
+    """The tables' last versions are not the manifest's then, which are the ones to stay."""
+    before = read_manifest(dataset)
+    write_lines(tmp_path / "source" / "1.jsonl", [spans.root("run-9", num_steps=0)])
+
+    def die(*_arguments) -> None:
+        raise OSError("the machine lost power")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("starpo_trace.convert.dataset.write_manifest", die)
+        with pytest.raises(DatasetError):
+            build_dataset([tmp_path / "source"], dataset)
+    vacuum(dataset)
+    for name in TABLES:
+        assert scan_table(dataset, name).collect().height == before.counts[name]
+        left = {path.name for path in (dataset / name).glob("*.parquet")}
+        assert left == set(before.tables[name]["files"])
+
+
+@pytest.mark.parametrize("remove", [vacuum, lambda path: forget(path, [("user", "x")])])
+def test_a_folder_that_is_no_dataset_is_left_as_it_is(tmp_path, remove):
+    """Also where its folders are called like a dataset's."""
+    kept = [tmp_path / name / "mine.txt" for name in ("messages", "index", "versions", ".build")]
+    for path in kept:
+        path.parent.mkdir()
+        path.write_text("mine")
+    with pytest.raises(DatasetError, match="no dataset"):
+        remove(tmp_path)
+    assert all(path.read_text() == "mine" for path in kept)
+    assert len(list(tmp_path.iterdir())) == len(kept)

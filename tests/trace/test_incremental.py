@@ -18,7 +18,7 @@ from starpo_trace.convert import routing
 from starpo_trace.convert.dataset import build_dataset, scan_table
 from starpo_trace.convert.manifest import read_manifest
 from starpo_trace.convert.otlp import SpanRow
-from starpo_trace.errors import ConfigError
+from starpo_trace.errors import ConfigError, DatasetError
 from starpo_trace.schema import TABLES
 
 USER = {"role": "user", "content": "hi"}
@@ -208,6 +208,31 @@ def test_executor_ray_gives_the_same(tmp_path, spans):
         check=True,
     )
     assert done.stdout.split()[-1] == expected
+
+
+def test_a_build_that_died_before_its_manifest_takes_nothing_from_the_next(
+    tmp_path, spans, monkeypatch
+):
+    """It rewrote messages that the next build does not touch: these count as they were."""
+    source, dataset = tmp_path / "source", tmp_path / "dataset"
+    runs = [make_run(spans, number, has_reward=number > 0) for number in range(4)]
+    write_lines(source / "1.jsonl", [row for run in runs for row in run])
+    build_dataset([source], dataset)
+    late = source / "2.jsonl"
+    late_call = spans.call(runs[1][0], 2, [USER], ANSWER, delta=False)
+    write_lines(late, [SpanRow(**{**fields(late_call), "trace_id": runs[1][0].trace_id})])
+    with monkeypatch.context() as patch:
+        patch.setattr("starpo_trace.convert.dataset.write_manifest", _die)
+        with pytest.raises(DatasetError, match="the last dataset is intact"):
+            build_dataset([source], dataset)
+    late.unlink()
+    write_lines(source / "3.jsonl", [make_reward(spans, runs[0][0], 0)])
+    build_dataset([source], dataset)
+    same_as_new(source, dataset, tmp_path)
+
+
+def _die(*_arguments) -> None:
+    raise OSError("the machine lost power")
 
 
 @pytest.mark.slow

@@ -210,6 +210,33 @@ def test_executor_ray_gives_the_same(tmp_path, spans):
     assert done.stdout.split()[-1] == expected
 
 
+def test_what_other_runs_name_decides_nothing(tmp_path, spans):
+    """An empty id is none, and the conversation of a run that has its own id is no stranger's."""
+    source, dataset = tmp_path / "source", tmp_path / "dataset"
+    talk = {"gen_ai.conversation.id": "talk"}
+    root = spans.root("run", num_steps=0, **talk)
+    empty = spans.root("", num_steps=0)
+
+    def call_model(trace: int, **attributes: str) -> SpanRow:
+        prompt = '[{"role": "user", "parts": [{"type": "text", "content": "hi"}]}]'
+        row = spans.row(
+            {semconv.OPERATION_NAME: "chat", semconv.INPUT_MESSAGES: prompt, **attributes},
+            scope="other",
+        )
+        return SpanRow(**{**fields(row), "trace_id": f"{trace:032x}"})
+
+    write_lines(source / "1.jsonl", [root, call_model(1), SpanRow(**fields(empty))])
+    write_lines(source / "2.jsonl", [call_model(number) for number in range(3, 9)])
+    build_dataset([source], dataset)
+    write_lines(source / "3.jsonl", [call_model(2, **talk)])
+    build_dataset([source], dataset)
+    same_as_new(source, dataset, tmp_path)
+    trajectories = scan_table(dataset, "trajectories").collect()
+    of_talk = trajectories.filter(pl.col("conversation_id") == "talk")
+    assert of_talk["trajectory_id"].to_list() == ["run", "talk"]
+    assert "" not in trajectories["trajectory_id"]
+
+
 def test_a_build_that_died_before_its_manifest_takes_nothing_from_the_next(
     tmp_path, spans, monkeypatch
 ):

@@ -185,12 +185,14 @@ def build_shards(
 
 
 def _scan_last_spans(last: LastBuild) -> pl.LazyFrame | None:
-    files = [
-        last.tables["spans"] / entry["files"]["spans"]
-        for entry in last.shards.values()
-        if "spans" in entry["files"]
-    ]
-    return pl.scan_parquet(files, glob=False) if files else None
+    """`trace_id`, `span_id` of the last build's spans; a rejected one may be used in the next."""
+    tables = []
+    for name in ("spans", "rejected"):
+        entries = [entry["files"] for entry in last.shards.values()]
+        files = [last.tables[name] / entry[name] for entry in entries if name in entry]
+        if files:
+            tables.append(pl.scan_parquet(files, glob=False).select("trace_id", "span_id"))
+    return pl.concat(tables) if tables else None
 
 
 def _list_files_of(

@@ -237,6 +237,23 @@ def test_what_other_runs_name_decides_nothing(tmp_path, spans):
     assert "" not in trajectories["trajectory_id"]
 
 
+def test_a_reward_finds_a_span_that_was_rejected_before(tmp_path, spans):
+    """It names the span without its trace; a call that comes later makes a run of the trace."""
+    source, dataset = tmp_path / "source", tmp_path / "dataset"
+    agent = spans.row({semconv.OPERATION_NAME: "invoke_agent"}, scope="other", trace_id=f"{7:032x}")
+    reward = spans.reward(agent, 1.0, links=(("", agent.span_id),), trace_id=f"{8:032x}")
+    runs = [row for number in range(4) for row in make_run(spans, number)]
+    write_lines(source / "1.jsonl", [agent, reward, *runs])
+    build_dataset([source], dataset)
+    prompt = '[{"role": "user", "parts": [{"type": "text", "content": "hi"}]}]'
+    content = {semconv.OPERATION_NAME: "chat", semconv.INPUT_MESSAGES: prompt}
+    call = spans.row(content, parent=agent, scope="other", trace_id=agent.trace_id)
+    write_lines(source / "2.jsonl", [call])
+    build_dataset([source], dataset)
+    same_as_new(source, dataset, tmp_path)
+    assert "reward_target_missing" not in read_manifest(dataset).accounting.spans_rejected_by_reason
+
+
 def test_a_build_that_died_before_its_manifest_takes_nothing_from_the_next(
     tmp_path, spans, monkeypatch
 ):

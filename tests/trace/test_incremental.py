@@ -14,7 +14,7 @@ import pytest
 from otlp_lines import write_lines
 
 from starpo_trace import semconv
-from starpo_trace.convert import routing
+from starpo_trace.convert import build, routing
 from starpo_trace.convert.dataset import build_dataset, scan_table
 from starpo_trace.convert.manifest import read_manifest
 from starpo_trace.convert.otlp import SpanRow
@@ -252,6 +252,21 @@ def test_a_reward_finds_a_span_that_was_rejected_before(tmp_path, spans):
     build_dataset([source], dataset)
     same_as_new(source, dataset, tmp_path)
     assert "reward_target_missing" not in read_manifest(dataset).accounting.spans_rejected_by_reason
+
+
+def test_workers_of_a_killed_build_are_in_nobodys_way(tmp_path, spans, monkeypatch):
+    """They may write into their build's folder while the next is under way."""
+    source, dataset = tmp_path / "source", tmp_path / "dataset"
+    write_lines(source / "1.jsonl", make_run(spans, 0))
+    read = build.read_files
+
+    def read_beside(task):
+        (dataset / ".build" / "chunks" / f"{task.number:06d}-000000").mkdir(parents=True)
+        return read(task)
+
+    monkeypatch.setattr(build, "read_files", read_beside)
+    build_dataset([source], dataset)
+    same_as_new(source, dataset, tmp_path)
 
 
 def test_a_build_that_died_before_its_manifest_takes_nothing_from_the_next(

@@ -141,7 +141,7 @@ def build_shards(
     )
     touched: frozenset[str] | None = frozenset()
     if changes.gone or routes:
-        touched = find_touched_traces(last.index, changes.gone, routes, named)
+        touched = find_touched_traces(last.index, changes.gone, routes, named, options.forgotten)
     if touched is None:
         return build_shards(files, LastBuild(), folder / "all", options=options, workers=workers)
     again = _list_files_of(touched, last.index, changes.unchanged)
@@ -179,7 +179,14 @@ def build_shards(
     ]
     merged.sources.sort(key=lambda entry: entry["path"])
     merged.index = _update_index(
-        last.index, merged.index, touched, changes.gone, readings, rereadings, paths
+        last.index,
+        merged.index,
+        touched,
+        changes.gone,
+        readings,
+        rereadings,
+        paths,
+        options.forgotten,
     )
     return merged
 
@@ -257,6 +264,12 @@ def _merge(
             traces=traces,
             routes=last.index.routes,
             keys=last.index.keys,
+            names=pl.concat(
+                [
+                    last.index.names.filter(~pl.col("trace_id").is_in(list(touched))),
+                    *(shard.names for shard in shards),
+                ]
+            ),
             contents=contents,
             malformed=last.index.malformed,
         ),
@@ -385,6 +398,7 @@ def _update_index(
     readings: Sequence[Reading],
     rereadings: Sequence[Reading],
     paths: Mapping[int, str],
+    forgotten: Forgotten,
 ) -> Index:
     """Index of the next version: routes and keys of what was read replace those of before."""
     is_old = pl.col("trace_id").is_in(list(touched))
@@ -411,7 +425,10 @@ def _update_index(
     return Index(
         traces=built.traces,
         routes=pl.concat([last.routes.filter(~is_old), *routes]).unique(),
-        keys=pl.concat([last.keys.filter(~is_old), *(each.keys for each in chunks)]).unique(),
+        keys=pl.concat(
+            [last.keys.filter(~is_old), *(forgotten.hide(each.keys) for each in chunks)]
+        ).unique(),
+        names=built.names,
         contents=built.contents,
         malformed=pl.concat([last.malformed.filter(~pl.col("file").is_in(list(gone))), *malformed]),
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from starpo_trace.convert.build import LastBuild, NextBuild
+from starpo_trace.convert.columns import polars_schema
 from starpo_trace.convert.dataset import commit_build, read_last_build
 from starpo_trace.convert.deltalog import commit_table
 from starpo_trace.convert.forgotten import KINDS, Forgotten, blank_rejected, reject_spans
@@ -35,7 +36,7 @@ from starpo_trace.convert.shards import (
     write_shard_file,
 )
 from starpo_trace.errors import ConfigError
-from starpo_trace.schema import DATASET_SCHEMA_VERSION, VERSIONS_FOLDER
+from starpo_trace.schema import DATASET_SCHEMA_VERSION, REJECTED, VERSIONS_FOLDER
 
 
 def forget(dataset: Path, named: Sequence[tuple[str, str]]) -> tuple[Manifest, int]:
@@ -127,7 +128,7 @@ def _build_without(last: LastBuild, forgotten: Forgotten, folder: Path) -> tuple
     """The last build without the forgotten: only files that hold rows of theirs are written anew."""
     trajectories = last.trajectories
     assert trajectories is not None  # noqa: S101 (a dataset that was read has them)
-    gone = forgotten.find(trajectories)
+    gone, traces = forgotten.find(last.index.names)
     is_gone = pl.col("trajectory_id").is_in(gone.implode())
     added: dict[str, list[ShardFile]] = {name: [] for name in (*OF_TRAJECTORIES, "rejected")}
     shards = {}
@@ -135,14 +136,16 @@ def _build_without(last: LastBuild, forgotten: Forgotten, folder: Path) -> tuple
         files = dict(entry["files"])
         path = {table: folder / table / f"forgot-{os.urandom(6).hex()}.parquet" for table in added}
         tables = {table: pl.read_parquet(last.tables[table] / files[table]) for table in files}
-        spans = tables["spans"].filter(is_gone) if "spans" in tables else pl.DataFrame()
-        if not spans.height:
+        left = {t: rows.filter(~is_gone) for t, rows in tables.items() if t != "rejected"}
+        was_rejected = tables.get("rejected", pl.DataFrame(schema=polars_schema(REJECTED)))
+        # What did not change in an update stays in the shard where it was, apart from its spans.
+        is_held = any(rows.height < tables[table].height for table, rows in left.items())
+        if not is_held and not was_rejected["trace_id"].is_in(traces.implode()).any():
             shards[name] = entry
             continue
-        rejected = [reject_spans(spans)]
-        if "rejected" in tables:
-            rejected.insert(0, blank_rejected(tables["rejected"], spans["trace_id"]))
-        left = {t: rows.filter(~is_gone) for t, rows in tables.items() if t != "rejected"}
+        rejected = [blank_rejected(was_rejected, traces)]
+        if "spans" in tables:
+            rejected.append(reject_spans(tables["spans"].filter(is_gone)))
         left["rejected"] = pl.concat(rejected).sort("trace_id", "span_id")
         for table, rows in left.items():
             if table in tables and table != "rejected" and rows.height == tables[table].height:
@@ -157,11 +160,16 @@ def _build_without(last: LastBuild, forgotten: Forgotten, folder: Path) -> tuple
             "rejected": {"by_reason": summary.by_reason, "digest": summary.digest},
         }
     built = NextBuild(
-        index=replace(last.index, contents=last.index.contents.filter(~is_gone)),
+        index=replace(
+            last.index,
+            keys=forgotten.hide(last.index.keys),
+            names=last.index.names.filter(~is_gone),
+            contents=last.index.contents.filter(~is_gone),
+        ),
         sources=[dict(entry) for entry in last.sources],
         shards=shards,
         added=added,
         trajectories=trajectories.filter(~is_gone),
         num_rebuilt=0,
     )
-    return built, gone.len()
+    return built, trajectories.height - built.trajectories.height

@@ -125,15 +125,25 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def read_forgotten(path: Path) -> "Forgotten":
-    """Dataset folder -> who was deleted from it, also where another version of starpo wrote it."""
+    """Dataset folder -> who was deleted from it, also where another version of starpo wrote it.
+
+    Raises:
+        DatasetError: the manifest is there and cannot be read.
+    """
     from starpo_trace.convert.forgotten import Forgotten
 
+    file = path / MANIFEST_FILE
     try:
-        fields = json.loads((path / MANIFEST_FILE).read_bytes())
-        entry = fields["forgotten"]
+        fields = json.loads(file.read_bytes())
+        entry = fields.get("forgotten") or {"salt": "", "ids": ()}
         return Forgotten(salt=entry["salt"], ids=frozenset(entry["ids"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
         return Forgotten()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(
+            f"{file}: cannot be read, so who was forgotten is not known ({_one_line(error)}); "
+            f"restore it from {VERSIONS_FOLDER}/, or export to a new folder"
+        ) from error
 
 
 def _check_fields(file: Path, values: Any, record: type, prefix: str) -> None:

@@ -1,6 +1,7 @@
 """Who is deleted is in no table, no version and no later build; pins say what became of them."""
 
 import pytest
+from msgspec.structs import replace
 from otlp_lines import write_lines
 
 from starpo_trace import semconv
@@ -127,6 +128,72 @@ def test_vacuum_leaves_the_last_version(dataset):
     assert sum(path.stat().st_size for path in dataset.rglob("*.parquet")) < size
     for name in TABLES:
         assert scan_table(dataset, name).collect().height == before.counts[name]
+
+
+def test_what_an_update_left_in_an_older_file_is_deleted_too(dataset, tmp_path, spans):
+    """A late reward moves a run's spans and not its messages."""
+    trajectories = scan_table(dataset, "trajectories").collect()
+    for run in trajectories.filter(user_id="miller")["trajectory_id"]:
+        root = scan_table(dataset, "spans").filter(trajectory_id=run, record="trajectory").collect()
+        links = (root.select("trace_id", "span_id").row(0),)
+        late = spans.reward(spans.root(run), 0.0, links=links, **{semconv.REWARD_ID: "late"})
+        path = tmp_path / "source" / f"late-{run}.jsonl"
+        write_lines(path, [replace(late, trace_id=f"{7:032x}")])
+    build_dataset([tmp_path / "source"], dataset)
+    manifest, num_gone = forget(dataset, [("user", "miller")])
+    assert num_gone == 2
+    assert search_bytes(dataset, SECRET) == []
+    for name in TABLES:
+        assert scan_table(dataset, name).collect().height == manifest.counts[name]
+    assert manifest.counts["turns"] == manifest.counts["trajectories"] == 2
+
+
+def test_one_of_several_users_and_conversations_takes_the_run(tmp_path, spans):
+    """Also where another is the first, and what is rejected because of the run says nothing more."""
+    source, dataset = tmp_path / "source", tmp_path / "dataset"
+    prompt = [{"role": "user", "content": SECRET}]
+
+    def make_run(name: str, **second: str) -> list:
+        root = spans.root(name, num_steps=2, **{"user.id": "smith"})
+        first = spans.call(root, 0, [ANSWER], ANSWER, delta=False)
+        return [root, first, spans.call(root, 1, prompt, ANSWER, delta=False, attributes=second)]
+
+    shared = make_run("shared", **{"user.id": "miller"})
+    moved = make_run("moved", **{"gen_ai.conversation.id": "talk of miller"})
+    idle = spans.row(
+        {semconv.OPERATION_NAME: "invoke_agent", "user.id": "miller"}, name=SECRET, scope="other"
+    )
+    idle = replace(idle, trace_id=f"{2:032x}")
+    feedback = [
+        replace(spans.reward(shared[0], value), trace_id=f"{3 + number:032x}", name=SECRET)
+        for number, value in enumerate((1.0, SECRET))
+    ]
+    feedback.append(replace(spans.reward(moved[0], 1.0), links=feedback[0].links, name=SECRET))
+    left = [spans.root("left", num_steps=0), spans.row({semconv.RECORD: "dance"})]
+    write_lines(source / "1.jsonl", [*shared, *moved, idle, *feedback, *left])
+    build_dataset([source], dataset)
+    assert search_bytes(dataset, "miller")
+    manifest, num_gone = forget(
+        dataset, [("user", "miller"), ("conversation", "talk of miller"), ("user", "nobody")]
+    )
+    assert num_gone == 2
+    assert search_bytes(dataset, SECRET) == search_bytes(dataset, "miller") == []
+    assert scan_table(dataset, "trajectories").collect()["trajectory_id"].to_list() == ["left"]
+    write_lines(source / "2.jsonl", make_run("new", **{"gen_ai.conversation.id": "talk of miller"}))
+    again = build_dataset([source], dataset)
+    assert search_bytes(dataset, SECRET) == search_bytes(dataset, "miller") == []
+    assert again.counts["trajectories"] == 1
+    assert again.digest == build_dataset([source], dataset, full=True).digest != manifest.digest
+    assert again.accounting.is_closed
+
+
+def test_nobody_is_brought_back_where_the_manifest_cannot_be_read(dataset, tmp_path):
+    """It is where the forgotten are kept."""
+    forget(dataset, [("user", "miller")])
+    (dataset / "manifest.json").write_text("{")
+    with pytest.raises(DatasetError, match="who was forgotten"):
+        build_dataset([tmp_path / "source"], dataset)
+    assert search_bytes(dataset, SECRET) == []
 
 
 def test_vacuum_after_a_build_that_died_keeps_what_counts(dataset, tmp_path, spans, monkeypatch):

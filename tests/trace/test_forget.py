@@ -130,22 +130,26 @@ def test_vacuum_leaves_the_last_version(dataset):
         assert scan_table(dataset, name).collect().height == before.counts[name]
 
 
-def test_what_an_update_left_in_an_older_file_is_deleted_too(dataset, tmp_path, spans):
+def test_what_an_update_left_in_an_older_file_is_deleted_too(tmp_path, spans):
     """A late reward moves a run's spans and not its messages."""
-    trajectories = scan_table(dataset, "trajectories").collect()
-    for run in trajectories.filter(user_id="miller")["trajectory_id"]:
-        root = scan_table(dataset, "spans").filter(trajectory_id=run, record="trajectory").collect()
-        links = (root.select("trace_id", "span_id").row(0),)
-        late = spans.reward(spans.root(run), 0.0, links=links, **{semconv.REWARD_ID: "late"})
-        path = tmp_path / "source" / f"late-{run}.jsonl"
-        write_lines(path, [replace(late, trace_id=f"{7:032x}")])
-    build_dataset([tmp_path / "source"], dataset)
-    manifest, num_gone = forget(dataset, [("user", "miller")])
-    assert num_gone == 2
-    assert search_bytes(dataset, SECRET) == []
+    source, dataset = tmp_path / "source", tmp_path / "dataset"
+    runs = [
+        [replace(row, trace_id=f"{number:032x}", links=()) for row in run]
+        for number, run in enumerate(make_runs(spans), start=1)
+    ]
+    write_lines(source / "1.jsonl", [row for run in runs for row in run])
+    before = build_dataset([source], dataset)
+    root = runs[1][0]
+    late = replace(spans.reward(root, 0.0, **{semconv.REWARD_ID: "late"}), trace_id=f"{9:032x}")
+    write_lines(source / "2.jsonl", [late])
+    moved = build_dataset([source], dataset)
+    assert moved.tables["messages"] == before.tables["messages"]
+    manifest, num_gone = forget(dataset, [("trajectory", "run-1")])
+    assert num_gone == 1
+    assert search_bytes(dataset, "run-1") == []
+    assert manifest.counts["turns"] == manifest.counts["trajectories"] == 3
     for name in TABLES:
         assert scan_table(dataset, name).collect().height == manifest.counts[name]
-    assert manifest.counts["turns"] == manifest.counts["trajectories"] == 2
 
 
 def test_one_of_several_users_and_conversations_takes_the_run(tmp_path, spans):

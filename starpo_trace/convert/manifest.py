@@ -248,14 +248,13 @@ def undo_unfinished(path: Path) -> Iterator[None]:
 
 
 def _remove_unfinished(path: Path, *, had_dataset: bool) -> None:
-    names = [_TEMPORARY_MANIFEST, _LOCK_FILE]
-    for file in (path / name for name in names):
-        file.unlink(missing_ok=True)
+    (path / _TEMPORARY_MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(path / BUILD_FOLDER, ignore_errors=True)
     if had_dataset:
         return
     for folder in (*TABLES, INDEX_FOLDER, VERSIONS_FOLDER):
         shutil.rmtree(path / folder, ignore_errors=True)
+    (path / _LOCK_FILE).unlink(missing_ok=True)  # last: from here on others may build
     with suppress(OSError):
         path.rmdir()
 
@@ -281,8 +280,11 @@ def lock_output(path: Path) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_removed = os.fstat(lock.fileno()).st_nlink == 0  # by a build that failed meanwhile
         except OSError as error:
             raise DatasetError(f"{path}: another build is writing it; wait for it") from error
+        if is_removed:
+            raise DatasetError(f"{path}: another build has just failed there; repeat")
         yield
 
 

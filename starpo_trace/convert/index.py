@@ -88,7 +88,7 @@ def read_index(dataset: Path, entry: dict[str, str]) -> Index:
         return Index(**{kind: pl.read_parquet(dataset / entry[kind]) for kind in _SCHEMAS})
     except (OSError, KeyError, pl.exceptions.PolarsError) as error:
         raise DatasetError(
-            f"{dataset / INDEX_FOLDER}: cannot be read ({error}); remove {dataset} and export again"
+            f"{dataset / INDEX_FOLDER}: cannot be read ({error}); export again with --full"
         ) from error
 
 

@@ -186,7 +186,7 @@ def scan_table(path: Path, name: str) -> "pl.LazyFrame":
         frame, problem = None, _one_line(error)
     if frame is None or problem is not None:
         raise DatasetError(
-            f"{folder}: version {version} does not match {MANIFEST_FILE}; export again ({problem})"
+            f"{folder}: version {version} does not match {MANIFEST_FILE}; export again with --full ({problem})"
         )
     return frame
 

@@ -286,7 +286,9 @@ def test_table_that_does_not_match_is_refused(tmp_path, spans, damage):
         next((turns / "_delta_log").glob("*.json")).unlink()
     else:
         shutil.rmtree(turns)
-    message = r"dataset/turns: version 0 does not match manifest\.json; export again \(.+\)$"
+    message = (
+        r"dataset/turns: version 0 does not match manifest\.json; export again with --full \(.+\)$"
+    )
     with pytest.raises(DatasetError, match=message):
         scan_table(tmp_path / "dataset", "turns")
     assert scan_table(tmp_path / "dataset", "messages").collect().height

@@ -169,7 +169,8 @@ def build_dataset(  # noqa: PLR0913 (what a user may choose, all of it by name)
         built = build_shards(
             files,
             LastBuild() if manifest is None else read_last_build(output, manifest),
-            output / BUILD_FOLDER,
+            # A folder of its own: workers of a killed build may still write into theirs.
+            output / BUILD_FOLDER / uuid4().hex[:12],
             options=BuildOptions(
                 trust=trust,
                 content_folders=tuple(content_folders),

@@ -238,8 +238,8 @@ def _describe(span: CanonicalSpan) -> tuple[Any, ...]:
         None,
         None,
         columns.get("is_ours", False),
-        columns.get("trajectory_id"),
-        columns.get("conversation_id"),
+        columns.get("trajectory_id") or None,  # an empty name is none
+        columns.get("conversation_id") or None,
         columns.get("step"),
         columns.get("step_kind"),
         span.call is not None and bool(span.call["has_input"]),

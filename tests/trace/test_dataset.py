@@ -310,7 +310,9 @@ def test_table_that_does_not_match_is_refused(tmp_path, spans, damage):
         next((turns / "_delta_log").glob("*.json")).unlink()
     else:
         shutil.rmtree(turns)
-    message = r"dataset/turns: version 0 does not match manifest\.json; export again \(.+\)$"
+    message = (
+        r"dataset/turns: version 0 does not match manifest\.json; export again with --full \(.+\)$"
+    )
     with pytest.raises(DatasetError, match=message):
         scan_table(tmp_path / "dataset", "turns")
     assert scan_table(tmp_path / "dataset", "messages").collect().height
@@ -349,6 +351,8 @@ def test_refused_write_keeps_the_last_dataset(tmp_path, spans, monkeypatch):
     """A build that cannot write its manifest leaves the one before it readable."""
     write_store(tmp_path / "store", [make_rows(spans)])
     before = build_dataset([tmp_path / "store"], tmp_path / "dataset")
+    lock = tmp_path / "dataset" / ".build.lock"
+    inode = lock.stat().st_ino
 
     def refuse(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -358,7 +362,7 @@ def test_refused_write_keeps_the_last_dataset(tmp_path, spans, monkeypatch):
         build_dataset([tmp_path / "store"], tmp_path / "dataset")
     assert read_manifest(tmp_path / "dataset") == before
     assert scan_table(tmp_path / "dataset", "turns").collect().height == 6
-    assert not (tmp_path / "dataset" / ".build.lock").exists()
+    assert lock.stat().st_ino == inode  # held to the end: others may only begin after the removal
 
 
 def test_unknown_trusted_source_is_refused(tmp_path):

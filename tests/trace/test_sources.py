@@ -218,6 +218,28 @@ def test_damaged_json_line_is_counted(tmp_path, request_message):
         assert (len(rows), len(damaged)) == (4, 1)
 
 
+def test_marks_and_empty_lines_before_json_are_no_damage(tmp_path, request_message):
+    """A byte order mark, and empty lines, before lines and before one whole document."""
+    text = otlp_json(request_message)
+    for document in (f"{text}\n{text}", json.dumps(json.loads(text), indent=1)):
+        for before in ("\ufeff", "\n \r\n", "\ufeff\n"):
+            path = tmp_path / "spans.jsonl"
+            path.write_text(before + document, encoding="utf-8")
+            rows, _, damaged = read_all(path)
+            assert (len(rows), len(damaged)) == (2 + 2 * ("\n{" in document), 0)
+
+
+def test_half_a_character_costs_no_neighbour(tmp_path, request_message):
+    """Texts that are cut between two surrogates hold an escape that is no character."""
+    text = otlp_json(request_message)
+    path = tmp_path / "spans.jsonl"
+    path.write_text(text.replace("\\u00fc", r"a\ud83d \ud83d\ude00 \\ud83d \ude00\ud83d"))
+    rows, _, damaged = read_all(path)
+    assert damaged == []
+    values = [row.attributes["s"] for row in rows if "s" in row.attributes]
+    assert values == ["a\ufffd \U0001f600 \\ud83d \ufffd\ufffd"]
+
+
 def test_files_of_a_folder_that_are_none_of_ours_are_named(tmp_path, request_message):
     """Their neighbours are read; a file that has only just been begun is no damage."""
     (tmp_path / "spans.jsonl").write_text(otlp_json(request_message))

@@ -1,5 +1,6 @@
 """JSON lines, or one JSON document -> batches of spans: OTLP, or a format of `documents`."""
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from typing import IO
 
@@ -7,7 +8,7 @@ from starpo_trace.convert.otlp import DecodeError
 from starpo_trace.convert.otlpjson import decode_json
 from starpo_trace.convert.sources.arrayfiles import read_array_batches
 from starpo_trace.convert.sources.batches import SpanBatch, make_batch, make_damage
-from starpo_trace.convert.sources.compression import open_spans
+from starpo_trace.convert.sources.compression import open_text
 from starpo_trace.convert.sources.documents import UnreadableDocumentError, read_document
 from starpo_trace.convert.sources.files import SourceFile
 from starpo_trace.convert.sources.jsonvalues import parse_json
@@ -15,6 +16,7 @@ from starpo_trace.convert.sources.jsonvalues import parse_json
 
 def is_json(head: bytes) -> bool:
     """Whether bytes begin a JSON text; a protobuf message of 91 or 123 bytes also looks like one."""
+    head = head.removeprefix(BOM_UTF8)
     is_text = all(byte >= 0x20 or byte in b"\t\n\r" for byte in head)
     return head.lstrip()[:1] in (b"{", b"[") and is_text
 
@@ -27,28 +29,31 @@ def read_json_batches(file: SourceFile) -> Iterator[SpanBatch]:
         yield batch
     if is_read:
         return
-    with open_spans(file.path) as stream:
-        first = stream.readline()
+    with open_text(file.path) as stream:
+        begin, first = next(
+            ((number, line) for number, line in enumerate(stream, start=1) if line.strip()),
+            (1, b""),
+        )
         try:
             batch = read_value(first, file)
         except UnreadableDocumentError as error:
-            batch = make_damage(file.path, 1, str(error), "line")
+            batch = make_damage(file.path, begin, str(error), "line")
         except DecodeError:
             # Either a damaged first line, or one document spread over several lines.
             if document := _read_whole(file):
                 yield document
                 return
-            yield from _read_lines(file, stream)
+            yield from _read_lines(file, stream, begin)
             return
         yield batch
-        for number, line in enumerate(stream, start=2):
+        for number, line in enumerate(stream, start=begin + 1):
             yield from _read_line(line, number, file)
 
 
-def _read_lines(file: SourceFile, stream: IO[bytes]) -> Iterator[SpanBatch]:
+def _read_lines(file: SourceFile, stream: IO[bytes], first: int) -> Iterator[SpanBatch]:
     """Lines after a damaged first one; where none can be read, all are one broken document."""
-    damaged = [make_damage(file.path, 1, "not an OTLP JSON line", "line")]
-    for number, line in enumerate(stream, start=2):
+    damaged = [make_damage(file.path, first, "not an OTLP JSON line", "line")]
+    for number, line in enumerate(stream, start=first + 1):
         for batch in _read_line(line, number, file):
             if damaged and batch.damaged:
                 damaged.append(batch)
@@ -72,7 +77,7 @@ def _read_line(line: bytes, number: int, file: SourceFile) -> Iterator[SpanBatch
 
 
 def _read_whole(file: SourceFile) -> SpanBatch | None:
-    with open_spans(file.path) as stream:
+    with open_text(file.path) as stream:
         document = stream.read()
     try:
         return read_value(document, file)

@@ -373,6 +373,9 @@ def test_unknown_trusted_source_is_refused(tmp_path):
 
 def test_manifest_errors_are_in_words(tmp_path):
     """What is missing is named, not the exception that tripped over it."""
+    (tmp_path / "spans.jsonl").write_text("{}")
+    with pytest.raises(DatasetError, match=r"spans\.jsonl: is a file and no dataset; build one"):
+        read_manifest(tmp_path / "spans.jsonl")
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(DatasetError, match="no schema version, this starpo reads 3"):
         read_manifest(tmp_path)

@@ -1,9 +1,13 @@
 """`starpo-trace`: run a script with tracing, export a dataset, look at it, reward late, sign."""
 
 import argparse
+import io
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from starpo_trace.collect.command import add_collect_command
 from starpo_trace.convert.writers.command import add_write_command
@@ -28,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.program = program
     mask_logs_with(_mask_log)
     try:
-        return options.command(options)
+        if options.command is _run:  # the program's output and exceptions are its own
+            return _run(options)
+        return _run_own(options)
     except StarpoTraceError as error:
         print(f"starpo-trace: {escape_controls(str(error))}", file=sys.stderr)
         return 1
@@ -38,14 +44,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _run_own(options: argparse.Namespace) -> int:
+    """Any command but `run`; a reader that goes away ends it quietly, as in `... | head`."""
+    try:
+        with _write_every_character():
+            return options.command(options)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has no reader
+        return 1
+    except OSError as error:
+        named = "" if error.filename is None else f"{error.filename}: "
+        raise StarpoTraceError(f"{named}{error.strerror or error}") from error
+
+
+@contextmanager
+def _write_every_character() -> Iterator[None]:
+    """Characters that the output's encoding lacks are written as their codes, as stderr has it."""
+    output = sys.stdout
+    if not isinstance(output, io.TextIOWrapper):
+        yield
+        return
+    errors = output.errors
+    output.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        output.reconfigure(errors=errors)
+
+
 def _mask_log(text: str) -> str:
     from starpo_trace.privacy.build import mask_by_default
 
     return mask_by_default(text)
 
 
+class _ShowVersion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"starpo {version('starpo')}")
+        parser.exit()
+
+
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="starpo-trace", description=__doc__)
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show it and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser(
@@ -96,7 +139,13 @@ def _add_reward_commands(commands: "argparse._SubParsersAction[argparse.Argument
         "new", help="put a new key at the head of a key file"
     )
     new.add_argument("id", metavar="ID", help="name of the key, for rotation")
-    new.add_argument("--file", type=Path, default=Path("reward.keys"), metavar="FILE")
+    new.add_argument(
+        "--file",
+        type=Path,
+        default=Path("reward.keys"),
+        metavar="FILE",
+        help="key file (default: reward.keys)",
+    )
     new.set_defaults(command=_new_key)
 
 

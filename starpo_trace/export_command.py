@@ -4,13 +4,14 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING
 
+from starpo_trace.arguments import parse_path
 from starpo_trace.convert.executors import EXECUTORS
-from starpo_trace.errors import StarpoTraceError
+from starpo_trace.errors import DatasetError, StarpoTraceError
 from starpo_trace.schema import REWARD_SOURCES
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 def add_export_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `export` to the command line."""
     export = commands.add_parser("export", help="trace stores and span files -> dataset")
-    export.add_argument("sources", nargs="+", type=Path, metavar="SOURCE")
-    export.add_argument("-o", "--output", type=Path, required=True, metavar="DATASET")
+    export.add_argument("sources", nargs="+", type=parse_path, metavar="SOURCE")
+    export.add_argument("-o", "--output", type=parse_path, required=True, metavar="DATASET")
     export.add_argument(
         "--test-fraction", type=float, default=0.0, help="share of the tasks held out as `test`"
     )
@@ -32,7 +33,10 @@ def add_export_command(commands: "argparse._SubParsersAction[argparse.ArgumentPa
         help="reward source that counts; repeatable (default: environment, rule, user)",
     )
     export.add_argument(
-        "--reward-keys", type=Path, metavar="FILE", help="count only rewards signed with these keys"
+        "--reward-keys",
+        type=parse_path,
+        metavar="FILE",
+        help="count only rewards signed with these keys",
     )
     export.add_argument(
         "--require-signed",
@@ -42,7 +46,7 @@ def add_export_command(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     )
     export.add_argument(
         "--content",
-        type=Path,
+        type=parse_path,
         action="append",
         default=[],
         metavar="FOLDER",
@@ -50,7 +54,7 @@ def add_export_command(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     )
     export.add_argument(
         "--recipe",
-        type=Path,
+        type=parse_path,
         metavar="FILE",
         help="TOML file: what rewards make, shaping, groups, splits, what is left out",
     )
@@ -76,6 +80,7 @@ def run_export(options: argparse.Namespace) -> int:
     from starpo_trace.convert.dataset import TRUST_SOURCES, build_dataset
     from starpo_trace.show import render_manifest
 
+    before = _read_source_names(options.output)
     with _hold_native_stderr() as terminal, _show_progress(terminal) as progress:
         manifest = build_dataset(
             options.sources,
@@ -91,9 +96,25 @@ def run_export(options: argparse.Namespace) -> int:
             num_workers=options.workers,
             progress=progress,
         )
+    gone = sorted(before - {entry["source"] for entry in manifest.sources})
+    if gone:
+        print(
+            f"starpo-trace: {', '.join(gone)}: no longer among the sources, so its runs are not in "
+            "this version; to keep both, name both",
+            file=sys.stderr,
+        )
     print(options.output)
     Console().print(render_manifest(manifest))
     return 0
+
+
+def _read_source_names(output: Path) -> set[str]:
+    """What the dataset was made of until now; nothing where there is none."""
+    from starpo_trace.convert.manifest import read_manifest
+
+    with suppress(DatasetError):
+        return {entry["source"] for entry in read_manifest(output).sources}
+    return set()
 
 
 @contextmanager

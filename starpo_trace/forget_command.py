@@ -1,7 +1,8 @@
 """`starpo-trace forget` and `vacuum`: people and runs, or earlier versions, leave a dataset."""
 
 import argparse
-from pathlib import Path
+
+from starpo_trace.arguments import parse_path
 
 _KINDS = ("user", "conversation", "trajectory")
 
@@ -11,14 +12,14 @@ def add_forget_commands(commands: "argparse._SubParsersAction[argparse.ArgumentP
     forget = commands.add_parser(
         "forget", help="delete users, conversations or runs from a dataset and all its versions"
     )
-    forget.add_argument("dataset", type=Path, metavar="DATASET")
+    forget.add_argument("dataset", type=parse_path, metavar="DATASET")
     for kind in _KINDS:
         forget.add_argument(
             f"--{kind}", action="append", default=[], metavar="ID", help="repeatable"
         )
     forget.set_defaults(command=_forget)
     vacuum = commands.add_parser("vacuum", help="remove all versions of a dataset but the last")
-    vacuum.add_argument("dataset", type=Path, metavar="DATASET")
+    vacuum.add_argument("dataset", type=parse_path, metavar="DATASET")
     vacuum.set_defaults(command=_vacuum)
 
 

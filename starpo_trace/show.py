@@ -25,6 +25,8 @@ _SIGNATURES: Final = {
     "missing": "not signed",
 }
 _NAMED_FILES: Final = 5
+_CELL_WIDTH: Final = 60
+"""One long name must not push all others out of sight; the rest of it is on the next lines."""
 _BLOCKS: Final = " ▁▂▃▄▅▆▇█"
 
 
@@ -145,7 +147,7 @@ def _render_funnel(
 ) -> RenderableType:
     table = Table(show_header=False, box=None)
     table.add_column(justify="right")
-    table.add_column()
+    table.add_column(overflow="fold")  # a file's name is there whole
     table.add_row(f"{accounting.spans_read:,}", "spans read", style="bold")
     for reason, count in accounting.spans_rejected_by_reason.items():
         table.add_row(f"{count:,}", f"rejected: {escape(escape_controls(reason))}")
@@ -183,7 +185,10 @@ def _print_trajectories(console: Console, opened: Opened, num_all: int, max_rows
         "reward": "reward",
         "usable_for": "usable for",
     }
-    table = Table(*columns.values())
+    table = Table()
+    for name, heading in columns.items():
+        is_id = name == "trajectory_id"
+        table.add_column(heading, overflow="fold", max_width=None if is_id else _CELL_WIDTH)
     first = (
         opened.scan("trajectories")
         .select("started_ns", *columns)

@@ -1,9 +1,9 @@
 """`starpo-trace show`: its options."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from starpo_trace.arguments import parse_path
 from starpo_trace.config import parse_bytes
 from starpo_trace.errors import ConfigError
 
@@ -13,11 +13,14 @@ _MAX_SAMPLE = 20_000
 def add_show_command(commands: Any) -> None:
     """Add `show` to the commands of `starpo-trace`."""
     parser = commands.add_parser("show", help="look at a dataset or a trace store")
-    parser.add_argument("path", type=Path, metavar="DATASET|STORE")
+    parser.add_argument("path", type=parse_path, metavar="DATASET|STORE")
     parser.add_argument("--trajectory", metavar="ID", help="one trajectory, step by step")
     parser.add_argument("--limit", type=int, default=20, help="trajectories to list (default: 20)")
     parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="write one page to look at in a browser instead"
+        "--html",
+        type=parse_path,
+        metavar="FILE",
+        help="write one page to look at in a browser instead",
     )
     parser.add_argument(
         "--sample",

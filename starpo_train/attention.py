@@ -1,9 +1,13 @@
 """Causal attention over packed rows, registered with transformers as `starpo_packed`.
 
 Each row is its own `is_causal` call of SDPA: no mask is ever built, so the cost is that of the
-rows, not of the pack squared (a dense block mask is slower than padding on a CPU).
+rows, not of the pack squared (a dense block mask is slower than padding on a CPU). On CUDA, where a
+short row costs less than its call, neighbours of one length share a call.
+
+Suffixes: T packed tokens, N heads, D their width, R rows of a call, L their length.
 """
 
+from itertools import groupby
 from typing import Any, Final
 
 import torch
@@ -13,6 +17,8 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 PACKED_ATTENTION: Final = "starpo_packed"
+SHARING_DEVICES = {"cuda"}
+"""Kinds of device on which rows of one length share a call."""
 
 
 def register_packed_attention() -> None:
@@ -43,28 +49,34 @@ def attend_packed(
     """
     if unused.get("softcap") is not None or unused.get("s_aux") is not None:
         raise NotImplementedError("packed attention has no soft-capping and no sinks")
-    lengths = list(row_lengths or (query.shape[2],))
-    grouped = getattr(module, "num_key_value_groups", 1) > 1
-    rows = []
-    for query_L, key_L, value_L in zip(
-        query.split(lengths, dim=2),
-        key.split(lengths, dim=2),
-        value.split(lengths, dim=2),
-        strict=True,
-    ):
-        window = _window_mask(query_L, sliding_window)
-        rows.append(
-            scaled_dot_product_attention(
-                query_L,
-                key_L,
-                value_L,
-                attn_mask=window,
-                is_causal=window is None,
-                scale=scaling,
-                enable_gqa=grouped,
-            )
+    lengths = row_lengths or (query.shape[2],)
+    options = {"scale": scaling, "enable_gqa": getattr(module, "num_key_value_groups", 1) > 1}
+    calls = _plan_calls(lengths, shared=query.device.type in SHARING_DEVICES)
+    sizes = [sum(call) for call in calls]
+    tokens_first = (x[0].transpose(0, 1).split(sizes) for x in (query, key, value))
+    parts = []
+    for call, *packed in zip(calls, *tokens_first, strict=True):
+        query_RNLD, key_RNLD, value_RNLD = (
+            x_TND.unflatten(0, (len(call), -1)).transpose(1, 2) for x_TND in packed
         )
-    return torch.cat(rows, dim=2).transpose(1, 2), None
+        window = _window_mask(query_RNLD, sliding_window)
+        out_RNLD = scaled_dot_product_attention(
+            query_RNLD,
+            key_RNLD,
+            value_RNLD,
+            attn_mask=window,
+            is_causal=window is None,
+            **options,
+        )
+        parts.append(out_RNLD.transpose(1, 2).flatten(0, 1))
+    return torch.cat(parts)[None], None
+
+
+def _plan_calls(lengths: tuple[int, ...], *, shared: bool) -> list[tuple[int, ...]]:
+    """Row lengths -> neighbours that share a call."""
+    if not shared:
+        return [(length,) for length in lengths]
+    return [tuple(call) for _, call in groupby(lengths)]
 
 
 def _window_mask(query: Tensor, sliding_window: int | None) -> Tensor | None:

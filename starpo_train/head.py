@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 27}
-"""Logits held at once, by kind of device: 16 MiB and 512 MiB in float32."""
+CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
+"""Logits held at once, by kind of device: 16 MiB and 1 GiB in float32."""
 
 
 def compute_logprobs(
@@ -34,17 +34,21 @@ class _ChunkedLogprobs(torch.autograd.Function):
             ctx.dtype = torch.get_autocast_dtype(device)
         low_AH, low_VH = hidden_AH.to(ctx.dtype), weight_VH.to(ctx.dtype)
         logprobs_A = hidden_AH.new_empty(len(ids_A), dtype=torch.float32)
-        entropies_A = torch.empty_like(logprobs_A)
+        entropies_A, totals_A = torch.empty_like(logprobs_A), torch.empty_like(logprobs_A)
         for chunk in _chunks(len(ids_A), weight_VH):
-            logprobs_CV = _log_softmax(low_AH[chunk], low_VH, bias_V)
+            logits_CV = _compute_logits(low_AH[chunk], low_VH, bias_V)
+            chosen_C = logits_CV.gather(1, ids_A[chunk, None])[:, 0]
+            logprobs_CV = torch.log_softmax(logits_CV, dim=1)
             logprobs_A[chunk] = logprobs_CV.gather(1, ids_A[chunk, None])[:, 0]
-            entropies_A[chunk] = -(logprobs_CV.exp() * logprobs_CV).sum(1)
-        ctx.save_for_backward(hidden_AH, weight_VH, bias_V, ids_A, entropies_A)
+            totals_A[chunk] = chosen_C - logprobs_A[chunk]
+            probs_CV = torch.exp(logprobs_CV, out=logits_CV)
+            entropies_A[chunk] = -probs_CV.mul_(logprobs_CV).sum(1)
+        ctx.save_for_backward(hidden_AH, weight_VH, bias_V, ids_A, entropies_A, totals_A)
         return logprobs_A, entropies_A
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_AH, weight_VH, bias_V, ids_A, entropies_A = ctx.saved_tensors
+        hidden_AH, weight_VH, bias_V, ids_A, entropies_A, totals_A = ctx.saved_tensors
         grad_logprobs_A, grad_entropies_A = grads
         low_AH, low_VH = hidden_AH.to(ctx.dtype), weight_VH.to(ctx.dtype)
         grad_hidden_AH = torch.empty_like(hidden_AH)
@@ -54,34 +58,45 @@ class _ChunkedLogprobs(torch.autograd.Function):
         )
         has_entropy_grad = bool(grad_entropies_A.any())
         for chunk in _chunks(len(ids_A), weight_VH):
-            logprobs_CV = _log_softmax(low_AH[chunk], low_VH, bias_V)
-            probs_CV = logprobs_CV.exp()
+            logits_CV = _compute_logits(low_AH[chunk], low_VH, bias_V)
+            logprobs_CV = logits_CV.sub_(totals_A[chunk, None])
+            at_C1, scale_C1 = ids_A[chunk, None], -grad_logprobs_A[chunk, None]
             # d logp / d logits = onehot - p;  d entropy / d logits = -p (logp + entropy)
-            scale_C = grad_logprobs_A[chunk, None]
+            chosen_C1 = logprobs_CV.gather(1, at_C1).exp()
+            grad_CV = torch.empty_like(logprobs_CV, dtype=ctx.dtype)
             if has_entropy_grad:
-                scale_C = scale_C + grad_entropies_A[chunk, None] * (
-                    logprobs_CV + entropies_A[chunk, None]
-                )
-            grad_CV = probs_CV.mul_(scale_C).neg_()
-            grad_CV.scatter_add_(1, ids_A[chunk, None], grad_logprobs_A[chunk, None])
+                factor_CV = logprobs_CV + entropies_A[chunk, None]
+                factor_CV.mul_(grad_entropies_A[chunk, None]).sub_(scale_C1)
+                chosen_C1 = chosen_C1 * factor_CV.gather(1, at_C1) + scale_C1
+                torch.mul(logprobs_CV.exp_(), factor_CV, out=grad_CV)
+                scale_C1 = torch.full_like(scale_C1, -1.0)
+            else:  # a token's gradient is one vector times one number, which can wait
+                chosen_C1 = chosen_C1 - 1
+                torch.exp(logprobs_CV, out=grad_CV)
+            grad_CV.scatter_(1, at_C1, chosen_C1.to(ctx.dtype))
             if grad_bias_V is not None:
-                grad_bias_V += grad_CV.sum(0).to(grad_bias_V.dtype)
-            grad_CV = grad_CV.to(ctx.dtype)
-            grad_hidden_AH[chunk] = grad_CV @ low_VH
+                grad_bias_V += (grad_CV * scale_C1).sum(0).to(grad_bias_V.dtype)
+            grad_hidden_AH[chunk] = _multiply(grad_CV, low_VH) * scale_C1
             if grad_weight_VH is not None:
-                _add_product(grad_weight_VH, grad_CV.T, low_AH[chunk])
+                scaled_CH = (low_AH[chunk] * scale_C1).to(ctx.dtype)
+                _add_product(grad_weight_VH, grad_CV.T, scaled_CH)
         return grad_hidden_AH, grad_weight_VH, grad_bias_V, None
 
 
-def _log_softmax(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
-    if hidden_CH.is_cuda and hidden_CH.dtype != torch.float32:
-        # bfloat16 logits would be off by up to 0.06 at 16: keep what the product accumulated.
-        logits_CV = torch.mm(hidden_CH, weight_VH.T, out_dtype=torch.float32)
-    else:
-        logits_CV = hidden_CH @ weight_VH.T
-    if bias_V is not None:
-        logits_CV = logits_CV + bias_V
-    return torch.log_softmax(logits_CV.float(), dim=1)
+def _compute_logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
+    """Float32 logits that the caller may write over.
+
+    In bfloat16 they would be off by up to 0.06 at 16.
+    """
+    logits_CV = _multiply(hidden_CH, weight_VH.T)
+    return logits_CV.float() if bias_V is None else (logits_CV + bias_V).float()
+
+
+def _multiply(left: Tensor, right: Tensor) -> Tensor:
+    """`left @ right`; on CUDA in float32 as it was added up, whatever the type of the factors."""
+    if left.is_cuda and left.dtype != torch.float32:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left @ right
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -89,7 +104,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     elif left.is_cuda and total.dtype == torch.float32:
-        total += torch.mm(left, right, out_dtype=torch.float32)
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
     else:
         total += (left @ right).to(total.dtype)
 

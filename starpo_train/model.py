@@ -17,6 +17,7 @@ from starpo_train.config import ModelSection
 from starpo_train.errors import ModelError
 from starpo_train.head import compute_logprobs
 from starpo_train.modelfolder import require_model
+from starpo_train.norms import fuse_norms
 from starpo_train.pack import TokenBatch
 
 PROBE_TOLERANCE = 1e-4
@@ -161,6 +162,8 @@ def build_policy(model: Any, tokenizer: Any, section: ModelSection, *, seed: int
         fast_head=False,
         lora=section.lora_rank > 0,
     )
+    if device.type == "cuda":
+        fuse_norms(model)
     policy = _configure(policy, section)
     if policy.lora and policy.autocast:
         _halve_frozen_weights(policy.model)

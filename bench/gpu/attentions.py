@@ -10,7 +10,13 @@ from torch import Tensor
 
 from starpo_train.attention import attend_packed
 
-PACKS = {"1 x 8192": [8192], "8 x 1024": [1024] * 8, "32 x 256": [256] * 32, "128 x 64": [64] * 128}
+PACKS = {
+    "1 x 8192": [8192],
+    "8 x 1024": [1024] * 8,
+    "32 x 256": [256] * 32,
+    "128 x 64": [64] * 128,
+    "4 to 256": [*range(256, 0, -4)],
+}
 TINY_PACKS = {"1 x 64": [64], "4 x 16": [16] * 4}
 
 

@@ -141,7 +141,7 @@ def build_shards(
     )
     touched: frozenset[str] | None = frozenset()
     if changes.gone or routes:
-        touched = find_touched_traces(last.index, changes.gone, routes, named)
+        touched = find_touched_traces(last.index, changes.gone, routes, named, options.forgotten)
     if touched is None:
         return build_shards(files, LastBuild(), folder / "all", options=options, workers=workers)
     again = _list_files_of(touched, last.index, changes.unchanged)
@@ -179,18 +179,27 @@ def build_shards(
     ]
     merged.sources.sort(key=lambda entry: entry["path"])
     merged.index = _update_index(
-        last.index, merged.index, touched, changes.gone, readings, rereadings, paths
+        last.index,
+        merged.index,
+        touched,
+        changes.gone,
+        readings,
+        rereadings,
+        paths,
+        options.forgotten,
     )
     return merged
 
 
 def _scan_last_spans(last: LastBuild) -> pl.LazyFrame | None:
-    files = [
-        last.tables["spans"] / entry["files"]["spans"]
-        for entry in last.shards.values()
-        if "spans" in entry["files"]
-    ]
-    return pl.scan_parquet(files, glob=False) if files else None
+    """`trace_id`, `span_id` of the last build's spans; a rejected one may be used in the next."""
+    tables = []
+    for name in ("spans", "rejected"):
+        entries = [entry["files"] for entry in last.shards.values()]
+        files = [last.tables[name] / entry[name] for entry in entries if name in entry]
+        if files:
+            tables.append(pl.scan_parquet(files, glob=False).select("trace_id", "span_id"))
+    return pl.concat(tables) if tables else None
 
 
 def _list_files_of(
@@ -255,6 +264,12 @@ def _merge(
             traces=traces,
             routes=last.index.routes,
             keys=last.index.keys,
+            names=pl.concat(
+                [
+                    last.index.names.filter(~pl.col("trace_id").is_in(list(touched))),
+                    *(shard.names for shard in shards),
+                ]
+            ),
             contents=contents,
             malformed=last.index.malformed,
         ),
@@ -303,11 +318,11 @@ def _drop_from_old(
         for table in OF_TRAJECTORIES:
             if (name, table) in gone:
                 lost = gone[name, table].select("trajectory_id")
-                rows = pl.read_parquet(last.tables[table] / files.pop(table))
+                rows = pl.read_parquet(last.tables[table] / files.pop(table), glob=False)
                 rows = rows.join(lost, on="trajectory_id", how="anti", maintain_order="left")
                 _keep_rows(rows, folder / table / f"{token}-k{number:06d}.parquet", files, added)
         if name in touched_shards and "rejected" in files:
-            rows = pl.read_parquet(last.tables["rejected"] / files["rejected"])
+            rows = pl.read_parquet(last.tables["rejected"] / files["rejected"], glob=False)
             left = rows.filter(~pl.col("trace_id").is_in(list(touched)))
             if left.height < rows.height:
                 del files["rejected"]
@@ -347,7 +362,7 @@ def _drop_from_new(
             if table == "trajectories":
                 continue
             if table in unchanged:
-                rows = pl.read_parquet(file.path)
+                rows = pl.read_parquet(file.path, glob=False)
                 left = rows.join(
                     unchanged[table], on="trajectory_id", how="anti", maintain_order="left"
                 )
@@ -368,7 +383,7 @@ def _merge_trajectories(last: LastBuild, shards: Sequence[Shard], old: pl.Series
     if last.trajectories is not None:
         frames.append(last.trajectories.filter(~pl.col("trajectory_id").is_in(old.implode())))
     frames += [
-        pl.read_parquet(shard.files["trajectories"].path)
+        pl.read_parquet(shard.files["trajectories"].path, glob=False)
         for shard in shards
         if "trajectories" in shard.files
     ]
@@ -383,6 +398,7 @@ def _update_index(
     readings: Sequence[Reading],
     rereadings: Sequence[Reading],
     paths: Mapping[int, str],
+    forgotten: Forgotten,
 ) -> Index:
     """Index of the next version: routes and keys of what was read replace those of before."""
     is_old = pl.col("trace_id").is_in(list(touched))
@@ -409,7 +425,10 @@ def _update_index(
     return Index(
         traces=built.traces,
         routes=pl.concat([last.routes.filter(~is_old), *routes]).unique(),
-        keys=pl.concat([last.keys.filter(~is_old), *(each.keys for each in chunks)]).unique(),
+        keys=pl.concat(
+            [last.keys.filter(~is_old), *(forgotten.hide(each.keys) for each in chunks)]
+        ).unique(),
+        names=built.names,
         contents=built.contents,
         malformed=pl.concat([last.malformed.filter(~pl.col("file").is_in(list(gone))), *malformed]),
     )

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import polars as pl
 
+from starpo_trace.convert.forgotten import Forgotten
 from starpo_trace.convert.index import Index
 from starpo_trace.convert.routing import Routes, find_components
 from starpo_trace.convert.sources import SourceFile, fingerprint_file
@@ -59,18 +60,22 @@ def _is_unchanged(file: SourceFile, entry: Mapping[str, Any]) -> bool:
 
 
 def find_touched_traces(
-    index: Index, gone: Sequence[str], routes: Sequence[Routes], more_keys: pl.DataFrame
+    index: Index,
+    gone: Sequence[str],
+    routes: Sequence[Routes],
+    more_keys: pl.DataFrame,
+    forgotten: Forgotten,
 ) -> frozenset[str] | None:
     """Last index, files that are gone, routes of what was read, keys -> traces to build again.
 
-    All traces that any key ties to a touched one are among them.
+    The index has hashes in place of keys once anybody was `forgotten`. All traces that any key ties to a touched one are among them.
 
     Returns:
         The traces, or None when it is quicker to build everything.
     """
     of_gone = index.routes.filter(pl.col("file").is_in(list(gone)))["trace_id"]
     seeds = pl.concat([of_gone, *(each.traces["trace_id"] for each in routes)]).unique()
-    keys = [index.keys, more_keys, *(each.keys for each in routes)]
+    keys = [index.keys, more_keys, *(forgotten.hide(each.keys) for each in routes)]
     components = find_components(keys)
     every = pl.concat([index.traces["trace_id"], seeds]).unique().alias("trace_id").to_frame()
     placed = every.join(components, on="trace_id", how="left").with_columns(

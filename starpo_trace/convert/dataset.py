@@ -133,7 +133,8 @@ def build_dataset(  # noqa: PLR0913 (what a user may choose, all of it by name)
         SourceError: a source does not exist, is empty or holds no spans.
         DatasetError: `output` holds something else, or cannot be written.
         ConfigError: `test_fraction` is not within [0, 1], a trusted source is none, the keys
-            cannot be read or are missing, the recipe cannot be used, or the executor is none.
+            cannot be read or are missing, the recipe cannot be used, a content folder is not there,
+            or the executor is none.
     """
     if not 0.0 <= test_fraction <= 1.0:
         raise ConfigError(f"test_fraction is {test_fraction}; it must be between 0 and 1")
@@ -145,6 +146,8 @@ def build_dataset(  # noqa: PLR0913 (what a user may choose, all of it by name)
         raise ConfigError(f"executor {executor!r} is none of {', '.join(EXECUTORS)}")
     if num_workers is not None and num_workers < 1:
         raise ConfigError(f"num_workers is {num_workers}; at least one must do the work")
+    if missing := [str(folder) for folder in content_folders if not folder.is_dir()]:
+        raise ConfigError(f"content folder {missing[0]}: no such folder; name where messages lie")
     trust = _decide_trust(trust_sources, reward_keys, require_signed=require_signed)
     rules = resolve_recipe(recipe, test_fraction)
     parameters = {
@@ -158,6 +161,7 @@ def build_dataset(  # noqa: PLR0913 (what a user may choose, all of it by name)
     }
     check_output(output)
     files = find_source_files(sources)
+    _refuse_odd_names([output, *(file.path for file in files)])
     workers = Workers(executor=executor, num_workers=num_workers, progress=progress)
     with lock_output(output), undo_unfinished(output):
         manifest = None if full else _read_last(output, parameters)
@@ -165,7 +169,8 @@ def build_dataset(  # noqa: PLR0913 (what a user may choose, all of it by name)
         built = build_shards(
             files,
             LastBuild() if manifest is None else read_last_build(output, manifest),
-            output / BUILD_FOLDER,
+            # A folder of its own: workers of a killed build may still write into theirs.
+            output / BUILD_FOLDER / uuid4().hex[:12],
             options=BuildOptions(
                 trust=trust,
                 content_folders=tuple(content_folders),
@@ -185,6 +190,7 @@ def convert_sources(
 ) -> Conversion:
     """Stores and span files -> tables in memory; see `build_dataset`."""
     files = find_source_files(sources)
+    _refuse_odd_names([file.path for file in files])
     with TemporaryDirectory(prefix="starpo-") as folder:
         built = build_shards(
             files,
@@ -197,7 +203,7 @@ def convert_sources(
         tables = {"trajectories": curate_trajectories(built.trajectories, recipe)}
         for name, added in built.added.items():
             frames = [pl.DataFrame(schema=polars_schema(TABLES[name]))]
-            frames += [pl.read_parquet(file.path) for file in added]
+            frames += [pl.read_parquet(file.path, glob=False) for file in added]
             tables[name] = pl.concat(frames)
     tables["rejected"] = pl.concat([tables["rejected"], built.index.malformed.select(*REJECTED)])
     return Conversion(
@@ -212,6 +218,15 @@ def convert_rows(
 ) -> dict[str, pl.DataFrame]:
     """Span rows -> tables; `rejected` has one row per span that is not used."""
     return build_partition([stage_rows(rows)], trust=trust, recipe=recipe).tables
+
+
+def _refuse_odd_names(paths: Sequence[Path]) -> None:
+    """Tables and manifest name files, and hold UTF-8 only."""
+    for path in paths:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise SourceError(f"{str(path)!a}: the name is not UTF-8; rename it") from error
 
 
 def resolve_recipe(recipe: Path | Recipe | None, test_fraction: float) -> Recipe:

@@ -43,7 +43,11 @@ def commit_table(
         table = DeltaTable(str(folder))
     else:
         table = DeltaTable(str(folder))
-        gone = [each for each in _list_current(table) if each["path"] not in files]
+        current = _list_current(table)
+        gone = [each for each in current if each["path"] not in files]
+        # A build that was killed may have left a version without files that still count.
+        lost = kept.keys() - {each["path"] for each in current}
+        new += [_make_add_action(_describe_file(folder / name, kept[name])) for name in lost]
         if new or gone:
             actions = [*map(_make_remove_action, gone), *new]
             table.create_write_transaction(actions, mode="append", schema=schema)
@@ -60,6 +64,11 @@ def _delta_schema(schema: Any) -> Any:
 def _list_current(table: Any) -> list[dict[str, Any]]:
     """`path` and `size_bytes` of the files of a table's last version."""
     return pl.DataFrame(table.get_add_actions()).select("path", "size_bytes").to_dicts()
+
+
+def _describe_file(path: Path, blake2b: str) -> ShardFile:
+    num_rows = int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
+    return ShardFile(path=path, num_rows=num_rows, num_bytes=path.stat().st_size, blake2b=blake2b)
 
 
 def _make_add_action(file: ShardFile) -> Any:

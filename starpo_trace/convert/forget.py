@@ -14,7 +14,9 @@ from pathlib import Path
 import polars as pl
 
 from starpo_trace.convert.build import LastBuild, NextBuild
+from starpo_trace.convert.columns import polars_schema
 from starpo_trace.convert.dataset import commit_build, read_last_build
+from starpo_trace.convert.deltalog import commit_table
 from starpo_trace.convert.forgotten import KINDS, Forgotten, blank_rejected, reject_spans
 from starpo_trace.convert.manifest import (
     BUILD_FOLDER,
@@ -23,6 +25,7 @@ from starpo_trace.convert.manifest import (
     read_forgotten,
     read_manifest,
     undo_unfinished,
+    write_manifest,
 )
 from starpo_trace.convert.recipe import Recipe
 from starpo_trace.convert.recipe.reading import build_recipe
@@ -33,7 +36,7 @@ from starpo_trace.convert.shards import (
     write_shard_file,
 )
 from starpo_trace.errors import ConfigError
-from starpo_trace.schema import DATASET_SCHEMA_VERSION, VERSIONS_FOLDER
+from starpo_trace.schema import DATASET_SCHEMA_VERSION, REJECTED, VERSIONS_FOLDER
 
 
 def forget(dataset: Path, named: Sequence[tuple[str, str]]) -> tuple[Manifest, int]:
@@ -54,6 +57,7 @@ def forget(dataset: Path, named: Sequence[tuple[str, str]]) -> tuple[Manifest, i
         raise ConfigError("nobody is named; give a user, a conversation or a trajectory")
     if unknown := sorted({kind for kind, _ in named} - set(KINDS)):
         raise ConfigError(f"{', '.join(unknown)} cannot be forgotten; use {', '.join(KINDS)}")
+    read_manifest(dataset)  # what is no dataset is refused before anything is touched
     with lock_output(dataset), undo_unfinished(dataset):
         manifest = read_manifest(dataset)
         last = read_last_build(dataset, manifest)
@@ -76,16 +80,21 @@ def remove_other_versions(dataset: Path, manifest: Manifest, reason: str) -> int
 
     num_removed = 0
     for entry in manifest.tables.values():
-        table = DeltaTable(str(dataset / entry["path"]))
-        removed = table.vacuum(
+        folder = dataset / entry["path"]
+        num_before = _count_files(folder)  # `vacuum` also names files that went long ago
+        DeltaTable(str(folder)).vacuum(
             retention_hours=0, dry_run=False, enforce_retention_duration=False, full=True
         )
-        num_removed += len(removed)
+        num_removed += num_before - _count_files(folder)
     for file in (dataset / VERSIONS_FOLDER).glob("*.json"):
         if file.stem != manifest.digest:
             void = {"schema_version": DATASET_SCHEMA_VERSION, "digest": file.stem, "void": reason}
             file.write_text(json.dumps(void))
     return num_removed
+
+
+def _count_files(table: Path) -> int:
+    return sum(1 for _ in table.glob("*.parquet"))
 
 
 def vacuum(dataset: Path) -> int:
@@ -94,9 +103,22 @@ def vacuum(dataset: Path) -> int:
     Raises:
         DatasetError: no dataset is there, or another build is writing it.
     """
-    manifest = read_manifest(dataset)
-    with lock_output(dataset):
+    read_manifest(dataset)
+    with lock_output(dataset), undo_unfinished(dataset):
+        manifest = _restore_tables(dataset, read_manifest(dataset))
         return remove_other_versions(dataset, manifest, "it was removed to save space")
+
+
+def _restore_tables(dataset: Path, manifest: Manifest) -> Manifest:
+    """Make the manifest's versions the last ones, where a killed build left later ones."""
+    tables = {
+        name: commit_table(dataset / entry["path"], name, [], entry["files"])
+        for name, entry in manifest.tables.items()
+    }
+    if tables != manifest.tables:
+        manifest = replace(manifest, tables=tables)
+        write_manifest(dataset, manifest)
+    return manifest
 
 
 def _read_recipe(manifest: Manifest) -> Recipe | None:
@@ -111,22 +133,26 @@ def _build_without(last: LastBuild, forgotten: Forgotten, folder: Path) -> tuple
     """The last build without the forgotten: only files that hold rows of theirs are written anew."""
     trajectories = last.trajectories
     assert trajectories is not None  # noqa: S101 (a dataset that was read has them)
-    gone = forgotten.find(trajectories)
+    gone, traces = forgotten.find(last.index.names)
     is_gone = pl.col("trajectory_id").is_in(gone.implode())
     added: dict[str, list[ShardFile]] = {name: [] for name in (*OF_TRAJECTORIES, "rejected")}
     shards = {}
     for name, entry in last.shards.items():
         files = dict(entry["files"])
         path = {table: folder / table / f"forgot-{os.urandom(6).hex()}.parquet" for table in added}
-        tables = {table: pl.read_parquet(last.tables[table] / files[table]) for table in files}
-        spans = tables["spans"].filter(is_gone) if "spans" in tables else pl.DataFrame()
-        if not spans.height:
+        tables = {
+            table: pl.read_parquet(last.tables[table] / files[table], glob=False) for table in files
+        }
+        left = {t: rows.filter(~is_gone) for t, rows in tables.items() if t != "rejected"}
+        was_rejected = tables.get("rejected", pl.DataFrame(schema=polars_schema(REJECTED)))
+        # What did not change in an update stays in the shard where it was, apart from its spans.
+        is_held = any(rows.height < tables[table].height for table, rows in left.items())
+        if not is_held and not was_rejected["trace_id"].is_in(traces.implode()).any():
             shards[name] = entry
             continue
-        rejected = [reject_spans(spans)]
-        if "rejected" in tables:
-            rejected.insert(0, blank_rejected(tables["rejected"], spans["trace_id"]))
-        left = {t: rows.filter(~is_gone) for t, rows in tables.items() if t != "rejected"}
+        rejected = [blank_rejected(was_rejected, traces)]
+        if "spans" in tables:
+            rejected.append(reject_spans(tables["spans"].filter(is_gone)))
         left["rejected"] = pl.concat(rejected).sort("trace_id", "span_id")
         for table, rows in left.items():
             if table in tables and table != "rejected" and rows.height == tables[table].height:
@@ -141,11 +167,16 @@ def _build_without(last: LastBuild, forgotten: Forgotten, folder: Path) -> tuple
             "rejected": {"by_reason": summary.by_reason, "digest": summary.digest},
         }
     built = NextBuild(
-        index=replace(last.index, contents=last.index.contents.filter(~is_gone)),
+        index=replace(
+            last.index,
+            keys=forgotten.hide(last.index.keys),
+            names=last.index.names.filter(~is_gone),
+            contents=last.index.contents.filter(~is_gone),
+        ),
         sources=[dict(entry) for entry in last.sources],
         shards=shards,
         added=added,
         trajectories=trajectories.filter(~is_gone),
         num_rebuilt=0,
     )
-    return built, gone.len()
+    return built, trajectories.height - built.trajectories.height

@@ -24,6 +24,12 @@ _SCHEMAS: Final = {
     },
     "routes": {"trace_id": pl.String, "file": pl.String},
     "keys": {"trace_id": pl.String, "key": pl.String},
+    "names": {
+        "trace_id": pl.String,
+        "trajectory_id": pl.String,
+        "kind": pl.String,
+        "name": pl.String,
+    },
     "contents": {
         "trajectory_id": pl.String,
         "table": pl.String,
@@ -43,7 +49,9 @@ class Index:
     routes: pl.DataFrame
     """`trace_id`, `file` (path of a source) that holds spans of it."""
     keys: pl.DataFrame
-    """`trace_id`, `key`: what it names besides itself."""
+    """`trace_id`, `key`: what it names besides itself; hashes once anybody was forgotten."""
+    names: pl.DataFrame
+    """`trace_id`, `trajectory_id`, `kind`, `name`: users, conversations and trajectories."""
     contents: pl.DataFrame
     """`trajectory_id`, `table`, the `shard` that holds its rows, and `hash` (their sum)."""
     malformed: pl.DataFrame
@@ -77,10 +85,12 @@ def read_index(dataset: Path, entry: dict[str, str]) -> Index:
         DatasetError: a file is missing or cannot be read.
     """
     try:
-        return Index(**{kind: pl.read_parquet(dataset / entry[kind]) for kind in _SCHEMAS})
+        return Index(
+            **{kind: pl.read_parquet(dataset / entry[kind], glob=False) for kind in _SCHEMAS}
+        )
     except (OSError, KeyError, pl.exceptions.PolarsError) as error:
         raise DatasetError(
-            f"{dataset / INDEX_FOLDER}: cannot be read ({error}); remove {dataset} and export again"
+            f"{dataset / INDEX_FOLDER}: cannot be read ({error}); export again with --full"
         ) from error
 
 

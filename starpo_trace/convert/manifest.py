@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _LOCK_FILE: Final = ".build.lock"
 _TEMPORARY_MANIFEST: Final = ".manifest.json.tmp"
+_MISREAD_BY_DELTA: Final = re.compile(r"\\|%[0-9A-Fa-f]{2}")
 INDEX_FOLDER: Final = "index"
 """What a build remembers for the next one."""
 BUILD_FOLDER: Final = ".build"
@@ -111,6 +112,10 @@ def read_manifest(path: Path) -> Manifest:
             f"{path}: no {MANIFEST_FILE}, so this is no dataset; build one with "
             f"`starpo-trace export SOURCE -o {path}`"
         ) from None
+    except NotADirectoryError:
+        raise DatasetError(
+            f"{path}: is a file and no dataset; build one with `starpo-trace export {path} -o DATASET`"
+        ) from None
     except (OSError, ValueError) as error:
         raise DatasetError(f"{file}: cannot be read: {error}") from error
     version = fields.get("schema_version") if isinstance(fields, dict) else None
@@ -125,15 +130,25 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def read_forgotten(path: Path) -> "Forgotten":
-    """Dataset folder -> who was deleted from it, also where another version of starpo wrote it."""
+    """Dataset folder -> who was deleted from it, also where another version of starpo wrote it.
+
+    Raises:
+        DatasetError: the manifest is there and cannot be read.
+    """
     from starpo_trace.convert.forgotten import Forgotten
 
+    file = path / MANIFEST_FILE
     try:
-        fields = json.loads((path / MANIFEST_FILE).read_bytes())
-        entry = fields["forgotten"]
+        fields = json.loads(file.read_bytes())
+        entry = fields.get("forgotten") or {"salt": "", "ids": ()}
         return Forgotten(salt=entry["salt"], ids=frozenset(entry["ids"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
         return Forgotten()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(
+            f"{file}: cannot be read, so who was forgotten is not known ({_one_line(error)}); "
+            f"restore it from {VERSIONS_FOLDER}/, or export to a new folder"
+        ) from error
 
 
 def _check_fields(file: Path, values: Any, record: type, prefix: str) -> None:
@@ -176,7 +191,7 @@ def scan_table(path: Path, name: str) -> "pl.LazyFrame":
         frame, problem = None, _one_line(error)
     if frame is None or problem is not None:
         raise DatasetError(
-            f"{folder}: version {version} does not match {MANIFEST_FILE}; export again ({problem})"
+            f"{folder}: version {version} does not match {MANIFEST_FILE}; export again with --full ({problem})"
         )
     return frame
 
@@ -185,8 +200,13 @@ def check_output(path: Path) -> None:
     """Refuse an output that holds something else than a dataset (or a killed build of one).
 
     Raises:
-        DatasetError: `path` is a file, or a folder with other content.
+        DatasetError: `path` is a file, a folder with other content, or nowhere that Delta finds.
     """
+    if found := _MISREAD_BY_DELTA.search(str(path.resolve())):
+        raise DatasetError(
+            f"{path}: its path has {found[0]!r}, which Delta tables read as another character; "
+            "choose another folder"
+        )
     if not path.exists():
         return
     if not path.is_dir():
@@ -238,14 +258,13 @@ def undo_unfinished(path: Path) -> Iterator[None]:
 
 
 def _remove_unfinished(path: Path, *, had_dataset: bool) -> None:
-    names = [_TEMPORARY_MANIFEST, _LOCK_FILE]
-    for file in (path / name for name in names):
-        file.unlink(missing_ok=True)
+    (path / _TEMPORARY_MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(path / BUILD_FOLDER, ignore_errors=True)
     if had_dataset:
         return
     for folder in (*TABLES, INDEX_FOLDER, VERSIONS_FOLDER):
         shutil.rmtree(path / folder, ignore_errors=True)
+    (path / _LOCK_FILE).unlink(missing_ok=True)  # last: from here on others may build
     with suppress(OSError):
         path.rmdir()
 
@@ -271,8 +290,11 @@ def lock_output(path: Path) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_removed = os.fstat(lock.fileno()).st_nlink == 0  # by a build that failed meanwhile
         except OSError as error:
             raise DatasetError(f"{path}: another build is writing it; wait for it") from error
+        if is_removed:
+            raise DatasetError(f"{path}: another build has just failed there; repeat")
         yield
 
 

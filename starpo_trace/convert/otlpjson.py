@@ -4,6 +4,7 @@ Text of the usual form is decoded into typed structs, the quickest way there is 
 has another form is read value by value, so that a bad span costs only itself.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -20,6 +21,12 @@ from starpo_trace.convert.otlp import (
 )
 
 _ERROR_CODES: Final = (2, "STATUS_CODE_ERROR")
+_ESCAPE: Final = re.compile(
+    r"\\(?:u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}"
+    r"|(?P<half>u[dD][89a-fA-F][\da-fA-F]{2})|.)",
+    re.ASCII | re.DOTALL,
+)
+"""An escape of JSON's; `half` of a pair of surrogates, which is no character."""
 
 
 class _Value(msgspec.Struct, frozen=True, gc=False):
@@ -121,11 +128,27 @@ def _read_groups(payload: bytes | str) -> list[Any]:
     try:
         request = orjson.loads(payload)
     except orjson.JSONDecodeError as error:
-        raise DecodeError(f"not JSON: {error}") from error
+        mended = _mend_escapes(payload)
+        if mended == payload:
+            raise DecodeError(f"not JSON: {error}") from error
+        return _read_groups(mended)
     groups = request.get("resourceSpans") if isinstance(request, dict) else None
     if not isinstance(groups, list):
         raise DecodeError("no list `resourceSpans`")
     return groups
+
+
+def _mend_escapes(payload: bytes | str) -> bytes | str:
+    """Halves of characters outside of the basic plane, as cut texts have them -> U+FFFD."""
+    if isinstance(payload, str):
+        return _ESCAPE.sub(_mend_escape, payload)
+    return _ESCAPE.sub(_mend_escape, payload.decode("utf-8", "surrogateescape")).encode(
+        "utf-8", "surrogateescape"
+    )
+
+
+def _mend_escape(escape: re.Match[str]) -> str:
+    return "\\ufffd" if escape["half"] else escape[0]
 
 
 def _typed_spans(request: _Request, source: str) -> Iterator[SpanRow | MalformedSpan]:

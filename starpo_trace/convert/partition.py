@@ -15,6 +15,7 @@ import polars as pl
 from starpo_trace.convert.columns import columns_to_frame, polars_schema
 from starpo_trace.convert.copies import CONFLICT, DistinctSpans, drop_copies
 from starpo_trace.convert.deferred import join_deferred
+from starpo_trace.convert.forgotten import list_names
 from starpo_trace.convert.parts import StepOrder, order_steps, renumber_frames
 from starpo_trace.convert.recipe import NO_RECIPE, Recipe
 from starpo_trace.convert.rewards import Trust
@@ -46,6 +47,8 @@ class Partition:
     """The tables of `starpo_trace.schema`; `rejected` has one row per span that is not used."""
     traces: pl.DataFrame
     """`trace_id`, `num_spans`, `num_duplicates`: where the spans came from."""
+    names: pl.DataFrame
+    """`trace_id`, `trajectory_id`, `kind`, `name`: whom any span of a trajectory names."""
     num_read: int
     """Spans that came in."""
     num_duplicates: int
@@ -99,6 +102,7 @@ def build_partition(
         traces=counts.join(duplicates, on="trace_id", how="left").with_columns(
             pl.col("num_duplicates").fill_null(0)
         ),
+        names=list_names(frames["spans"], assignment.trajectory_ids),
         num_read=num_read,
         num_duplicates=distinct.num_duplicates,
     )

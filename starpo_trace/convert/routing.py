@@ -85,13 +85,13 @@ def find_named_spans(
     Args:
         chunks: folders of the chunks to look in.
         keys: keys of all chunks, and of the last build.
-        last_spans: the last build's table `spans`, if there is one.
+        last_spans: `trace_id`, `span_id` of the last build's spans, if there was one.
     """
     named = [frame.filter(pl.col("key").str.starts_with(SPAN_KEY))["key"] for frame in keys]
     wanted = pl.concat([pl.Series("key", [], dtype=pl.String), *named]).unique()
     if not wanted.len():
         return pl.DataFrame(schema={"trace_id": pl.String, "key": pl.String})
-    tables = [pl.scan_ipc(folder / "spans.arrow") for folder in chunks]
+    tables = [pl.scan_ipc(folder / "spans.arrow", glob=False) for folder in chunks]
     tables += [last_spans] if last_spans is not None else []
     return (
         pl.concat(

@@ -89,6 +89,8 @@ class Shard:
     """Name of the shard, and of its files without their ending."""
     traces: pl.DataFrame
     """`trace_id`, `num_spans`, `num_duplicates` of the traces that it holds."""
+    names: pl.DataFrame
+    """`trace_id`, `trajectory_id`, `kind`, `name`: whom its trajectories name."""
     contents: pl.DataFrame
     """`trajectory_id`, `table`, `hash` (sum over the rows there)."""
     rejected: Rejected
@@ -100,7 +102,8 @@ def build_shard(task: PartitionTask) -> Shard:
     with hold_garbage_collection():
         chunks = [read_chunk(folder, traces) for folder, traces in task.plan.parts]
         partition = build_partition(chunks, trust=task.trust, recipe=task.recipe)
-    tables = sort_tables(drop_forgotten(partition.tables, task.forgotten))
+    tables, names = drop_forgotten(partition.tables, partition.names, task.forgotten)
+    tables = sort_tables(tables)
     contents = hash_contents(tables)
     tables["trajectories"] = add_digests(tables["trajectories"], contents)
     files = {
@@ -112,6 +115,7 @@ def build_shard(task: PartitionTask) -> Shard:
         files=files,
         name=task.name,
         traces=partition.traces,
+        names=names,
         contents=contents.select("trajectory_id", "table", hash=f"hash_{_SEEDS[0]}"),
         rejected=describe_rejected(tables["rejected"]),
     )

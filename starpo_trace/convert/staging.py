@@ -173,7 +173,7 @@ def read_chunk(folder: Path, trace_ids: pl.DataFrame | None = None) -> Frames:
     for name, columns in FRAMES.items():
         path = folder / f"{name}.arrow"
         frames[name] = (
-            pl.read_ipc(path)
+            pl.scan_ipc(path, glob=False).collect()  # not read_ipc, to which `[` is a pattern
             if path.exists()
             else columns_to_frame({column: [] for column in columns}, columns)
         )
@@ -238,8 +238,8 @@ def _describe(span: CanonicalSpan) -> tuple[Any, ...]:
         None,
         None,
         columns.get("is_ours", False),
-        columns.get("trajectory_id"),
-        columns.get("conversation_id"),
+        columns.get("trajectory_id") or None,  # an empty name is none
+        columns.get("conversation_id") or None,
         columns.get("step"),
         columns.get("step_kind"),
         span.call is not None and bool(span.call["has_input"]),

@@ -144,7 +144,7 @@ def assign_trajectories(
     explicit = _inherit(forest, own)
     ids: list[str | None] = list(explicit)
     if None in ids:
-        generic = _generic_trajectories(forest, spans)
+        generic = _generic_trajectories(forest, spans, explicit)
         ids = [one or other for one, other in zip(explicit, generic, strict=True)]
     _reject_conflicting_roots(spans, ids)
     twins = _reject_duplicate_calls(forest, spans, ids, answers)
@@ -187,7 +187,9 @@ def _inherit(forest: SpanForest, own: Sequence[str | None]) -> list[str | None]:
     return values
 
 
-def _generic_trajectories(forest: SpanForest, spans: SpanColumns) -> list[str]:
+def _generic_trajectories(
+    forest: SpanForest, spans: SpanColumns, explicit: Sequence[str | None]
+) -> list[str]:
     outermost: list[int] = [NO_PARENT] * len(spans.records)
     for i in forest.top_down:
         parent = forest.parents[i]
@@ -199,9 +201,12 @@ def _generic_trajectories(forest: SpanForest, spans: SpanColumns) -> list[str]:
         f"{trace_id}-{spans.span_ids[agent]}" if agent != NO_PARENT else trace_id
         for agent, trace_id in zip(outermost, spans.trace_ids, strict=True)
     ]
+    # The conversation of a span that names its trajectory is nobody else's; `routing` says the same.
     own = [
-        None if record is None else conversation
-        for record, conversation in zip(spans.records, spans.conversation_ids, strict=True)
+        None if record is None or trajectory is not None else conversation
+        for record, trajectory, conversation in zip(
+            spans.records, explicit, spans.conversation_ids, strict=True
+        )
     ]
     conversations = _inherit(forest, own)
     of_group: dict[str, set[str]] = defaultdict(set)

@@ -31,6 +31,8 @@ _REWARD_FACTS: Final = (
 _OF_TURN: Final = frozenset({"text", "thinking", "call"})
 """Parts of a sampled message that its turn shows by itself."""
 _EXACT: Final = 2**53
+_NUMBERS_NS: Final = 1_000_000_000
+"""Starts before this are no times: without times they number spans from 0 on."""
 
 Record = dict[str, Any]
 
@@ -99,11 +101,17 @@ def _dump(value: Any) -> bytes:
 def _write_story(story: Story, texts: _Texts) -> Record:
     row = story.row
     record = _pick(row, _FACTS) | {"reasons": _show(row["reasons"] or [])}
-    record["started_ms"] = None if row["started_ns"] is None else row["started_ns"] // 1_000_000
+    record["started_ms"] = _started_ms(row)
     record["seconds"] = _seconds(row)
     record["branches"] = [_write_branch(branch) for branch in story.branches]
     record["entries"] = [_write_entry(entry, texts) for entry in story.entries]
     return record
+
+
+def _started_ms(row: Row) -> int | None:
+    """When a run began; None where its source has no times and `started_ns` only numbers spans."""
+    started_ns = row["started_ns"]
+    return None if started_ns is None or started_ns < _NUMBERS_NS else started_ns // 1_000_000
 
 
 def _write_branch(branch: Branch) -> list[Any]:

@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from starpo_trace import instrument, reward, trajectory, uninstrument
 from starpo_trace.cli import main
 from starpo_trace.convert.manifest import read_manifest, scan_table
 
@@ -22,7 +24,12 @@ pytestmark = pytest.mark.slow
 
 
 def starpo_trace(
-    *arguments: object, cwd: Path, timeout_s: int = 60, columns: int = 200, **variables: str
+    *arguments: object,
+    cwd: Path,
+    timeout_s: int = 60,
+    columns: int = 200,
+    text_encoding: str = "utf-8",
+    **variables: str,
 ):
     environment = {**os.environ, "COLUMNS": str(columns), "OMP_NUM_THREADS": "1", **variables}
     environment.pop("OTEL_EXPORTER_OTLP_ENDPOINT", None)
@@ -31,7 +38,7 @@ def starpo_trace(
         cwd=cwd,
         env=environment,
         capture_output=True,
-        text=True,
+        encoding=text_encoding,
         timeout=timeout_s,
         check=False,
     )
@@ -91,6 +98,7 @@ REWARD = ["reward", "--trajectory", "t", "--value", "1"]
     [
         (["export", "nowhere", "-o", "d"], "nowhere: no such file or folder"),
         (["export", "empty", "-o", "d"], "empty: no span files in this folder"),
+        (["export", "empty", "-o", "d", "--content", "nowhere"], "nowhere: no such folder"),
         (["show", "nowhere"], "nowhere: no such file or folder"),
         (["run", "nowhere.py"], "nowhere.py: no such script"),
         (["show", "nowhere", "--limit", "0"], "--limit 0: list at least 1 trajectory"),
@@ -117,6 +125,14 @@ def test_mistakes_get_one_clear_line(tmp_path, arguments, message):
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["empty"]
+
+
+def test_a_variable_that_is_not_set_is_not_the_current_folder(tmp_path):
+    """`export "$STORE" -o dataset` reads nothing when STORE is empty."""
+    for arguments in (["export", "", "-o", "d"], ["export", "s", "-o", ""], ["show", ""]):
+        done = starpo_trace(*arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "is empty; name a file or folder" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -168,6 +184,62 @@ def test_narrow_terminal_shows_whole_ids_paths_and_positive_counts(tmp_path):
     assert f"│ {trajectory_id} │ one " in done.stdout
 
 
+def test_narrow_terminal_names_a_damaged_file_whole(tmp_path):
+    """At 40 columns its path is folded, not cut."""
+    (tmp_path / "agent.py").write_text(AGENT)
+    assert starpo_trace("run", "agent.py", "one", cwd=tmp_path).returncode == 0
+    name = "a-file-of-another-program-in-the-same-folder.json"
+    (tmp_path / ".starpo/traces" / name).write_text("{}")
+    done = starpo_trace("export", ".starpo/traces", "-o", "dataset", cwd=tmp_path, columns=40)
+    assert f".starpo/traces/{name}" in "".join(done.stdout.split())
+
+
+def test_output_that_is_not_utf_8_gets_codes_and_no_traceback(tmp_path):
+    """Recorded text and drawn bars have characters that the stream's encoding lacks."""
+    (tmp_path / "agent.py").write_text(AGENT)
+    assert starpo_trace("run", "agent.py", "naïve-小", cwd=tmp_path).returncode == 0
+    for encoding, task in (("ascii", r"na\xefve-\u5c0f"), ("latin-1", r"naïve-\u5c0f")):
+        done = starpo_trace(
+            *("show", ".starpo/traces", "--trajectory", "t-na"),
+            cwd=tmp_path,
+            PYTHONIOENCODING=encoding,
+            text_encoding=encoding,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"task_id={task}" in done.stdout
+
+
+def test_a_reader_that_goes_away_and_a_full_output(tmp_path):
+    """`write ... | true` is quiet; an output that takes nothing is one line."""
+    (tmp_path / "agent.py").write_text(AGENT)
+    assert starpo_trace("run", "agent.py", "one", cwd=tmp_path).returncode == 0
+    assert starpo_trace("export", ".starpo/traces", "-o", "d", cwd=tmp_path).returncode == 0
+    write = [sys.executable, "-m", "starpo_trace.cli", "write", "d", "-o", "x.jsonl"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as gone:
+        done = subprocess.run(write, cwd=tmp_path, stdout=gone, stderr=-1, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(write, cwd=tmp_path, stdout=full, stderr=-1, check=False)
+    assert (done.returncode, done.stderr) == (1, b"starpo-trace: No space left on device\n")
+
+
+def test_names_that_are_not_utf_8_are_refused(tmp_path):
+    """Of a source and of a dataset: one line with the name, and nothing written."""
+    (tmp_path / "agent.py").write_text(AGENT)
+    assert starpo_trace("run", "agent.py", "one", cwd=tmp_path).returncode == 0
+    odd = os.fsdecode(b"caf\xe9")
+    done = starpo_trace("export", ".starpo/traces", "-o", os.fsencode(odd), cwd=tmp_path)
+    assert done.stderr == "starpo-trace: 'caf\\udce9': the name is not UTF-8; rename it\n"
+    (tmp_path / ".starpo/traces").rename(tmp_path / odd)
+    for command in (["export", odd, "-o", "d"], ["show", odd]):
+        done = starpo_trace(*map(os.fsencode, command), cwd=tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert "the name is not UTF-8; rename it" in done.stderr
+    assert not (tmp_path / "d").exists()
+
+
 def test_trust_takes_only_known_sources(tmp_path):
     """A mistyped source is named with those there are."""
     done = starpo_trace("export", "s", "-o", "d", "--trust", "enviroment", cwd=tmp_path)
@@ -210,3 +282,26 @@ def test_export_to_a_full_disk_is_one_line(tmp_path):
         assert list(disk.iterdir()) == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_version(capsys):
+    """The one that is installed."""
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert (left.value.code, capsys.readouterr().out) == (0, f"starpo {version('starpo')}\n")
+
+
+def test_sources_that_are_left_out_are_named(tmp_path, capsys):
+    """What a dataset was made of and is not named again is not in it any more."""
+    for name in ("one", "two"):
+        instrument(store=tmp_path / name)
+        with trajectory(name):
+            reward(1.0)
+        uninstrument()
+    dataset = str(tmp_path / "dataset")
+    assert main(["export", str(tmp_path / "one"), "-o", dataset]) == 0
+    assert "no longer" not in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "two"), "-o", dataset]) == 0
+    assert f"{tmp_path / 'one'}: no longer among the sources" in capsys.readouterr().err
+    assert main(["export", dataset, "-o", str(tmp_path / "other")]) == 1
+    assert "is a dataset" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from starpo_trace import semconv
 from starpo_trace.convert.dataset import build_dataset
+from starpo_trace.convert.forget import forget
 from starpo_trace.convert.manifest import lock_output, read_manifest, scan_table
 from starpo_trace.errors import ConfigError, DatasetError, SourceError
 from starpo_trace.schema import TABLES
@@ -221,6 +222,29 @@ def test_bad_outputs_are_refused_and_untouched(tmp_path, spans):
     assert [entry.name for entry in (tmp_path / "folder").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("name", ["d [1]", "d*", "d?", "d{1,2}", "d#1", "50%"])
+def test_a_name_is_no_pattern(tmp_path, spans, name):
+    """Characters that stand for others in patterns are characters here, in every build."""
+    write_store(tmp_path / "store", [make_rows(spans, count=2)])
+    build_dataset([tmp_path / "store"], tmp_path / "d1")
+    for count in (2, 4):  # the second brings the first up to date
+        write_store(tmp_path / "store", [make_rows(spans, count=count)])
+        build_dataset([tmp_path / "store"], tmp_path / name)
+        assert scan_table(tmp_path / name, "trajectories").collect().height == count
+    forget(tmp_path / name, [("trajectory", "t0")])
+    assert scan_table(tmp_path / name, "trajectories").collect().height == 3
+    assert scan_table(tmp_path / "d1", "trajectories").collect().height == 2
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a\\b"])
+def test_names_that_delta_misreads_are_refused(tmp_path, spans, name):
+    """`%20` would be a blank to it, and its tables would lie in another folder."""
+    write_store(tmp_path / "store", [make_rows(spans)])
+    with pytest.raises(DatasetError, match="read as another character"):
+        build_dataset([tmp_path / "store"], tmp_path / name)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["store"]
+
+
 def test_sources_without_spans_are_refused(tmp_path):
     """An empty segment names the store; nothing is written."""
     write_store(tmp_path / "store", [])
@@ -286,7 +310,9 @@ def test_table_that_does_not_match_is_refused(tmp_path, spans, damage):
         next((turns / "_delta_log").glob("*.json")).unlink()
     else:
         shutil.rmtree(turns)
-    message = r"dataset/turns: version 0 does not match manifest\.json; export again \(.+\)$"
+    message = (
+        r"dataset/turns: version 0 does not match manifest\.json; export again with --full \(.+\)$"
+    )
     with pytest.raises(DatasetError, match=message):
         scan_table(tmp_path / "dataset", "turns")
     assert scan_table(tmp_path / "dataset", "messages").collect().height
@@ -325,6 +351,8 @@ def test_refused_write_keeps_the_last_dataset(tmp_path, spans, monkeypatch):
     """A build that cannot write its manifest leaves the one before it readable."""
     write_store(tmp_path / "store", [make_rows(spans)])
     before = build_dataset([tmp_path / "store"], tmp_path / "dataset")
+    lock = tmp_path / "dataset" / ".build.lock"
+    inode = lock.stat().st_ino
 
     def refuse(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -334,7 +362,7 @@ def test_refused_write_keeps_the_last_dataset(tmp_path, spans, monkeypatch):
         build_dataset([tmp_path / "store"], tmp_path / "dataset")
     assert read_manifest(tmp_path / "dataset") == before
     assert scan_table(tmp_path / "dataset", "turns").collect().height == 6
-    assert not (tmp_path / "dataset" / ".build.lock").exists()
+    assert lock.stat().st_ino == inode  # held to the end: others may only begin after the removal
 
 
 def test_unknown_trusted_source_is_refused(tmp_path):
@@ -345,6 +373,9 @@ def test_unknown_trusted_source_is_refused(tmp_path):
 
 def test_manifest_errors_are_in_words(tmp_path):
     """What is missing is named, not the exception that tripped over it."""
+    (tmp_path / "spans.jsonl").write_text("{}")
+    with pytest.raises(DatasetError, match=r"spans\.jsonl: is a file and no dataset; build one"):
+        read_manifest(tmp_path / "spans.jsonl")
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(DatasetError, match="no schema version, this starpo reads 3"):
         read_manifest(tmp_path)

@@ -14,11 +14,11 @@ import pytest
 from otlp_lines import write_lines
 
 from starpo_trace import semconv
-from starpo_trace.convert import routing
+from starpo_trace.convert import build, routing
 from starpo_trace.convert.dataset import build_dataset, scan_table
 from starpo_trace.convert.manifest import read_manifest
 from starpo_trace.convert.otlp import SpanRow
-from starpo_trace.errors import ConfigError
+from starpo_trace.errors import ConfigError, DatasetError
 from starpo_trace.schema import TABLES
 
 USER = {"role": "user", "content": "hi"}
@@ -208,6 +208,90 @@ def test_executor_ray_gives_the_same(tmp_path, spans):
         check=True,
     )
     assert done.stdout.split()[-1] == expected
+
+
+def test_what_other_runs_name_decides_nothing(tmp_path, spans):
+    """An empty id is none, and the conversation of a run that has its own id is no stranger's."""
+    source, dataset = tmp_path / "source", tmp_path / "dataset"
+    talk = {"gen_ai.conversation.id": "talk"}
+    root = spans.root("run", num_steps=0, **talk)
+    empty = spans.root("", num_steps=0)
+
+    def call_model(trace: int, **attributes: str) -> SpanRow:
+        prompt = '[{"role": "user", "parts": [{"type": "text", "content": "hi"}]}]'
+        row = spans.row(
+            {semconv.OPERATION_NAME: "chat", semconv.INPUT_MESSAGES: prompt, **attributes},
+            scope="other",
+        )
+        return SpanRow(**{**fields(row), "trace_id": f"{trace:032x}"})
+
+    write_lines(source / "1.jsonl", [root, call_model(1), SpanRow(**fields(empty))])
+    write_lines(source / "2.jsonl", [call_model(number) for number in range(3, 9)])
+    build_dataset([source], dataset)
+    write_lines(source / "3.jsonl", [call_model(2, **talk)])
+    build_dataset([source], dataset)
+    same_as_new(source, dataset, tmp_path)
+    trajectories = scan_table(dataset, "trajectories").collect()
+    of_talk = trajectories.filter(pl.col("conversation_id") == "talk")
+    assert of_talk["trajectory_id"].to_list() == ["run", "talk"]
+    assert "" not in trajectories["trajectory_id"]
+
+
+def test_a_reward_finds_a_span_that_was_rejected_before(tmp_path, spans):
+    """It names the span without its trace; a call that comes later makes a run of the trace."""
+    source, dataset = tmp_path / "source", tmp_path / "dataset"
+    agent = spans.row({semconv.OPERATION_NAME: "invoke_agent"}, scope="other", trace_id=f"{7:032x}")
+    reward = spans.reward(agent, 1.0, links=(("", agent.span_id),), trace_id=f"{8:032x}")
+    runs = [row for number in range(4) for row in make_run(spans, number)]
+    write_lines(source / "1.jsonl", [agent, reward, *runs])
+    build_dataset([source], dataset)
+    prompt = '[{"role": "user", "parts": [{"type": "text", "content": "hi"}]}]'
+    content = {semconv.OPERATION_NAME: "chat", semconv.INPUT_MESSAGES: prompt}
+    call = spans.row(content, parent=agent, scope="other", trace_id=agent.trace_id)
+    write_lines(source / "2.jsonl", [call])
+    build_dataset([source], dataset)
+    same_as_new(source, dataset, tmp_path)
+    assert "reward_target_missing" not in read_manifest(dataset).accounting.spans_rejected_by_reason
+
+
+def test_workers_of_a_killed_build_are_in_nobodys_way(tmp_path, spans, monkeypatch):
+    """They may write into their build's folder while the next is under way."""
+    source, dataset = tmp_path / "source", tmp_path / "dataset"
+    write_lines(source / "1.jsonl", make_run(spans, 0))
+    read = build.read_files
+
+    def read_beside(task):
+        (dataset / ".build" / "chunks" / f"{task.number:06d}-000000").mkdir(parents=True)
+        return read(task)
+
+    monkeypatch.setattr(build, "read_files", read_beside)
+    build_dataset([source], dataset)
+    same_as_new(source, dataset, tmp_path)
+
+
+def test_a_build_that_died_before_its_manifest_takes_nothing_from_the_next(
+    tmp_path, spans, monkeypatch
+):
+    """It rewrote messages that the next build does not touch: these count as they were."""
+    source, dataset = tmp_path / "source", tmp_path / "dataset"
+    runs = [make_run(spans, number, has_reward=number > 0) for number in range(4)]
+    write_lines(source / "1.jsonl", [row for run in runs for row in run])
+    build_dataset([source], dataset)
+    late = source / "2.jsonl"
+    late_call = spans.call(runs[1][0], 2, [USER], ANSWER, delta=False)
+    write_lines(late, [SpanRow(**{**fields(late_call), "trace_id": runs[1][0].trace_id})])
+    with monkeypatch.context() as patch:
+        patch.setattr("starpo_trace.convert.dataset.write_manifest", _die)
+        with pytest.raises(DatasetError, match="the last dataset is intact"):
+            build_dataset([source], dataset)
+    late.unlink()
+    write_lines(source / "3.jsonl", [make_reward(spans, runs[0][0], 0)])
+    build_dataset([source], dataset)
+    same_as_new(source, dataset, tmp_path)
+
+
+def _die(*_arguments) -> None:
+    raise OSError("the machine lost power")
 
 
 @pytest.mark.slow

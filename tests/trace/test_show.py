@@ -113,6 +113,16 @@ def test_recorded_names_are_no_terminal_commands(spans, tmp_path):
     assert "\x1b" not in out.getvalue()
 
 
+def test_a_long_name_goes_on_below_and_an_id_stays_whole(spans):
+    """One task of 500 characters makes no table of 500 columns; no character is left out."""
+    root = spans.root("t" * 100, num_steps=1, **{semconv.TASK_ID: "x" * 500})
+    call = spans.call(root, 0, [{"role": "user", "content": "a"}], {"role": "assistant"})
+    out = io.StringIO()
+    _print_trajectories(Console(file=out, width=80), opened(convert_rows([root, call])), 1, 10)
+    assert (out.getvalue().count("x"), "t" * 100 in out.getvalue()) == (500, True)
+    assert max(map(len, out.getvalue().splitlines())) < 300
+
+
 def test_a_reward_says_who_signed_it_and_why_it_does_not_count(spans):
     """Valid, forged and unsigned ones, in one line each; the funnel counts them."""
     keys = Keyring(keys={"k1": b"k" * 32})

@@ -2,10 +2,15 @@
 
 import gzip
 import json
+import os
 import random
 import shutil
 import threading
+import zipfile
+from functools import partialmethod
+from pathlib import Path
 
+import polars as pl
 import pytest
 import zstandard
 from google.protobuf.json_format import MessageToDict
@@ -73,7 +78,7 @@ def write_length_prefixed(path, payloads):
 
 
 def test_every_format_gives_the_same_rows(tmp_path, request_message):
-    """Segment, raw protobuf, length-prefixed protobuf, JSON lines, one JSON document."""
+    """Segment, raw protobuf, length-prefixed protobuf, JSON lines, one JSON document, by any name."""
     payload = request_message.SerializeToString()
     text = otlp_json(request_message)
     (tmp_path / "a.otlp").write_bytes(MAGIC + frame_record(payload, 2))
@@ -81,8 +86,9 @@ def test_every_format_gives_the_same_rows(tmp_path, request_message):
     write_length_prefixed(tmp_path / "c.proto", [payload])
     (tmp_path / "d.jsonl").write_text(text + "\n")
     (tmp_path / "e.json").write_text(json.dumps(json.loads(text), indent=2))
+    (tmp_path / "f.otlp").write_text(text + "\n")  # the name of our segments, and of others' files
     inner = request_message.resource_spans[0].scope_spans[0].spans[0]
-    for name in ("a.otlp", "b.pb", "c.proto", "d.jsonl", "e.json"):
+    for name in ("a.otlp", "b.pb", "c.proto", "d.jsonl", "e.json", "f.otlp"):
         rows, malformed, damaged = read_all(tmp_path / name)
         assert (len(rows), malformed, damaged) == (2, [], [])
         row = rows[0]
@@ -212,6 +218,28 @@ def test_damaged_json_line_is_counted(tmp_path, request_message):
         assert (len(rows), len(damaged)) == (4, 1)
 
 
+def test_marks_and_empty_lines_before_json_are_no_damage(tmp_path, request_message):
+    """A byte order mark, and empty lines, before lines and before one whole document."""
+    text = otlp_json(request_message)
+    for document in (f"{text}\n{text}", json.dumps(json.loads(text), indent=1)):
+        for before in ("\ufeff", "\n \r\n", "\ufeff\n"):
+            path = tmp_path / "spans.jsonl"
+            path.write_text(before + document, encoding="utf-8")
+            rows, _, damaged = read_all(path)
+            assert (len(rows), len(damaged)) == (2 + 2 * ("\n{" in document), 0)
+
+
+def test_half_a_character_costs_no_neighbour(tmp_path, request_message):
+    """Texts that are cut between two surrogates hold an escape that is no character."""
+    text = otlp_json(request_message)
+    path = tmp_path / "spans.jsonl"
+    path.write_text(text.replace("\\u00fc", r"a\ud83d \ud83d\ude00 \\ud83d \ude00\ud83d"))
+    rows, _, damaged = read_all(path)
+    assert damaged == []
+    values = [row.attributes["s"] for row in rows if "s" in row.attributes]
+    assert values == ["a\ufffd \U0001f600 \\ud83d \ufffd\ufffd"]
+
+
 def test_files_of_a_folder_that_are_none_of_ours_are_named(tmp_path, request_message):
     """Their neighbours are read; a file that has only just been begun is no damage."""
     (tmp_path / "spans.jsonl").write_text(otlp_json(request_message))
@@ -223,6 +251,33 @@ def test_files_of_a_folder_that_are_none_of_ours_are_named(tmp_path, request_mes
     assert manifest.accounting.damaged_records == 2
     named = [each.removeprefix(f"{tmp_path}/")[:30] for each in manifest.accounting.damage]
     assert named == ["cut.json.gz: compressed data i", "key.bin: binary data, 3 bytes:"]
+
+
+def test_a_foreign_table_or_archive_in_a_folder_is_damage(tmp_path, request_message):
+    """A folder's other files are read; what is named itself is refused."""
+    folder = tmp_path / "spans"
+    folder.mkdir()
+    (folder / "spans.jsonl").write_text(otlp_json(request_message))
+    pl.DataFrame({"prompt": ["x"]}).write_parquet(folder / "prompts.parquet")
+    with zipfile.ZipFile(folder / "notes.eval", "w") as archive:
+        archive.writestr("notes.txt", "x")
+    manifest = build_dataset([folder], tmp_path / "dataset")
+    assert (manifest.accounting.spans_read, manifest.accounting.is_closed) == (2, True)
+    named = [each.removeprefix(f"{folder}/")[:30] for each in manifest.accounting.damage]
+    assert named == ["notes.eval: a zip archive, but", "prompts.parquet: a table witho"]
+    for name, words in (
+        ("notes.eval", "a zip archive, but"),
+        ("prompts.parquet", "a table without"),
+    ):
+        with pytest.raises(SourceError, match=f"{name}: {words}"):
+            build_dataset([folder / name], tmp_path / name)
+
+
+def test_json_lines_of_no_known_form_are_not_called_broken(tmp_path):
+    """They are JSON lines; what they lack is a form that is known."""
+    (tmp_path / "a.jsonl").write_text('{"messages": []}\n{"messages": []}\n')
+    with pytest.raises(SourceError, match=r"a\.jsonl: line 1: neither JSON lines of a known form"):
+        build_dataset([tmp_path], tmp_path / "dataset")
 
 
 def test_damage_is_named_where_nothing_else_was_found(tmp_path):
@@ -303,6 +358,36 @@ def test_missing_path_and_empty_folder(tmp_path):
             find_source_files([path])
     with pytest.raises(SourceError, match="no source given"):
         find_source_files([])
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):
+    """Where the system refuses whatever lies in it, as it does for all users but root."""
+    may_look = {name: getattr(Path, name) for name in ("is_dir", "iterdir")}
+
+    def refuse(name, path):
+        if path != tmp_path or name == "iterdir":
+            raise PermissionError(13, "Permission denied", str(path))
+        return may_look[name](path)
+
+    for name in may_look:
+        monkeypatch.setattr(Path, name, partialmethod(lambda path, name: refuse(name, path), name))
+    with pytest.raises(SourceError, match=f"{tmp_path}: cannot be read: Permission denied"):
+        find_source_files([tmp_path])
+
+
+def test_a_folder_without_spans_says_where_to_look(tmp_path):
+    """Folders in it are named, then files of other names; a pipe has to be saved first."""
+    with pytest.raises(SourceError, match="has the agent run with tracing on"):
+        find_source_files([tmp_path])
+    (tmp_path / "spans.csv").write_text("trace_id")
+    with pytest.raises(SourceError, match="name the files that hold spans"):
+        find_source_files([tmp_path])
+    (tmp_path / "monday").mkdir()
+    with pytest.raises(SourceError, match=r"name the folders in it that hold spans, as .*/monday"):
+        find_source_files([tmp_path])
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SourceError, match="neither a file nor a folder; save it as a file first"):
+        find_source_files([tmp_path / "pipe"])
 
 
 @pytest.mark.parametrize(

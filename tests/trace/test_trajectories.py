@@ -477,6 +477,14 @@ def test_an_impossible_number_of_messages_costs_one_span(spans, length):
     ]
 
 
+def test_text_that_is_no_json_is_named(spans):
+    """Of a span's many attributes, the one to look at."""
+    rows = two_turns(spans)
+    rows[1].attributes[semconv.INPUT_MESSAGES] = "not json"
+    (detail,) = convert_rows(rows)["rejected"]["detail"].to_list()
+    assert detail.startswith(f"{semconv.INPUT_MESSAGES}: ")
+
+
 @pytest.mark.parametrize("step", [2**31, 2**63 - 1, -1])
 def test_an_impossible_step_costs_one_span(spans, step):
     """A number so high would hide that steps are missing."""

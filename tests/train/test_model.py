@@ -15,6 +15,7 @@ from starpo_train.config import ModelSection
 from starpo_train.errors import CheckpointError, ModelError
 from starpo_train.head import compute_logprobs
 from starpo_train.model import load_policy, merged_state_dict
+from starpo_train.norms import fuse_norms
 from starpo_train.pack import pack_rows
 from starpo_train.serve.loading import load_model as load_served
 
@@ -87,6 +88,53 @@ def test_a_row_never_sees_its_neighbours(hand, model_folder):
     count = rows[0].num_actions
     assert torch.equal(first[count:], second[count:])
     assert not torch.equal(first[:count], second[:count])
+
+
+@pytest.mark.parametrize("lengths", [[21, 12, 12, 12, 2], [6, 6, 6], [3, 9, 9, 3]])
+@pytest.mark.parametrize("window", [{}, {"sliding_window": 6, "max_window_layers": 0}])
+def test_rows_that_share_a_call_keep_their_numbers(hand, tmp_path, monkeypatch, lengths, window):
+    """In one batch, as on CUDA, rows of one length score as they do one by one."""
+    folder = hand.model(tmp_path / "m", use_sliding_window=bool(window), **window)
+    policy = load(folder, attention="packed")
+    batch = pack_rows(hand.rows(lengths), range(len(lengths)))
+    expected, gradients = score_and_differentiate(policy, batch)
+    monkeypatch.setattr("starpo_train.attention.SHARING_DEVICES", {"cpu"})
+    actual, shared_gradients = score_and_differentiate(policy, batch)
+    torch.testing.assert_close(actual.logprobs_A, expected.logprobs_A, atol=1e-5, rtol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(shared_gradients[name], gradient, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_fused_norms_change_no_number(hand, tmp_path, family):
+    """Every norm of a model is replaced, and scores and gradients stay."""
+    policy = load(hand.model(tmp_path / "m", family=family))
+    batch = pack_rows(hand.rows([13, 5]), [0, 1])
+    expected, gradients = score_and_differentiate(policy, batch)
+    fuse_norms(policy.model)
+    norms = [module for module in policy.model.modules() if hasattr(module, "variance_epsilon")]
+    assert ["forward" in vars(norm) for norm in norms] == [True] * len(norms)
+    actual, fused_gradients = score_and_differentiate(policy, batch)
+    torch.testing.assert_close(actual.logprobs_A, expected.logprobs_A, atol=1e-5, rtol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(fused_gradients[name], gradient, atol=1e-5, rtol=1e-5)
+
+
+def test_a_norm_of_its_own_kind_stays():
+    """A weight that is added to one is not what the kernel multiplies with."""
+
+    class AddedNorm(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.variance_epsilon = torch.nn.Parameter(torch.zeros(8)), 1e-6
+
+        def forward(self, x):
+            return (1 + self.weight) * torch.nn.functional.rms_norm(x, (8,), eps=1e-6)
+
+    norm = AddedNorm()
+    fuse_norms(norm)
+    assert "forward" not in vars(norm)
+    assert torch.equal(norm.weight, torch.zeros(8))
 
 
 def test_sliding_window_rows_keep_their_window(hand, tmp_path):

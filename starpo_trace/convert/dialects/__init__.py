@@ -5,6 +5,7 @@ keys do not decide. A dialect is one module here with `matches(span)` and `conve
 """
 
 from collections.abc import Mapping
+from json import JSONDecodeError
 from typing import Final
 
 from starpo_trace.convert.dialects import (
@@ -69,7 +70,7 @@ def convert_span(span: SpanRow) -> CanonicalSpan | Rejection:
             except HistoryMismatchError as error:
                 return Rejection(reason="history_mismatch", detail=str(error))
             except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-                detail = describe_fault(error)
+                detail = _name_attribute(span, error) + describe_fault(error)
                 return Rejection(reason="malformed_attributes", detail=detail[:500])
             except RecursionError:
                 return Rejection(reason="malformed_attributes", detail="nested too deeply")
@@ -77,6 +78,13 @@ def convert_span(span: SpanRow) -> CanonicalSpan | Rejection:
     if name is not None:
         return Rejection(reason="unknown_dialect", detail=name)
     return Rejection(reason="not_an_agent_span")
+
+
+def _name_attribute(span: SpanRow, error: Exception) -> str:
+    """The attribute whose text is no JSON, where that is what failed."""
+    if not isinstance(error, JSONDecodeError):
+        return ""
+    return next((f"{key}: " for key, value in span.attributes.items() if value == error.doc), "")
 
 
 def _add_rollout(span: SpanRow, converted: CanonicalSpan | Rejection) -> CanonicalSpan | Rejection:

@@ -3,13 +3,17 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from starpo_trace.convert.otlp import MalformedSpan, SpanRow
 from starpo_trace.limits import CUT_PREFIX
 
 _CUT_MARK: Final = CUT_PREFIX.strip("[ ").encode()
 """What JSON writes of a mark however it escapes."""
+
+
+class ForeignFileError(ValueError):
+    """A whole file holds no spans of a known form."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,13 +23,15 @@ class DamagedRecord:
     path: str
     """The file."""
     offset: int
-    """Byte offset in the file (line number for JSON lines)."""
+    """Where it begins in the file, in `unit`s."""
+    unit: Literal["byte", "line", "element"]
+    """What offsets count: bytes, lines from 1, elements of a JSON array."""
     reason: str
     """What is wrong with it."""
 
     def describe(self) -> str:
         """Where in its file, and what is wrong, in words."""
-        return f"at {self.offset}: {self.reason}" if self.offset else self.reason
+        return f"{self.unit} {self.offset:,}: {self.reason}" if self.offset else self.reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +65,10 @@ def make_batch(spans: Iterable[SpanRow | MalformedSpan], payload: bytes | None =
     )
 
 
-def make_damage(path: Path, offset: int, reason: str) -> SpanBatch:
+def make_damage(
+    path: Path, offset: int, reason: str, unit: Literal["byte", "line", "element"] = "byte"
+) -> SpanBatch:
     """What could not be read -> a batch that says so."""
-    return SpanBatch(damaged=(DamagedRecord(path=str(path), offset=offset, reason=reason),))
+    return SpanBatch(
+        damaged=(DamagedRecord(path=str(path), offset=offset, unit=unit, reason=reason),)
+    )

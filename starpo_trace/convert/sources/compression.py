@@ -3,6 +3,7 @@
 import gzip
 import io
 import zlib
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
@@ -42,6 +43,18 @@ def open_spans(path: Path) -> IO[bytes]:
         return cast("IO[bytes]", gzip.open(stream.name))
     if head == ZSTD_MAGIC:
         return io.BufferedReader(_ZstdStream(stream, _make_decompressor(path)))
+    return stream
+
+
+def open_text(path: Path) -> IO[bytes]:
+    """File -> stream of the text it holds, behind its byte order mark if it has one.
+
+    Raises:
+        SourceError: it cannot be read, or needs a package that is not installed.
+    """
+    stream = open_spans(path)
+    if cast("io.BufferedReader", stream).peek(len(BOM_UTF8)).startswith(BOM_UTF8):
+        stream.read(len(BOM_UTF8))
     return stream
 
 

@@ -15,8 +15,11 @@ _UNREAD: Final = frozenset({"deletionVectors", "columnMapping"})
 
 
 def is_delta_table(path: Path) -> bool:
-    """Whether a folder is a Delta table."""
-    return (path / LOG).is_dir()
+    """Whether a folder is a Delta table; one that cannot be looked into is none."""
+    try:
+        return (path / LOG).is_dir()
+    except PermissionError:
+        return False
 
 
 def list_table_files(folder: Path) -> list[Path]:

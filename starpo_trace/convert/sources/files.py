@@ -131,6 +131,8 @@ def _files_of(path: Path) -> list[Path]:
     if is_delta_table(path):
         return list_table_files(path)
     if not path.is_dir():
+        if path.exists():  # a pipe, as of the shell's `<(...)`
+            raise SourceError(f"{path}: is neither a file nor a folder; save it as a file first")
         raise SourceError(f"{path}: no such file or folder; name a trace store or an OTLP file")
     files = sorted(
         file
@@ -140,12 +142,24 @@ def _files_of(path: Path) -> list[Path]:
         and (file.is_file() or (file.name.endswith(UNSEALED) and not file.exists()))
     )
     files += list_nested_runs(path, files)
+    if not files and (path / "manifest.json").is_file() and (path / "trajectories").is_dir():
+        raise SourceError(f"{path}: is a dataset; export what it was made of, or `show` it")
     if not files:
         raise SourceError(
             f"{path}: no span files in this folder (looked for "
-            f"{', '.join(sorted(SPAN_FILE_SUFFIXES))}); has the agent run with tracing on?"
+            f"{', '.join(sorted(SPAN_FILE_SUFFIXES))}); {_advise(path)}"
         )
     return files
+
+
+def _advise(folder: Path) -> str:
+    """What to do about a folder without span files."""
+    below = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    if below:
+        return f"name the folders in it that hold spans, as {folder / below[0]}"
+    if any(folder.iterdir()):
+        return "name the files that hold spans"
+    return "has the agent run with tracing on?"
 
 
 def _plain_name(file: Path) -> Path:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from starpo_trace.convert.sources.batches import SpanBatch, make_damage
+from starpo_trace.convert.sources.batches import ForeignFileError, SpanBatch, make_damage
 from starpo_trace.convert.sources.compression import ZSTD_MAGIC, list_faults, open_spans
+from starpo_trace.convert.sources.delta import is_delta_table
 from starpo_trace.convert.sources.files import SourceFile
 from starpo_trace.convert.sources.inspect_logs import ZIP_MAGIC, read_zip_batches
 from starpo_trace.convert.sources.jsonfiles import is_json, read_json_batches
@@ -31,11 +32,6 @@ from starpo_trace.convert.sources.tables import (
 from starpo_trace.errors import SourceError
 
 Reader = Callable[[SourceFile], Iterator[SpanBatch]]
-
-
-class _ForeignFileError(ValueError):
-    """A file's first bytes ask for no reader."""
-
 
 _EMPTY: Final = "the file is empty"
 _SEGMENT_MAGIC: Final = b"STARPO1\n"
@@ -59,19 +55,25 @@ def read_span_batches(file: SourceFile) -> Iterator[SpanBatch]:
     """
     try:
         reader = _detect_reader(file.path)
-    except _ForeignFileError as error:
-        if file.is_named:
-            raise SourceError(f"{file.path}: {error}") from error
-        return iter([make_damage(file.path, 0, str(error))] if str(error) != _EMPTY else [])
-    return _read_to_damage(file.path, reader(file))
+    except ForeignFileError as error:
+        return iter(_refuse(file, error))
+    return _read_to_damage(file, reader(file))
 
 
-def _read_to_damage(path: Path, batches: Iterator[SpanBatch]) -> Iterator[SpanBatch]:
+def _refuse(file: SourceFile, error: ForeignFileError) -> list[SpanBatch]:
+    if file.is_named or is_delta_table(Path(file.source)):
+        raise SourceError(f"{file.path}: {error}") from error
+    return [make_damage(file.path, 0, str(error))] if str(error) != _EMPTY else []
+
+
+def _read_to_damage(file: SourceFile, batches: Iterator[SpanBatch]) -> Iterator[SpanBatch]:
     """Batches up to where compressed data cannot be read on."""
     try:
         yield from batches
+    except ForeignFileError as error:
+        yield from _refuse(file, error)
     except list_faults() as error:
-        yield make_damage(path, 0, f"compressed data is damaged or cut: {error}")
+        yield make_damage(file.path, 0, f"compressed data is damaged or cut: {error}")
 
 
 def _detect_reader(path: Path) -> Reader:
@@ -79,23 +81,23 @@ def _detect_reader(path: Path) -> Reader:
         with open_spans(path) as stream:
             head = stream.read(64)
     except list_faults() as error:
-        raise _ForeignFileError(f"compressed data is damaged or cut: {error}") from error
+        raise ForeignFileError(f"compressed data is damaged or cut: {error}") from error
     for magic, reader in _READER_OF_MAGIC.items():
         if head.startswith(magic):
             return reader
-    if path.name.endswith((".otlp", ".otlp.open")):
-        return read_segment_batches
-    if not head:
-        raise _ForeignFileError(_EMPTY)
     if is_json(head):
         return read_json_batches
+    if path.name.endswith((".otlp", ".otlp.open")):  # a segment whose first bytes are damaged
+        return read_segment_batches
+    if not head:
+        raise ForeignFileError(_EMPTY)
     if head.startswith(_PROTOBUF_FIRST_BYTE):
         return read_protobuf_batches
     if head[4:5] == _PROTOBUF_FIRST_BYTE or head[4:8] == ZSTD_MAGIC:
         return read_length_prefixed_batches
     if ".csv" in path.suffixes or is_csv_head(path):
         return read_csv_batches
-    raise _ForeignFileError(
+    raise ForeignFileError(
         f"{_describe_head(path, head)}: neither a trace store segment nor OTLP JSON "
         "lines nor OTLP protobuf; name the agent's trace store or the Collector's output"
     )

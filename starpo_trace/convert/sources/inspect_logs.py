@@ -5,7 +5,12 @@ from collections.abc import Iterator, Mapping
 from typing import IO, Any, Final
 
 from starpo_trace.convert.otlp import DecodeError, MalformedSpan, SpanRow
-from starpo_trace.convert.sources.batches import SpanBatch, make_batch, make_damage
+from starpo_trace.convert.sources.batches import (
+    ForeignFileError,
+    SpanBatch,
+    make_batch,
+    make_damage,
+)
 from starpo_trace.convert.sources.compression import list_faults
 from starpo_trace.convert.sources.files import SourceFile, open_source
 from starpo_trace.convert.sources.inspect_samples import read_sample
@@ -44,7 +49,8 @@ def read_zip_batches(file: SourceFile) -> Iterator[SpanBatch]:
     """Log that is a zip -> a batch for each sample.
 
     Raises:
-        SourceError: it is no log of Inspect's, or needs a package that is not installed.
+        ForeignFileError: it is no log of Inspect's.
+        SourceError: it needs a package that is not installed.
     """
     with open_source(file.path) as stream:
         try:
@@ -54,8 +60,8 @@ def read_zip_batches(file: SourceFile) -> Iterator[SpanBatch]:
             return
         members = {member.filename: member for member in archive.infolist()}
         if not members.keys() & set(_HEADERS):
-            raise SourceError(
-                f"{file.path}: a zip archive, but no log of Inspect's: it holds no header.json"
+            raise ForeignFileError(
+                "a zip archive, but no log of Inspect's: it holds no header.json"
             )
         evaluation, damage = _read_head(stream, members, file)
         yield from damage

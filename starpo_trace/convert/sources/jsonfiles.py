@@ -1,5 +1,6 @@
 """JSON lines, or one JSON document -> batches of spans: OTLP, or a format of `documents`."""
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from typing import IO
 
@@ -7,7 +8,7 @@ from starpo_trace.convert.otlp import DecodeError
 from starpo_trace.convert.otlpjson import decode_json
 from starpo_trace.convert.sources.arrayfiles import read_array_batches
 from starpo_trace.convert.sources.batches import SpanBatch, make_batch, make_damage
-from starpo_trace.convert.sources.compression import open_spans
+from starpo_trace.convert.sources.compression import open_text
 from starpo_trace.convert.sources.documents import UnreadableDocumentError, read_document
 from starpo_trace.convert.sources.files import SourceFile
 from starpo_trace.convert.sources.jsonvalues import parse_json
@@ -15,6 +16,7 @@ from starpo_trace.convert.sources.jsonvalues import parse_json
 
 def is_json(head: bytes) -> bool:
     """Whether bytes begin a JSON text; a protobuf message of 91 or 123 bytes also looks like one."""
+    head = head.removeprefix(BOM_UTF8)
     is_text = all(byte >= 0x20 or byte in b"\t\n\r" for byte in head)
     return head.lstrip()[:1] in (b"{", b"[") and is_text
 
@@ -27,28 +29,31 @@ def read_json_batches(file: SourceFile) -> Iterator[SpanBatch]:
         yield batch
     if is_read:
         return
-    with open_spans(file.path) as stream:
-        first = stream.readline()
+    with open_text(file.path) as stream:
+        begin, first = next(
+            ((number, line) for number, line in enumerate(stream, start=1) if line.strip()),
+            (1, b""),
+        )
         try:
             batch = read_value(first, file)
         except UnreadableDocumentError as error:
-            batch = make_damage(file.path, 1, str(error))
+            batch = make_damage(file.path, begin, str(error), "line")
         except DecodeError:
             # Either a damaged first line, or one document spread over several lines.
             if document := _read_whole(file):
                 yield document
                 return
-            yield from _read_lines(file, stream)
+            yield from _read_lines(file, stream, begin)
             return
         yield batch
-        for number, line in enumerate(stream, start=2):
+        for number, line in enumerate(stream, start=begin + 1):
             yield from _read_line(line, number, file)
 
 
-def _read_lines(file: SourceFile, stream: IO[bytes]) -> Iterator[SpanBatch]:
+def _read_lines(file: SourceFile, stream: IO[bytes], first: int) -> Iterator[SpanBatch]:
     """Lines after a damaged first one; where none can be read, all are one broken document."""
-    damaged = [make_damage(file.path, 1, "not an OTLP JSON line")]
-    for number, line in enumerate(stream, start=2):
+    damaged = [make_damage(file.path, first, "not an OTLP JSON line", "line")]
+    for number, line in enumerate(stream, start=first + 1):
         for batch in _read_line(line, number, file):
             if damaged and batch.damaged:
                 damaged.append(batch)
@@ -57,8 +62,8 @@ def _read_lines(file: SourceFile, stream: IO[bytes]) -> Iterator[SpanBatch]:
             damaged.clear()
             yield batch
     if len(damaged) > 1:
-        reason = "neither JSON lines nor one whole JSON document"
-        damaged = [make_damage(file.path, 1, reason)]
+        reason = "neither JSON lines of a known form nor one whole JSON document"
+        damaged = [make_damage(file.path, 1, reason, "line")]
     yield from damaged
 
 
@@ -68,16 +73,16 @@ def _read_line(line: bytes, number: int, file: SourceFile) -> Iterator[SpanBatch
     try:
         yield read_value(line, file)
     except DecodeError as error:
-        yield make_damage(file.path, number, str(error))
+        yield make_damage(file.path, number, str(error), "line")
 
 
 def _read_whole(file: SourceFile) -> SpanBatch | None:
-    with open_spans(file.path) as stream:
+    with open_text(file.path) as stream:
         document = stream.read()
     try:
         return read_value(document, file)
     except UnreadableDocumentError as error:
-        return make_damage(file.path, 1, str(error))
+        return make_damage(file.path, 1, str(error), "line")
     except DecodeError:
         return _name_other(document, file)
 
@@ -88,7 +93,7 @@ def _name_other(document: bytes, file: SourceFile) -> SpanBatch | None:
         parse_json(document)
     except (ValueError, RecursionError):
         return None
-    return make_damage(file.path, 1, "JSON of no known form")
+    return make_damage(file.path, 1, "JSON of no known form", "line")
 
 
 def read_value(text: bytes, file: SourceFile) -> SpanBatch:

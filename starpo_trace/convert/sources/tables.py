@@ -10,12 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from starpo_trace.convert.sources.batches import SpanBatch, make_batch, make_damage
+from starpo_trace.convert.sources.batches import (
+    ForeignFileError,
+    SpanBatch,
+    make_batch,
+    make_damage,
+)
 from starpo_trace.convert.sources.compression import list_faults, open_spans
 from starpo_trace.convert.sources.files import SourceFile
 from starpo_trace.convert.sources.records import RecordFormat, find_format
 from starpo_trace.convert.sources.spantable import REQUIRED, list_missing
-from starpo_trace.errors import SourceError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -34,13 +38,13 @@ def read_parquet_batches(file: SourceFile) -> Iterator[SpanBatch]:
     """Parquet file -> a batch for some rows.
 
     Raises:
-        SourceError: its columns are those of no table of spans.
+        ForeignFileError: its columns are those of no table of spans.
     """
     import polars as pl
 
     try:
         table = pl.scan_parquet(_open_parquet(file.path))
-        form = _choose_format(file.path, table.collect_schema().names())
+        form = _choose_format(table.collect_schema().names())
         num_rows = table.select(pl.len()).collect().item()
         num_slice_rows = _choose_slice(num_rows, file.path.stat().st_size)
         for offset in range(0, num_rows, num_slice_rows):
@@ -95,11 +99,11 @@ def _read_header(path: Path) -> list[str]:
 
 def read_csv_batches(file: SourceFile) -> Iterator[SpanBatch]:
     """CSV file with a line of names -> a batch for some rows; fields without text are no values."""
-    form = _choose_format(file.path, _read_header(file.path))
+    form = _choose_format(_read_header(file.path))
     if form.is_nested:
-        raise SourceError(
-            f"{file.path}: {form.name} as CSV, in which lists are no longer whole; save them as "
-            "Parquet or JSON lines"
+        raise ForeignFileError(
+            f"{form.name} as CSV, in which lists are no longer whole; save them as Parquet or JSON "
+            "lines"
         )
     csv.field_size_limit(_MAX_FIELD_CHARS)
     with open_spans(file.path) as stream:
@@ -108,20 +112,22 @@ def read_csv_batches(file: SourceFile) -> Iterator[SpanBatch]:
         try:
             for row in rows:
                 if None in row or None in row.values():
-                    yield make_damage(file.path, rows.line_num, "a line of more or fewer fields")
+                    yield make_damage(
+                        file.path, rows.line_num, "a line of more or fewer fields", "line"
+                    )
                     continue
                 record: dict[str, Any] = {name: value or None for name, value in row.items()}
                 yield make_batch(form.read(record, file.source))
         except csv.Error as error:
-            yield make_damage(file.path, rows.line_num, f"not CSV: {error}")
+            yield make_damage(file.path, rows.line_num, f"not CSV: {error}", "line")
 
 
-def _choose_format(path: Path, names: list[str]) -> RecordFormat:
+def _choose_format(names: list[str]) -> RecordFormat:
     form = find_format(names)
     if form is None:
-        raise SourceError(
-            f"{path}: a table without the columns {', '.join(list_missing(names))}; a table of "
-            f"spans needs {', '.join(REQUIRED)} (docs/sources.md), and it is no export of "
-            "Phoenix, MLflow or Langfuse"
+        raise ForeignFileError(
+            f"a table without the columns {', '.join(list_missing(names))}; a table of spans needs "
+            f"{', '.join(REQUIRED)} (docs/sources.md), and it is no export of Phoenix, MLflow or "
+            "Langfuse"
         )
     return form

@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+from starpo_trace.arguments import parse_path
 from starpo_trace.errors import ConfigError
 from starpo_trace.plain import escape_controls
 
@@ -40,8 +40,8 @@ def add_write_command(commands: Any) -> None:
         description=f"Write a dataset's trajectories as a file of another form:\n{forms}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("dataset", type=Path, metavar="DATASET")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    parser.add_argument("dataset", type=parse_path, metavar="DATASET")
+    parser.add_argument("-o", "--output", type=parse_path, required=True, metavar="FILE")
     parser.add_argument(
         "--as", dest="form", choices=tuple(FORMS), default="openai", help="default: openai"
     )

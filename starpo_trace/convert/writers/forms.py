@@ -76,6 +76,10 @@ def write_dataset(
     """
     options = options or WriteOptions()
     _check_options(form, options)
+    if output.resolve().is_relative_to(dataset.resolve()):
+        raise ConfigError(
+            f"{output}: lies in {dataset}, which holds nothing but its own files; put it beside it"
+        )
     num_total = count_trajectories(dataset)
     selection = Selection(
         split=options.split,

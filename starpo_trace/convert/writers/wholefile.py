@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -22,6 +22,8 @@ def replace_whole(output: Path) -> Iterator[Path]:
     """
     if output.is_dir():
         raise ConfigError(f"{output}: is a folder; name a file in it")
+    if not output.parent.is_dir():
+        raise ConfigError(f"{output}: cannot be written (no folder {output.parent}; make it first)")
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -31,7 +33,8 @@ def replace_whole(output: Path) -> Iterator[Path]:
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written ({error.strerror or error})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written, nothing can be removed either
+            temporary.unlink()
 
 
 @dataclass(slots=True, kw_only=True)

@@ -17,10 +17,13 @@ function refresh() {
 function readHash() { // #t=ID or #t=ID/ENTRY; a bare #ID too, unless it names a part of the page
   const hash = location.hash.slice(1);
   if (!hash || document.getElementById(hash)) return;
-  const [id, entry] = (hash.startsWith("t=") ? hash.slice(2) : hash).split("/");
-  let name = id;
-  try { name = decodeURIComponent(id); } catch { /* not one of our links */ }
-  open(name, entry === undefined ? null : Number(entry) - 1);
+  const link = hash.startsWith("t=") ? hash.slice(2) : hash, [, id, entry] = link.match(/^(.*)\/(\d+)$/) ?? [];
+  if (id !== undefined && byId.has(decode(id))) open(decode(id), Number(entry) - 1);
+  else open(decode(link), null); // written by hand, where a slash of the id is no escape
+}
+
+function decode(text) {
+  try { return decodeURIComponent(text); } catch { return text; } // not one of our links
 }
 
 function open(id, entry) {

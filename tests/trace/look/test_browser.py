@@ -150,12 +150,17 @@ def test_keys(browser, page):
 
 
 def test_deep_links(browser, page):
-    """An id with a slash, a step of it, a bare id, and one that is not on the page."""
+    """An id with a slash, escaped or not, a step of it, a bare id, one that is not on the page."""
     visit(browser, f"{page}#t=stock-a7%2F1")
     assert texts(browser, "#story > .id") == ["stock-a7/1"]
     assert [each.get_attribute("title") for each in find(browser, "#list [aria-current]")] == [
         "stock-a7/1"
     ]
+    visit(browser, f"{page}#t=stock-a7/1")
+    assert texts(browser, "#story > .id") == ["stock-a7/1"]
+    visit(browser, f"{page}#t=stock-a7/1/2")
+    assert texts(browser, "#story > .id") == ["stock-a7/1"]
+    assert texts(browser, ".entry.here .title a") == ["#2"]
     visit(browser, f"{page}#t=branches/10")
     assert texts(browser, ".entry.here .title a") == ["#10"]
     visit(browser, f"{page}#branches")
@@ -229,6 +234,16 @@ def test_nothing_is_wider_than_the_window(browser, page, width):
             "const e = document.documentElement; return [e.clientWidth, e.scrollWidth]"
         )
         assert shown == whole
+        long = "/a/very-long-folder/of-a-source/" * 3
+        num_lines = browser.execute_script(
+            "const fact = [...document.querySelectorAll('.facts div')].pop();"
+            "fact.querySelector('dd').textContent = arguments[0];"
+            "const name = document.createRange();"
+            "name.selectNodeContents(fact.querySelector('dt'));"
+            "return name.getClientRects().length",
+            long,
+        )
+        assert num_lines == 1  # a fact's name is never broken, however long the fact
         for control in find(browser, "#filters input, #filters select, #filters button, #list a"):
             assert control.accessible_name
     finally:

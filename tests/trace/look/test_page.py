@@ -228,3 +228,13 @@ def test_the_wheel_has_the_page_s_files(tmp_path):
     wanted = {str(f.relative_to(ROOT)) for f in folder.rglob("*") if f.suffix in kinds}
     assert len(wanted) == 7
     assert wanted <= names
+
+
+def test_a_run_without_times_shows_no_start(tmp_path):
+    """Where a source has no times, starts only number the spans: no run was in 1970."""
+    stories = [StoryMaker("numbered", started_ns=7), StoryMaker("timed")]
+    dataset = write_dataset(tmp_path / "d", merge(*(each.done() for each in stories)))
+    write_page(dataset, tmp_path / "page.html")
+    data = read_data((tmp_path / "page.html").read_text())
+    started = {each["trajectory_id"]: each["started_ms"] for each in data["trajectories"]}
+    assert started == {"numbered": None, "timed": 1_700_000_000_000}

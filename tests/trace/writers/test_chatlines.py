@@ -110,5 +110,5 @@ def test_what_cannot_be_written_is_said(dataset, tmp_path, capsys):
     assert main(["write", str(tmp_path / "none"), "-o", str(tmp_path / "a")]) == 1
     assert main(["write", str(dataset), "-o", str(tmp_path / "no" / "a")]) == 1
     err = capsys.readouterr().err
-    assert "cannot be written (No such file or directory)" in err
+    assert f"cannot be written (no folder {tmp_path / 'no'}; make it first)" in err
     assert not list(tmp_path.glob(".*.tmp"))

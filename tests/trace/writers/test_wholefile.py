@@ -74,8 +74,29 @@ def test_places_that_cannot_be_written_are_refused(tmp_path):
     """A folder in the way, a folder that is not there; said with what to do."""
     with pytest.raises(ConfigError, match="is a folder; name a file in it"):
         replace_whole(tmp_path).__enter__()
+    with pytest.raises(ConfigError, match=r"no folder .*no; make it first"):
+        replace_whole(tmp_path / "no" / "out").__enter__()
     with pytest.raises(ConfigError, match="cannot be written"):
         open_spool(tmp_path / "no" / "out").__enter__()
+
+
+def test_what_cannot_be_removed_hides_no_reason(tmp_path):
+    """Not even the temporary file can be there: the reason is said, not that it cannot be removed."""
+    with (
+        pytest.raises(ConfigError, match=r"cannot be written \(File name too long\)"),
+        replace_whole(tmp_path / ("x" * 250)) as temporary,
+    ):
+        temporary.write_text("half")
+
+
+def test_nothing_is_written_into_the_dataset(dataset, capsys):
+    """`-o DATASET/manifest.json` would be the end of it."""
+    before = (dataset / "manifest.json").read_bytes()
+    for name in ("manifest.json", "out.jsonl", "turns/out.jsonl"):
+        assert main(["write", str(dataset), "-o", str(dataset / name)]) == 1
+        assert "put it beside it" in capsys.readouterr().err
+    assert (dataset / "manifest.json").read_bytes() == before
+    assert not (dataset / "out.jsonl").exists()
 
 
 def test_a_spool_gives_back_what_was_put_in(tmp_path):

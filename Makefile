@@ -21,6 +21,8 @@ MLFLOW := .venvs/mlflow
 # Inspect needs versions of its own, too.
 INSPECT := .venvs/inspect
 INSPECT_TESTS := tests/trace/sources/test_inspect_logs.py
+# Agent frameworks, really run.
+FRAMEWORKS := .venvs/frameworks
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo demo-seeds test check format clean
@@ -28,11 +30,12 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 demo: $(VENV)/.demo-ready $(if $(filter smollm2,$(MODEL)),$(VENV)/.smollm2-ready)
 	$(BIN)/python examples/frozen_lake/demo.py --model $(MODEL) --seed $(SEED)
 
-test: check $(LITELLM)/.ready $(PEERS)/.ready $(PHOENIX)/.ready $(MLFLOW)/.ready $(INSPECT)/.ready
+test: check $(LITELLM)/.ready $(PEERS)/.ready $(PHOENIX)/.ready $(MLFLOW)/.ready $(INSPECT)/.ready $(FRAMEWORKS)/.ready
 	$(BIN)/python -m pytest
 	$(LITELLM)/bin/python -m pytest -q -W default $(LITELLM_TESTS)  # its warnings are its own
 	$(BIN)/python -m pytest -q $(PEER_TESTS)
 	$(INSPECT)/bin/python -m pytest -q -W ignore $(INSPECT_TESTS)
+	$(FRAMEWORKS)/bin/python -m pytest -q -W ignore tests/frameworks
 
 check: $(VENV)/.test-ready
 	$(BIN)/ruff check .
@@ -95,4 +98,10 @@ $(INSPECT)/.ready: constraints-inspect.txt pyproject.toml
 	$(PYTHON) -m venv $(INSPECT)
 	$(INSPECT)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints-inspect.txt -e ".[dataset]" inspect-ai openai pytest
+	@touch $@
+
+$(FRAMEWORKS)/.ready: constraints-frameworks.txt pyproject.toml
+	$(PYTHON) -m venv $(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints-frameworks.txt -e ".[dataset]" openai-agents pytest
 	@touch $@

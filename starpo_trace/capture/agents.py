@@ -139,8 +139,7 @@ def begin_agent(agent: AgentRun) -> Scope | None:
     if around is not None and otel_context.get_value(AGENT_KEY) is agent.owner:
         return None
     if around is None:
-        identity: dict[str, object] = dict.fromkeys(_IDENTITY)
-        identity[semconv.CONVERSATION_ID] = agent.conversation_id
+        identity = {semconv.CONVERSATION_ID: agent.conversation_id}
         begun, context = begin_trajectory(agent.name or _UNNAMED, identity, None)
         return _RunScope(begun, otel_context.set_value(AGENT_KEY, agent.owner, context))
     name = redact_text(agent.name or _UNNAMED)
@@ -175,17 +174,3 @@ def begin_tool(tool: ToolRun) -> Scope | None:
     if context is None:
         return None
     return _ToolScope(step, otel_context.set_value(TOOL_KEY, key, context))
-
-
-_IDENTITY: Final = (
-    semconv.AGENT_NAME,
-    semconv.TASK_ID,
-    semconv.ATTEMPT,
-    semconv.SEED,
-    semconv.POLICY_ID,
-    semconv.ENVIRONMENT_NAME,
-    semconv.ENVIRONMENT_VERSION,
-    semconv.COHORT,
-    semconv.CONVERSATION_ID,
-    semconv.TRAJECTORY_ID,
-)

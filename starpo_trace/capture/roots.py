@@ -40,7 +40,7 @@ def begin_trajectory(
     part = None
     if checkpoint is not None:
         part = make_part("resume", base=checkpoint.num_steps, parent=checkpoint.part)
-    trajectory_id = checkpoint.trajectory_id if checkpoint else given[semconv.TRAJECTORY_ID]
+    trajectory_id = checkpoint.trajectory_id if checkpoint else given.get(semconv.TRAJECTORY_ID)
     span = _start_root_span(runtime, identity, part, checkpoint)
     trajectory_id = (
         _mask_id(write_text(trajectory_id)) if trajectory_id else _make_trajectory_id(span)

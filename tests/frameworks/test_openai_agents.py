@@ -62,7 +62,6 @@ def tracing(request):
     agents.set_tracing_disabled(not request.param)
 
 
-@pytest.mark.cell("LLM", "tools", "reasoning")
 @pytest.mark.parametrize("run", [run_sync, run_async])
 def test_two_turns(tmp_path, run):
     """Parallel tools, each joined to its call."""
@@ -80,7 +79,6 @@ def test_two_turns(tmp_path, run):
     assert recorded.trajectories[0]["end"] == "terminated"
 
 
-@pytest.mark.cell("streaming")
 def test_streamed(tmp_path):
     """The same from a stream."""
     answers = []
@@ -91,7 +89,6 @@ def test_streamed(tmp_path):
     assert recorded.trajectories[0]["end"] == "terminated"
 
 
-@pytest.mark.cell("sub-agents")
 def test_an_agent_as_a_tool(tmp_path):
     """Its run is inside of the tool that it is."""
     script = [
@@ -128,7 +125,6 @@ def test_a_tool_that_fails(tmp_path):
     assert list_tools(recorded)[0][3].startswith("An error occurred while running the tool")
 
 
-@pytest.mark.cell("cancel")
 def test_cancelled(tmp_path):
     """A run that is cancelled while its model answers is abandoned."""
 

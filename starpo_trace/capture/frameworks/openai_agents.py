@@ -19,12 +19,13 @@ from starpo_trace.guard import Guard
 TESTED: Final = {"openai-agents": ">=0.24,<0.25"}
 
 
-def apply(patches: PatchSet, agents: ModuleType) -> None:
-    """Patch the package `agents`."""
-    runner = sys.modules["agents.run"].AgentRunner
-    wrap_scope(patches, runner, "run", _open_run)
-    patches.wrap(runner, "run_streamed", _run_streamed)
-    tools = sys.modules["agents.tool"]
+def apply(patches: PatchSet, run: ModuleType) -> None:
+    """Patch the package `agents`, once its module `run` has been imported; not a program's own."""
+    tools = sys.modules.get("agents.tool")
+    if tools is None or not hasattr(tools, "FunctionTool"):
+        return
+    wrap_scope(patches, run.AgentRunner, "run", _open_run)
+    patches.wrap(run.AgentRunner, "run_streamed", _run_streamed)
     name = "_invoke_function_tool_with_metadata"
     homes = find_homes(getattr(tools, name), name, tools)
     wrap_scope(patches, homes, name, _open_tool, _read_output)

@@ -25,7 +25,7 @@ _PATCHES: Final = {
     "botocore.client": "starpo_trace.capture.patches.bedrock",
     "litellm": "starpo_trace.capture.patches.litellm",
     "ollama._client": "starpo_trace.capture.patches.ollama",
-    "agents": "starpo_trace.capture.frameworks.openai_agents",
+    "agents.run": "starpo_trace.capture.frameworks.openai_agents",
     **dict.fromkeys(
         (
             "mistralai.client.basesdk",

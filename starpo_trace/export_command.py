@@ -78,7 +78,7 @@ def run_export(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from starpo_trace.convert.dataset import TRUST_SOURCES, build_dataset
-    from starpo_trace.show import render_manifest
+    from starpo_trace.show import render_curation, render_manifest
 
     before = _read_source_names(options.output)
     with _hold_native_stderr() as terminal, _show_progress(terminal) as progress:
@@ -104,7 +104,10 @@ def run_export(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     print(options.output)
-    Console().print(render_manifest(manifest))
+    console = Console()
+    console.print(render_manifest(manifest))
+    for line in render_curation(manifest.curation):
+        console.print(line, soft_wrap=True)
     return 0
 
 

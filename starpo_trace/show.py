@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -53,7 +53,12 @@ def show_path(
     console.print(Text(escape_controls(str(path)), "italic"), soft_wrap=True)
     overview = summarize(opened)
     console.print(render_accounting(opened.accounting, overview, _count_signatures(opened)))
-    for line in [*render_reasons(overview.funnel.reasons), *render_rewards(overview)]:
+    curation = opened.manifest.curation if opened.manifest is not None else {}
+    for line in [
+        *render_curation(curation),
+        *render_reasons(overview.funnel.reasons),
+        *render_rewards(overview),
+    ]:
         console.print(line, soft_wrap=True)
     console.print()
     _print_trajectories(console, opened, overview.num_trajectories, max_trajectories)
@@ -81,6 +86,25 @@ def render_accounting(
         signatures=signatures,
         num_trees=trees.num_kept,
     )
+
+
+def render_curation(curation: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """A manifest's `curation` -> what a recipe left out and held out; nothing where it did neither."""
+    excluded = curation.get("excluded_by_first_reason", {})
+    splits = curation.get("splits", {})
+    unseen = [name for name, count in curation.get("rewards", {}).items() if count == 0]
+    if excluded or any(each["trajectories"] for name, each in splits.items() if name != "train"):
+        title = f"\nkept {curation['kept']:,} of {curation['trajectories']:,} trajectories"
+        yield Text(title, "bold")
+        for name, each in splits.items():
+            if each["trajectories"]:
+                style = "" if each["kept"] else "red"
+                yield Text(f"{each['kept']:>9,}  {name}, of {each['trajectories']:,}", style)
+        for reason, count in sorted(excluded.items(), key=lambda item: (-item[1], item[0])):
+            yield Text(f"{count:>9,}  left out: {escape_controls(reason)}")
+    for name in unseen:
+        words = f"rewards.{name} of the recipe: no reward has this name"
+        yield Text(escape_controls(words), "red")
 
 
 def render_reasons(reasons: tuple[ReasonCount, ...]) -> Iterator[RenderableType]:

@@ -345,7 +345,11 @@ def commit_build(
         signatures=_count_values(
             _read_column(output, tables, "rewards", "signature"), SIGNATURE_STATES
         ),
-        curation=summarise_curation(built.trajectories, recipe or NO_RECIPE),
+        curation=summarise_curation(
+            built.trajectories,
+            recipe or NO_RECIPE,
+            _read_column(output, tables, "rewards", "name"),
+        ),
         digest=_digest(built),
         shards=built.shards,
         index=write_index(output, built.index, token),

@@ -132,6 +132,22 @@ def test_what_the_manifest_keeps_is_the_recipe(tmp_path):
         ('[exclude.x]\nwhere = "num_turns"', r"exclude.x.where: is Int64, must be true or false"),
         ("[exclude.x]\nwhere = \"split = 'test'\"", r"exclude.x.where: unknown column split"),
         ("[splits", r"not a TOML file"),
+        ('[rewards.x]\ndirection = "down"', r"Invalid enum value 'down'; use higher, lower"),
+        ('[rewards.x]\nmissing = "zero"', r"Invalid enum value 'zero'; use missing, skip"),
+        ('[rewards.x]\ntrust = ["bot"]', r"use environment, user, rule, judge"),
+        ("[rewards.x]\ntrust = []", r"trust = \[\]: nothing would count"),
+        ('[distribution]\nunseen = ["x"]', r"use tools, environment, cohort, agent"),
+        ("[groups]\nsimilarity = 0.5", r'similarity: says nothing without lone = "cluster"'),
+        ('[splits]\ntest = 0.1\nstraddling = "exclude"', r"straddling: says nothing without"),
+        ("[freshness]\nas_of = 2026-01-01T00:00:00Z", r"as_of: says nothing without max_age_days"),
+        ('[duplicates]\nkeep = "best"', r"keep: says nothing without exact = true or near"),
+        ('[quotas.x]\nby = "task"\nmax = 1\nsplits = []', r"splits = \[\]: name one at least"),
+        ('[outliers.x]\nexpr = "reward"\nmin = 2\nmax = 1', r"nothing is between them"),
+        ("[exclude.x]\nwhere = 'cohort = \"a\"'", r"texts stand in 'single quotes'"),
+        (
+            '[shaping.x]\nexpr = "MEDIAN(turn)"',
+            r"MEDIAN\(...\) OVER \(PARTITION BY trajectory_id\)",
+        ),
     ],
 )
 def test_what_no_build_could_use_is_refused(tmp_path, text, said):

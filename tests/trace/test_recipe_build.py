@@ -86,6 +86,33 @@ def test_without_a_recipe_the_manifest_says_so(store, tmp_path):
     assert manifest.curation["kept"] == manifest.curation["trajectories"] == 4
 
 
+def test_export_and_show_say_what_a_recipe_did(store, tmp_path, capsys):
+    """What is left out, what is held out, and a reward's name that nothing has."""
+    recipe, dataset = tmp_path / "recipe.toml", str(tmp_path / "dataset")
+    recipe.write_text(
+        RECIPE + '[rewards.solvd]\nmissing = 0.0\n[distribution]\nood_task_prefixes = ["y"]\n'
+    )
+    said = [
+        "kept 2 of 4 trajectories",
+        "        1  train, of 3",
+        "        1  test, of 1",
+        "        1  left out: duplicate",
+        "        1  left out: quota:task",
+        "rewards.solvd of the recipe: no reward has this name",
+    ]
+    assert main(["export", str(store), "-o", dataset, "--recipe", str(recipe)]) == 0
+    assert capsys.readouterr().out.splitlines()[-6:] == said
+    assert main(["show", dataset]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[shown.index(said[0]) :][:6] == said
+
+
+def test_without_a_recipe_nothing_is_said_of_one(store, tmp_path, capsys):
+    """The export's last line is the funnel's."""
+    assert main(["export", str(store), "-o", str(tmp_path / "dataset")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].strip().endswith("rewards not signed")
+
+
 def test_two_builds_are_equal(store, tmp_path):
     """The same store and recipe give the same digest."""
     recipe = tmp_path / "recipe.toml"

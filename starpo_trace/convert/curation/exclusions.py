@@ -6,7 +6,7 @@ import polars as pl
 
 from starpo_trace.convert.curation.splits import to_ns
 from starpo_trace.convert.recipe.curation_rules import FreshnessRules, OutlierRule
-from starpo_trace.convert.recipe.expressions import check_condition, check_number
+from starpo_trace.convert.recipe.expressions import check_condition, check_number, say_briefly
 from starpo_trace.convert.recipe.sections import Recipe
 from starpo_trace.errors import DatasetError
 
@@ -55,8 +55,8 @@ def _evaluate(table: pl.DataFrame, holds: pl.Expr, where: str) -> pl.Series:
     try:
         return table.with_columns(holds=holds.fill_null(value=False))["holds"]
     except pl.exceptions.PolarsError as error:
-        line = " ".join(str(error).split())[:200]
-        raise DatasetError(f"{where}: fails on these trajectories: {line}; change it") from None
+        said = say_briefly(error)
+        raise DatasetError(f"{where}: fails on these trajectories: {said}; change it") from None
 
 
 def _find_stale(rules: FreshnessRules, trajectories: pl.DataFrame) -> dict[str, pl.Expr]:

@@ -11,8 +11,14 @@ from starpo_trace.convert.recipe.sections import Recipe
 _SPLITS: Final = ("train", "validation", "test")
 
 
-def summarise_curation(trajectories: pl.DataFrame, recipe: Recipe) -> dict[str, Any]:
-    """Labelled trajectories -> counts: kept + excluded by first reason = all."""
+def summarise_curation(
+    trajectories: pl.DataFrame, recipe: Recipe, reward_names: pl.Series | None = None
+) -> dict[str, Any]:
+    """Labelled trajectories -> counts: kept + excluded by first reason = all.
+
+    Of `reward_names`, the names of all recorded rewards, those are counted that the recipe has.
+    """
+    names = pl.Series(dtype=pl.String) if reward_names is None else reward_names
     because = pl.col("excluded_because")
     is_kept = because.list.len() == 0
     kept = trajectories.filter(is_kept)
@@ -34,6 +40,7 @@ def summarise_curation(trajectories: pl.DataFrame, recipe: Recipe) -> dict[str, 
         },
         "distribution": _count(trajectories["distribution"]),
         "policy_lag": _count(trajectories["policy_lag"].cast(pl.String).fill_null("unknown")),
+        "rewards": {name: int((names == name).sum()) for name in recipe.rewards},
         "groups": _summarise_groups(kept, recipe),
         "duplicates": _summarise_method(recipe.duplicates.near),
     }

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from starpo_trace.convert.recipe.limits import check_finite, check_similarity, check_time
 from starpo_trace.errors import ConfigError
@@ -11,6 +11,8 @@ from starpo_trace.errors import ConfigError
 Split = Literal["train", "validation", "test"]
 QuotaKey = Literal["source", "cohort", "task", "policy", "environment", "group"]
 Seen = Literal["tools", "environment", "cohort", "agent"]
+
+_SIMILARITY: Final = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,12 +22,14 @@ class GroupRules:
     lone: Literal["none", "signature", "cluster"] = "none"
     """How trajectories whose task is not repeated are grouped: not at all; by equal first user
     message (words with digits masked) and tools; or by similar first user message."""
-    similarity: float = 0.8
+    similarity: float = _SIMILARITY
     """For `cluster`: least Jaccard similarity of two first messages' three-word runs."""
 
     def __post_init__(self) -> None:
         """Refuse a similarity that means nothing."""
         check_similarity("similarity", self.similarity)
+        if self.similarity != _SIMILARITY and self.lone != "cluster":
+            raise ConfigError('similarity: says nothing without lone = "cluster"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,9 @@ class SplitRules:
             check_time(f"{name}_after", cutoff)
             if cutoff is not None and getattr(self, name):
                 raise ConfigError(f"{name} and {name}_after both say what {name} is; give one")
+        has_cutoff = self.test_after is not None or self.validation_after is not None
+        if self.straddling != "train" and not has_cutoff:
+            raise ConfigError("straddling: says nothing without test_after or validation_after")
         if self.test_after and self.validation_after and self.test_after <= self.validation_after:
             raise ConfigError("validation_after must be before test_after")
 
@@ -117,6 +124,8 @@ class FreshnessRules:
                 raise ConfigError("max_policy_lag needs policies = [oldest, ..., newest]")
         if self.max_age_days is not None and not 0 < self.max_age_days < math.inf:
             raise ConfigError(f"max_age_days = {self.max_age_days}: must be more than 0")
+        if self.as_of is not None and self.max_age_days is None:
+            raise ConfigError("as_of: says nothing without max_age_days")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +143,8 @@ class DuplicateRules:
         """Refuse a similarity that means nothing."""
         if self.near is not None:
             check_similarity("near", self.near)
+        elif self.keep != "first" and not self.exact:
+            raise ConfigError("keep: says nothing without exact = true or near = 0.N")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +169,8 @@ class QuotaRule:
             raise ConfigError(f"max = {self.max}: must be 1 or more")
         if self.max_share is not None and not 0.0 < self.max_share < 1.0:
             raise ConfigError(f"max_share = {self.max_share}: must be between 0 and 1")
+        if not self.splits:
+            raise ConfigError("splits = []: name one at least")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +195,8 @@ class OutlierRule:
         for limit in limits:
             if limit is not None:
                 check_finite("limit", limit)
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ConfigError(f"min = {self.min}, max = {self.max}: nothing is between them")
         if any(scale is not None and scale <= 0 for scale in (self.robust_z, self.iqr)):
             raise ConfigError("robust_z and iqr must be more than 0")
 

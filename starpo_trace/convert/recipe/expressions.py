@@ -19,6 +19,7 @@ from starpo_trace.convert.recipe.features import STATE_COLUMNS, TRAJECTORY_COLUM
 from starpo_trace.errors import ConfigError
 
 _MAX_LENGTH: Final = 4000
+_MAX_SAID: Final = 200
 _MAX_TOKENS: Final = 500
 """The parser takes cubic time in the length of a chain."""
 
@@ -196,8 +197,9 @@ def _tokenize(text: str, where: str) -> Iterator[_Token]:
     while at < len(text):
         found = _TOKEN.match(text, at)
         if found is None:
+            hint = "; texts stand in 'single quotes'" if text[at] == '"' else ""
             raise ConfigError(
-                f"{where}: {text[at : at + 10]!r} at character {at + 1}: not allowed here"
+                f"{where}: {text[at : at + 10]!r} at character {at + 1}: not allowed here{hint}"
             )
         kind, token = str(found.lastgroup), found.group()
         at = found.end()
@@ -237,11 +239,12 @@ def _check_window(tokens: list[_Token], i: int, where: str) -> None:
             break
     rest = [token.upper for token in tokens[end + 1 : end + 10]]
     name = tokens[i].upper
+    order = "" if name == "MEDIAN" else " ORDER BY turn"  # which Polars has no running one of
     is_own = rest[:5] == ["OVER", "(", "PARTITION", "BY", "TRAJECTORY_ID"]
     if not is_own or rest[5:6] not in ([")"], [","], ["ORDER"]):
         raise ConfigError(
             f"{where}: {name} would run over other trajectories; write "
-            f"{name}(...) OVER (PARTITION BY trajectory_id ORDER BY turn)"
+            f"{name}(...) OVER (PARTITION BY trajectory_id{order})"
         )
     is_ordered = rest[5:8] == ["ORDER", "BY", "TURN"] and rest[8:] in ([")"], ["ASC"], ["DESC"])
     if name in _ORDERED and not is_ordered:
@@ -260,6 +263,12 @@ def _say_unknown(where: str, name: str, known: Any, *, what: str = "column") -> 
     near = get_close_matches(name, list(known), n=1, cutoff=0.5)
     hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
     return f"{where}: unknown {what} {name}; {hint}"
+
+
+def say_briefly(error: BaseException) -> str:
+    """Polars' error -> what it says, without the plan it was found in."""
+    line = " ".join(str(error).split()).partition(" This error occurred")[0]
+    return line if len(line) <= _MAX_SAID else f"{line[:_MAX_SAID]}..."
 
 
 def _first_line(error: BaseException) -> str:

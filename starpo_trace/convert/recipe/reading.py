@@ -1,12 +1,13 @@
 """TOML file -> Recipe -> what the manifest keeps of it."""
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 import polars as pl
@@ -147,7 +148,22 @@ def _build(kind: type, table: Any, source: str, where: str) -> Any:
         said, _, place = str(error).partition(" - at `$")
         inner = place.rstrip("`")
         said = said if inner in ("", ".") else f"{inner.lstrip('.')}: {said}"
+        if "Invalid enum value" in said and (choices := _list_choices(kind, inner)):
+            said += f"; use {', '.join(choices)}"
         raise ConfigError(f"{source}: {where}: {said}") from None
+
+
+def _list_choices(kind: type, place: str) -> list[str]:
+    """Record and the place of a value in it -> the words that may stand there."""
+    found = [get_type_hints(kind).get(re.split(r"[.\[]", place.lstrip("."))[0])]
+    choices: list[str] = []
+    while found:
+        each = found.pop(0)
+        if get_origin(each) is Literal:
+            choices += get_args(each)
+        else:
+            found += get_args(each)
+    return choices
 
 
 def _refuse_unknown(table: Mapping[str, Any], known: list[str], source: str, where: str) -> None:

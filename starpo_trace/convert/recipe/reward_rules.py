@@ -54,6 +54,8 @@ class RewardRule:
             self._check_turn()
         if not isinstance(self.missing, str):
             self._check_missing(self.missing)
+        if self.trust is not None and not self.trust:
+            raise ConfigError("trust = []: nothing would count; name a source, or leave it out")
         if self.recorded_by:
             stated = {"trust": self.trust, "range": self.range, "direction": self.direction}
             if lacking := [name for name, value in stated.items() if value is None]:

@@ -11,7 +11,7 @@ from typing import Final
 
 import polars as pl
 
-from starpo_trace.convert.recipe.expressions import check_potential, check_shaping
+from starpo_trace.convert.recipe.expressions import check_potential, check_shaping, say_briefly
 from starpo_trace.convert.recipe.features import list_turn_features
 from starpo_trace.convert.recipe.reward_rules import ShapingRule
 from starpo_trace.errors import DatasetError
@@ -35,8 +35,8 @@ def shape_turns(
         try:
             value = _evaluate(values, rule, where)
         except pl.exceptions.PolarsError as error:
-            line = " ".join(str(error).split())[:200]
-            raise DatasetError(f"{where}: fails on these turns: {line}; change it") from None
+            said = say_briefly(error)
+            raise DatasetError(f"{where}: fails on these turns: {said}; change it") from None
         _refuse_infinite(values.select(*_KEY, value=value), where)
         if not isinstance(rule.missing, str):
             value = value.fill_null(rule.missing)

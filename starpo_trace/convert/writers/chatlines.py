@@ -1,7 +1,8 @@
 """Trajectories -> JSON lines of conversations, as fine-tuning on them reads.
 
 `openai`: OpenAI's fine-tuning format. `trl`: TRL's conversational format, with reasoning. What they
-cannot hold is left out by name: token ids, log-probabilities, rewards.
+cannot hold is left out by name: token ids, log-probabilities, rewards. Answers that a run only read
+have weight 0 in OpenAI's; TRL's has no such field.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from starpo_trace.convert.writers.chatmessages import UnwritableError
 from starpo_trace.convert.writers.conversations import (
     Chat,
     Conversation,
+    count_read_answers,
     encode_json,
     list_conversations,
 )
@@ -26,9 +28,10 @@ def write_chat_lines(
     """Trajectories -> a line for each of their conversations."""
     for each in trajectories:
         try:
+            conversations = list_conversations(each)
             lines = [
                 encode_json(_build_line(conversation, with_reasoning=with_reasoning))
-                for conversation in list_conversations(each)
+                for conversation in conversations
             ]
         except UnwritableError as error:
             tally.left_out[str(error)] += 1
@@ -36,6 +39,8 @@ def write_chat_lines(
         if not lines:
             tally.left_out["no_answer"] += 1
             continue
+        if with_reasoning:
+            count_read_answers(conversations, tally)
         tally.num_trajectories += 1
         tally.num_written += len(lines)
         yield from lines
@@ -45,7 +50,7 @@ def _build_line(conversation: Conversation, *, with_reasoning: bool) -> dict[str
     chat = (
         conversation.write_template_chat()
         if with_reasoning
-        else drop_reasoning(conversation.write_chat())
+        else drop_reasoning(conversation.write_chat(has_weights=True))
     )
     line: dict[str, Any] = {"messages": chat}
     tools = conversation.write_tools()

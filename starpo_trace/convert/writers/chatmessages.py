@@ -5,7 +5,7 @@ id and their arguments as JSON text, one message for each result, right after it
 that this form cannot hold is refused by name, so that none is written with a part missing.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from starpo_trace.messages import Message, dump_json
@@ -35,9 +35,19 @@ def write_chat(conversation: Sequence[Message]) -> list[dict[str, Any]]:
         UnwritableError: `unknown_role`, `unwritable_part`, `unanswered_call`, `unmatched_result`,
             `no_answer`.
     """
-    chat: list[dict[str, Any]] = []
+    return [written for each in write_each(conversation) for written in each]
+
+
+def write_each(conversation: Sequence[Message]) -> Iterator[list[dict[str, Any]]]:
+    """As `write_chat`: for each message what it becomes, results of several calls being several.
+
+    Raises:
+        UnwritableError: as `write_chat`.
+    """
+    place = 0
     pending: list[str] = []
     for message in conversation:
+        chat: list[dict[str, Any]] = []
         role = message["role"]
         if role not in _ROLES:
             raise UnwritableError("unknown_role")
@@ -49,10 +59,11 @@ def write_chat(conversation: Sequence[Message]) -> list[dict[str, Any]]:
         if rest or not results:
             if pending:
                 raise UnwritableError("unanswered_call")
-            written = _write_message(message, rest, len(chat))
+            written = _write_message(message, rest, place + len(chat))
             pending = [call["id"] for call in written.get("tool_calls", ())]
             chat.append(written)
-    return chat
+        place += len(chat)
+        yield chat
 
 
 def write_tools(definitions: Any) -> list[dict[str, Any]]:

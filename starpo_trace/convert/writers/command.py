@@ -45,7 +45,11 @@ def add_write_command(commands: Any) -> None:
     parser.add_argument(
         "--as", dest="form", choices=tuple(FORMS), default="openai", help="default: openai"
     )
-    parser.add_argument("--split", choices=("train", "validation", "test"), help="only these tasks")
+    parser.add_argument(
+        "--split",
+        choices=("train", "validation", "test", "all"),
+        help="only these tasks (default: train; atif and otlp: all)",
+    )
     parser.add_argument("--min-reward", type=float, help="only trajectories with at least this")
     parser.add_argument(
         "--min-gap", type=float, help="trl-pairs: least difference of rewards (default: any)"

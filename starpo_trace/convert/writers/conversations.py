@@ -4,16 +4,19 @@ A conversation is one branch of the message graph. What was only read, such as a
 conversation in a tool's answer, is on a branch of its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from starpo_trace.convert.writers.chatmessages import UnwritableError, write_chat, write_tools
+from starpo_trace.convert.writers.chatmessages import UnwritableError, write_each, write_tools
+from starpo_trace.convert.writers.report import Tally
 from starpo_trace.convert.writers.stream import Row, TrajectoryRows
 from starpo_trace.mergepatch import load_json
 from starpo_trace.messages import Message, dump_json
 
 Chat = list[dict[str, Any]]
+
+READ_ANSWERS: Final = "that some answers were only read, so that trainers learn them too"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,14 +27,41 @@ class Conversation:
     """Turn that gave its last answer."""
     nodes: list[Row]
     """Its messages, rows of `messages`, from the beginning."""
+    own: frozenset[str]
+    """Nodes of the answers that it teaches: given by a call of the run that ended well, and in no
+    earlier conversation. Others, such as demonstrations in a prompt, were only read."""
 
-    def write_chat(self) -> Chat:
-        """The messages as chat messages.
+    def write_chat(self, *, has_weights: bool = False) -> Chat:
+        """The messages as chat messages; with weights, answers that it does not teach have 0.
 
         Raises:
             UnwritableError: see `chatmessages.write_chat`.
         """
-        return write_chat(self.read_messages())
+        chat: Chat = []
+        for node, written in self._write_each():
+            is_read = has_weights and node["node_id"] not in self.own
+            chat += [
+                {**each, "weight": 0} if is_read and each["role"] == "assistant" else each
+                for each in written
+            ]
+        return chat
+
+    def count_prompt(self) -> int:
+        """Chat messages before the first answer that the run gave, demonstrations included."""
+        num_read = 0
+        for node, written in self._write_each():
+            if node["sampled_turn"] is not None:
+                break
+            num_read += len(written)
+        return num_read
+
+    def has_read_answers(self) -> bool:
+        """Whether there are answers that it does not teach."""
+        return any(
+            each["role"] == "assistant" and node["node_id"] not in self.own
+            for node, written in self._write_each()
+            for each in written
+        )
 
     def write_template_chat(self) -> Chat:
         """The messages as chat templates read them: no text beside calls is `""`.
@@ -42,6 +72,9 @@ class Conversation:
             {**message, "content": "" if message["content"] is None else message["content"]}
             for message in self.write_chat()
         ]
+
+    def _write_each(self) -> Iterator[tuple[Row, Chat]]:
+        return zip(self.nodes, write_each(self.read_messages()), strict=True)
 
     def read_messages(self) -> list[Message]:
         """The messages as they were recorded."""
@@ -68,20 +101,25 @@ def list_conversations(trajectory: TrajectoryRows) -> list[Conversation]:
         UnwritableError: `missing_history`: a message of one was never recorded.
     """
     nodes = trajectory.nodes
-    read = _find_read(trajectory.turns, nodes)
+    given = {turn["output_node"] for turn in trajectory.turns if turn["outcome"] == "ok"}
+    passed = _find_read(trajectory.turns, nodes)
     found: list[Conversation] = []
     for turn in trajectory.turns:
         end = turn["output_node"]
-        if end is None or end in read or turn["outcome"] != "ok":
+        if end is None or end in passed or turn["outcome"] != "ok":
             continue
-        found.append(Conversation(turn=turn, nodes=_walk_back(end, nodes)))
+        passed.add(end)  # an answer that was given twice, word for word
+        path = _walk_back(end, nodes)
+        own = frozenset(node["node_id"] for node in path) & given
+        found.append(Conversation(turn=turn, nodes=path, own=own))
+        given -= own
     return found
 
 
-def split_prompt(chat: Chat) -> tuple[Chat, Chat]:
-    """Chat -> the messages before its first answer, and the rest."""
-    first = next((i for i, each in enumerate(chat) if each["role"] == "assistant"), len(chat))
-    return chat[:first], chat[first:]
+def count_read_answers(conversations: Iterable[Conversation], tally: Tally) -> None:
+    """Count a trajectory whose form cannot say which answers were only read."""
+    if any(each.has_read_answers() for each in conversations):
+        tally.losses[READ_ANSWERS] += 1
 
 
 def encode_json(value: Any) -> bytes:

@@ -37,7 +37,7 @@ class WriteOptions:
     """What to write of a dataset."""
 
     split: str | None = None
-    """Only `train` or `test`."""
+    """Only `train`, `validation` or `test`; `all`. None: `train` for trainers, all elsewhere."""
     min_reward: float | None = None
     """Only trajectories with at least this reward."""
     min_gap: float = 0.0
@@ -81,8 +81,9 @@ def write_dataset(
             f"{output}: lies in {dataset}, which holds nothing but its own files; put it beside it"
         )
     num_total = count_trajectories(dataset)
+    split = options.split or ("all" if form in _HOLDS_EVERYTHING else "train")
     selection = Selection(
-        split=options.split,
+        split=None if split == "all" else split,
         min_reward=options.min_reward,
         needs_content=form not in _HOLDS_EVERYTHING,
     )

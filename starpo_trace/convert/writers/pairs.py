@@ -21,7 +21,6 @@ from starpo_trace.convert.writers.conversations import (
     Chat,
     encode_json,
     list_conversations,
-    split_prompt,
 )
 from starpo_trace.convert.writers.report import Tally
 from starpo_trace.convert.writers.stream import TrajectoryRows
@@ -58,11 +57,11 @@ def write_pairs(
     tasks: dict[str, dict[bytes, list[Candidate]]] = defaultdict(lambda: defaultdict(list))
     for each in trajectories:
         try:
-            chat, tools = _read_candidate(each)
+            chat, num_read, tools = _read_candidate(each)
         except UnwritableError as error:
             tally.left_out[str(error)] += 1
             continue
-        key = blake2b(encode_json([split_prompt(chat)[0], tools]), digest_size=16).digest()
+        key = blake2b(encode_json([chat[:num_read], tools]), digest_size=16).digest()
         candidate = Candidate(
             trajectory_id=each.id,
             reward=each.row["reward"],
@@ -93,11 +92,10 @@ def write_unpaired(
     """Trajectories -> lines with `prompt`, `completion`, `label`: whether it was worth that much."""
     for each in trajectories:
         try:
-            chat, tools = _read_candidate(each, needs_task=False)
-            prompt, completion = split_prompt(chat)
+            chat, num_read, tools = _read_candidate(each, needs_task=False)
             line: dict[str, Any] = {
-                "prompt": prompt,
-                "completion": completion,
+                "prompt": chat[:num_read],
+                "completion": chat[num_read:],
                 "label": each.row["reward"] >= desirable_from,
             }
             text = encode_json(_add_tools(line, tools))
@@ -111,8 +109,12 @@ def write_unpaired(
 
 def _read_candidate(
     trajectory: TrajectoryRows, *, needs_task: bool = True
-) -> tuple[Chat, list[dict[str, Any]] | None]:
-    """A trajectory -> its last conversation and the tools, if it can be compared at all."""
+) -> tuple[Chat, int, list[dict[str, Any]] | None]:
+    """A trajectory -> its last conversation, how many messages of it are the prompt, and the tools.
+
+    Raises:
+        UnwritableError: it cannot be compared at all.
+    """
     if trajectory.row["reward"] is None:
         raise UnwritableError("no_reward")
     if needs_task and trajectory.row["task_id"] is None:
@@ -123,9 +125,10 @@ def _read_candidate(
     chat = conversations[-1].write_template_chat()
     tools = conversations[-1].write_tools()
     encode_json([chat, tools])
-    if not split_prompt(chat)[0]:
+    num_read = conversations[-1].count_prompt()
+    if num_read == 0:
         raise UnwritableError("no_prompt")
-    return chat, tools
+    return chat, num_read, tools
 
 
 def _write_task(

@@ -17,9 +17,10 @@ import polars as pl
 from starpo_trace.convert.writers.chatmessages import UnwritableError
 from starpo_trace.convert.writers.conversations import (
     Chat,
+    Conversation,
+    count_read_answers,
     encode_json,
     list_conversations,
-    split_prompt,
 )
 from starpo_trace.convert.writers.report import Tally
 from starpo_trace.convert.writers.stream import Row, TrajectoryRows
@@ -114,10 +115,12 @@ def write_verl_sft(trajectories: Iterable[TrajectoryRows], tally: Tally, output:
     def convert() -> Iterator[Row]:
         for each in trajectories:
             try:
-                rows = _read_conversations(each)
+                conversations = list_conversations(each)
+                rows = _write_conversations(conversations)
             except UnwritableError as error:
                 tally.left_out[str(error)] += 1
                 continue
+            count_read_answers(conversations, tally)
             tally.num_trajectories += 1
             tally.num_written += len(rows)
             for row in rows:
@@ -134,7 +137,7 @@ def _read_prompt(trajectory: TrajectoryRows) -> tuple[Chat, list[str]]:
     conversations = list_conversations(trajectory)
     if not conversations:
         raise UnwritableError("no_answer")
-    prompt = split_prompt(conversations[-1].write_template_chat())[0]
+    prompt = conversations[-1].write_template_chat()[: conversations[-1].count_prompt()]
     if not prompt:
         raise UnwritableError("no_prompt")
     _check_types(prompt)
@@ -142,9 +145,9 @@ def _read_prompt(trajectory: TrajectoryRows) -> tuple[Chat, list[str]]:
     return prompt, [tool["function"]["name"] for tool in tools]
 
 
-def _read_conversations(trajectory: TrajectoryRows) -> list[Row]:
+def _write_conversations(conversations: Iterable[Conversation]) -> list[Row]:
     rows: list[Row] = []
-    for conversation in list_conversations(trajectory):
+    for conversation in conversations:
         chat = conversation.write_template_chat()
         _check_types(chat)
         tools = conversation.write_tools()

@@ -71,6 +71,22 @@ def test_what_a_recipe_excludes_is_not_written(dataset, tmp_path, capsys):
     assert "  left out: 1 trajectories, excluded" in capsys.readouterr().out.splitlines()
 
 
+def test_what_is_held_out_goes_to_no_trainer(dataset, tmp_path, capsys):
+    """Only `train` is written unless another split is asked for; what holds everything has all."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[distribution]\nood_task_prefixes = ["t1"]\n')
+    build_dataset([tmp_path / "store"], dataset, recipe=recipe)
+    command = ["write", str(dataset), "-o", str(tmp_path / "out")]
+    for options, said in (
+        ([], "2 conversations of 2 trajectories"),
+        (["--split", "test"], "2 conversations of 1 trajectories"),
+        (["--split", "all"], "4 conversations of 3 trajectories"),
+        (["--as", "otlp"], "3 traces of 3 trajectories"),
+    ):
+        assert main([*command, *options]) == 0
+        assert said in capsys.readouterr().out, options
+
+
 def test_openai_lines_are_what_was_said(dataset, tmp_path, capsys):
     """Arguments word for word, results by call id, tools; reasoning has no place there."""
     file = tmp_path / "chat.jsonl"

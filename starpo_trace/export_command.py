@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 def add_export_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `export` to the command line."""
-    export = commands.add_parser("export", help="trace stores and span files -> dataset")
-    export.add_argument("sources", nargs="+", type=Path, metavar="SOURCE")
+    export = commands.add_parser("export", help="trace stores, span files, buckets -> dataset")
+    export.add_argument("sources", nargs="+", metavar="SOURCE")
     export.add_argument("-o", "--output", type=Path, required=True, metavar="DATASET")
     export.add_argument(
         "--test-fraction", type=float, default=0.0, help="share of the tasks held out as `test`"

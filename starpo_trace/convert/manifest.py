@@ -32,6 +32,8 @@ _TEMPORARY_MANIFEST: Final = ".manifest.json.tmp"
 INDEX_FOLDER: Final = "index"
 """What a build remembers for the next one."""
 BUILD_FOLDER: Final = ".build"
+_OBJECT_STORE: Final = re.compile(r"[a-z][a-z0-9]+:/")
+"""How a path begins that was made of a URL."""
 """Where a build works; what is left of a killed one is removed by the next."""
 
 
@@ -185,8 +187,13 @@ def check_output(path: Path) -> None:
     """Refuse an output that holds something else than a dataset (or a killed build of one).
 
     Raises:
-        DatasetError: `path` is a file, or a folder with other content.
+        DatasetError: `path` is a file, a folder with other content, or in an object store.
     """
+    if _OBJECT_STORE.match(str(path)):
+        raise DatasetError(
+            f"{path}: datasets are built in a local folder; give one, and copy it then "
+            "(aws s3 sync DATASET s3://...)"
+        )
     if not path.exists():
         return
     if not path.is_dir():

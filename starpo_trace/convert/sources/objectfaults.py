@@ -21,6 +21,7 @@ _OF_ERROR: Final = (
         "no whole answer{there} ({said}); check the network, HTTPS_PROXY and AWS_ENDPOINT_URL, "
         "then run it again",
     ),
+    ("ConnectionError", "no answer{there} ({said}); check the network and AWS_ENDPOINT_URL"),
     ("IncompleteReadError", "the object did not arrive whole ({said}); run it again"),
     ("ResponseParserError", "{there} no store of objects answers ({said}); check AWS_ENDPOINT_URL"),
 )

@@ -33,7 +33,7 @@ from starpo_trace.errors import SourceError
 
 _LAST_CHECKPOINT: Final = "_last_checkpoint"
 _VERSION_DIGITS: Final = 20
-_LOG_FILE: Final = re.compile(r"(\d{20}\.|_sidecars/)[\w.-]+\.(json|parquet)")
+_LOG_FILE: Final = re.compile(r"(\d{20}|_sidecars/)[\w.-]*\.(json|parquet)")
 _ODD: Final = ".odd"
 """Beside the buckets' folders; no bucket has such a name."""
 _MAX_NAME_BYTES: Final = 200

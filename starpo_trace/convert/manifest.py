@@ -74,7 +74,7 @@ class Manifest:
     sources: list[dict[str, Any]]
     """Of each file read: `path`, `source` (what the caller named), `bytes`, `sha256`, `changed_ns`
     (Unix time), `spans`, `malformed` (spans that could not be read), `damaged` (records), `damage` (the reasons
-    of the first of these, with the line or byte where they begin)."""
+    of the first of these, with the line or byte where they begin), of an object also its `etag`."""
     counts: dict[str, int]
     """Rows per table."""
     accounting: Accounting

@@ -183,7 +183,10 @@ def _files_of(path: Path) -> list[Path]:
         return list_table_files(path)
     if not path.is_dir():
         if is_collapsed_url(path):
-            raise SourceError(f"{path}: the URL of an object store is given as text, not as a Path")
+            raise SourceError(
+                f"{path}: a path that was made of a URL; `starpo-trace export` reads URLs, and in "
+                "Python they are given as text"
+            )
         raise SourceError(f"{path}: no such file or folder; name a trace store or an OTLP file")
     files = _list_span_files(path)
     files += list_nested_runs(path, files)

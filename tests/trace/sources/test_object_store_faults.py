@@ -232,7 +232,7 @@ def test_datasets_are_local(tmp_path, monkeypatch):
 
 def test_a_url_that_became_a_path(tmp_path):
     """It lost a slash, so it is asked for as text."""
-    with pytest.raises(SourceError, match="given as text"):
+    with pytest.raises(SourceError, match="a path that was made of a URL; "):
         convert_sources([Path("s3://bucket/x")])
 
 

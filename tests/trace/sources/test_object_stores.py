@@ -15,7 +15,8 @@ from otlp_lines import write_lines
 
 from starpo_trace.convert.dataset import build_dataset, convert_sources, scan_table
 from starpo_trace.convert.manifest import BUILD_FOLDER, read_manifest
-from starpo_trace.convert.sources import find_source_files
+from starpo_trace.convert.reading import plan_reading
+from starpo_trace.convert.sources import find_source_files, hold_copies
 from starpo_trace.errors import SourceError
 from starpo_trace.schema import TABLES
 
@@ -268,6 +269,23 @@ def test_copies_of_one_task_lie_apart(bucket, tmp_path, lines):
     assert len({str(path).casefold() for path in paths}) == 7
     assert all(path.is_relative_to(spool) and ".." not in path.parts for path in paths)
     assert not any(path in other.parents for path in paths for other in paths)
+
+
+def test_the_disk_holds_the_copies_of_one_task(bucket, tmp_path, lines):
+    """They are removed when they were read; of runs an empty file stays, which reports look for."""
+    for number in range(3):
+        bucket.put(f"t/{number}.json", lines(number))
+    bucket.put("t/run/a.traj", json.dumps(make_traj()).encode())
+    spool = tmp_path / "spool"
+    files = list(enumerate(find_source_files([f"{URL}/t"], spool=spool)))
+    seen = []
+    for task in plan_reading(files, tmp_path / "chunks", max_bytes=1):
+        with hold_copies([file for _, file in task.files]) as held:
+            seen.append([path.name for path in spool.rglob("*") if path.is_file()])
+            assert [file.path.stat().st_size > 0 for file in held] == [True]
+    assert seen == [["0.json"], ["1.json"], ["2.json"], ["a.traj"]]
+    left = [path for path in spool.rglob("*") if path.is_file()]
+    assert [(path.name, path.stat().st_size) for path in left] == [("a.traj", 0)]
 
 
 def test_a_prefix_with_two_slashes(bucket, lines):

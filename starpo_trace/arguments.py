@@ -13,3 +13,13 @@ def parse_path(text: str) -> Path:
     if not text:
         raise ArgumentTypeError("is empty; name a file or folder (is a shell variable not set?)")
     return Path(text)
+
+
+def parse_source(text: str) -> str:
+    """Word -> path or URL of what is exported.
+
+    Raises:
+        ArgumentTypeError: it is empty.
+    """
+    parse_path(text)
+    return text

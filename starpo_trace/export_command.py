@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING
 
-from starpo_trace.arguments import parse_path
+from starpo_trace.arguments import parse_path, parse_source
 from starpo_trace.convert.executors import EXECUTORS
 from starpo_trace.errors import DatasetError, StarpoTraceError
 from starpo_trace.schema import REWARD_SOURCES
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 def add_export_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `export` to the command line."""
-    export = commands.add_parser("export", help="trace stores and span files -> dataset")
-    export.add_argument("sources", nargs="+", type=parse_path, metavar="SOURCE")
+    export = commands.add_parser("export", help="trace stores, span files, buckets -> dataset")
+    export.add_argument("sources", nargs="+", type=parse_source, metavar="SOURCE")
     export.add_argument("-o", "--output", type=parse_path, required=True, metavar="DATASET")
     export.add_argument(
         "--test-fraction", type=float, default=0.0, help="share of the tasks held out as `test`"

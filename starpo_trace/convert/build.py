@@ -32,7 +32,7 @@ from starpo_trace.convert.shards import (
     describe_rejected,
     write_shard_file,
 )
-from starpo_trace.convert.sources import SourceFile
+from starpo_trace.convert.sources import SourceFile, note_runs
 from starpo_trace.schema import REJECTED, TRAJECTORIES
 
 Progress = Callable[[str, int, int | None], None]
@@ -125,6 +125,7 @@ def build_shards(
     Raises:
         SourceError: a file cannot be read or holds no spans of a known form.
     """
+    note_runs(files)
     changes = compare_files(files, last.sources)
     readings = list(
         workers.run(
@@ -169,7 +170,7 @@ def build_shards(
     ]
     shards: list[Shard] = list(workers.run(build_shard, tasks, "building"))
     # A segment may have been sealed, under another name, while it was read.
-    paths = {number: str(file.path) for number, file in again} | {
+    paths = {number: file.name for number, file in again} | {
         file.number: file.fingerprint.path for reading in readings for file in reading.files
     }
     merged = _merge(last, shards, touched, folder / "tables", token)
@@ -209,17 +210,19 @@ def _list_files_of(
 ) -> list[tuple[int, SourceFile]]:
     """Unchanged files that hold spans of these traces."""
     wanted = set(index.routes.filter(pl.col("trace_id").is_in(list(traces)))["file"].unique())
-    return [(number, file) for number, file, _ in unchanged if str(file.path) in wanted]
+    return [(number, file) for number, file, _ in unchanged if file.name in wanted]
 
 
 def _describe_source(reading: FileReading, files: Sequence[SourceFile]) -> dict[str, Any]:
     fingerprint = reading.fingerprint
+    of_object = {} if fingerprint.etag is None else {"etag": fingerprint.etag}
     return {
         "path": fingerprint.path,
         "source": files[reading.number].source,
         "bytes": fingerprint.num_bytes,
         "sha256": fingerprint.sha256,
         "changed_ns": fingerprint.changed_ns,
+        **of_object,
         "spans": reading.num_spans,
         "malformed": len(reading.malformed),
         "damaged": reading.num_damaged,

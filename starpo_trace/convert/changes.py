@@ -30,12 +30,13 @@ class FileChanges:
 def compare_files(files: Sequence[SourceFile], known: Sequence[Mapping[str, Any]]) -> FileChanges:
     """Files of the sources and the last manifest's `sources` -> what has changed.
 
-    A file is unchanged when its size and time are, or else its hash.
+    A file is unchanged when its size and time are, or else its hash; an object when its size and
+    ETag are, or its time where the store gives no ETag.
     """
     entries = {entry["path"]: entry for entry in known}
     unchanged, new, seen = [], [], set()
     for number, file in enumerate(files):
-        entry = entries.get(str(file.path))
+        entry = entries.get(file.name)
         if entry is not None and entry["source"] == file.source and _is_unchanged(file, entry):
             unchanged.append((number, file, entry))
             seen.add(entry["path"])
@@ -47,6 +48,13 @@ def compare_files(files: Sequence[SourceFile], known: Sequence[Mapping[str, Any]
 
 
 def _is_unchanged(file: SourceFile, entry: Mapping[str, Any]) -> bool:
+    if file.stored is not None:
+        now = file.stored
+        if now.num_bytes != entry["bytes"]:
+            return False
+        if now.etag is None:
+            return now.changed_ns == entry["changed_ns"]
+        return now.etag == entry.get("etag")
     try:
         found = file.path.stat()
     except OSError:

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from starpo_trace import semconv
 from starpo_trace.convert.dialects.content import read_json
 from starpo_trace.convert.otlp import SpanRow
+from starpo_trace.convert.sources.objectstores import is_object_url
 from starpo_trace.messages import dump_json
 
 _REFS: Final = {
@@ -78,14 +79,13 @@ def _list_refs(row: SpanRow) -> dict[str, Any]:
 
 def _read_row(row: SpanRow, allowed: tuple[Path, ...]) -> SpanRow:
     known = set(row.attributes).union(*(attributes for _, _, attributes in row.events))
-    source = Path(row.source)
-    source = (source if source.is_dir() else source.parent).resolve()
+    own = _list_own_folders(row.source)
     added: dict[str, Any] = {}
     reasons: list[str] = []
     for name, value in _list_refs(row).items():
         if _REFS[name] in known:
             continue
-        found = _read_ref(value, source, allowed)
+        found = _read_ref(value, (*own, *allowed), allowed)
         if isinstance(found, _Refused):
             reasons.append(found.reason)
         else:
@@ -97,12 +97,20 @@ def _read_row(row: SpanRow, allowed: tuple[Path, ...]) -> SpanRow:
     return replace(row, attributes={**row.attributes, **added}) if added else row
 
 
-def _read_ref(value: Any, source: Path, allowed: tuple[Path, ...]) -> str | _Refused:
-    """What a span names -> JSON text of the list that the file holds."""
+def _list_own_folders(source: str) -> tuple[Path, ...]:
+    """Source of a span -> its folder; none for a bucket."""
+    if is_object_url(source):
+        return ()
+    path = Path(source)
+    return ((path if path.is_dir() else path.parent).resolve(),)
+
+
+def _read_ref(value: Any, folders: tuple[Path, ...], allowed: tuple[Path, ...]) -> str | _Refused:
+    """What a span names -> JSON text of the list that the file holds, in one of the folders."""
     path = _read_path(value)
     by_name = [folder / Path(str(value)).name for folder in allowed]
     candidates = [each for each in (path, *by_name) if each is not None]
-    inside = [each for each in candidates if _is_inside(each, (source, *allowed))]
+    inside = [each for each in candidates if _is_inside(each, folders)]
     if not inside:
         return _Refused(reason=OUTSIDE)
     for each in inside:

@@ -75,6 +75,8 @@ __all__ = [
     "scan_table",
 ]
 
+_SPOOL: Final = "objects"
+"""Folder, in the build's, of the copies of objects."""
 _NOT_INCREMENTAL: Final = frozenset({"test_fraction", "recipe"})
 """Parameters that change no shard, only the trajectories' table, which every build writes anew."""
 
@@ -92,7 +94,7 @@ class Conversion:
 
 
 def build_dataset(  # noqa: PLR0913 (what a user may choose, all of it by name)
-    sources: Sequence[Path],
+    sources: Sequence[Path | str],
     output: Path,
     *,
     test_fraction: float = 0.0,
@@ -112,7 +114,8 @@ def build_dataset(  # noqa: PLR0913 (what a user may choose, all of it by name)
     again, but for runs that new spans and rewards touch. The result is that of a full build.
 
     Args:
-        sources: trace store folders, segment files, OTLP files or folders of them.
+        sources: trace store folders, segment files, OTLP files or folders of them; the same in a
+            bucket, as text (`s3://bucket/prefix`).
         output: the dataset's folder, new or an earlier dataset.
         test_fraction: share of the tasks (by hash of the task id) whose trajectories form the
             split `test`; trajectories without a task are always `train`. A recipe says it as
@@ -160,7 +163,7 @@ def build_dataset(  # noqa: PLR0913 (what a user may choose, all of it by name)
         "recipe": describe_recipe(rules),
     }
     check_output(output)
-    files = find_source_files(sources)
+    files = find_source_files(sources, spool=output / BUILD_FOLDER / _SPOOL)
     _refuse_odd_names([output, *(file.path for file in files)])
     workers = Workers(executor=executor, num_workers=num_workers, progress=progress)
     with lock_output(output), undo_unfinished(output):
@@ -186,12 +189,12 @@ def build_dataset(  # noqa: PLR0913 (what a user may choose, all of it by name)
 
 
 def convert_sources(
-    sources: Sequence[Path], *, trust: Trust = DEFAULT_TRUST, recipe: Recipe = NO_RECIPE
+    sources: Sequence[Path | str], *, trust: Trust = DEFAULT_TRUST, recipe: Recipe = NO_RECIPE
 ) -> Conversion:
     """Stores and span files -> tables in memory; see `build_dataset`."""
-    files = find_source_files(sources)
-    _refuse_odd_names([file.path for file in files])
     with TemporaryDirectory(prefix="starpo-") as folder:
+        files = find_source_files(sources, spool=Path(folder) / _SPOOL)
+        _refuse_odd_names([file.path for file in files])
         built = build_shards(
             files,
             LastBuild(),
@@ -285,7 +288,7 @@ def read_last_build(dataset: Path, manifest: Manifest) -> LastBuild:
     )
 
 
-def _refuse_empty(built: NextBuild, sources: Sequence[Path]) -> None:
+def _refuse_empty(built: NextBuild, sources: Sequence[Path | str]) -> None:
     if any(entry["spans"] or entry["malformed"] for entry in built.sources):
         return
     num_damaged = sum(entry["damaged"] for entry in built.sources)

@@ -33,6 +33,8 @@ _MISREAD_BY_DELTA: Final = re.compile(r"\\|%[0-9A-Fa-f]{2}")
 INDEX_FOLDER: Final = "index"
 """What a build remembers for the next one."""
 BUILD_FOLDER: Final = ".build"
+_OBJECT_STORE: Final = re.compile(r"[a-z][a-z0-9]+:/")
+"""How a path begins that was made of a URL."""
 """Where a build works; what is left of a killed one is removed by the next."""
 
 
@@ -73,7 +75,7 @@ class Manifest:
     sources: list[dict[str, Any]]
     """Of each file read: `path`, `source` (what the caller named), `bytes`, `sha256`, `changed_ns`
     (Unix time), `spans`, `malformed` (spans that could not be read), `damaged` (records), `damage` (the reasons
-    of the first of these, with the line or byte where they begin)."""
+    of the first of these, with the line or byte where they begin), of an object also its `etag`."""
     counts: dict[str, int]
     """Rows per table."""
     accounting: Accounting
@@ -200,8 +202,14 @@ def check_output(path: Path) -> None:
     """Refuse an output that holds something else than a dataset (or a killed build of one).
 
     Raises:
-        DatasetError: `path` is a file, a folder with other content, or nowhere that Delta finds.
+        DatasetError: `path` is a file, a folder with other content, in an object store, or nowhere
+            that Delta finds.
     """
+    if _OBJECT_STORE.match(str(path)):
+        raise DatasetError(
+            f"{path}: datasets are built in a local folder; give one, and copy it then "
+            "(aws s3 sync DATASET s3://...)"
+        )
     if found := _MISREAD_BY_DELTA.search(str(path.resolve())):
         raise DatasetError(
             f"{path}: its path has {found[0]!r}, which Delta tables read as another character; "

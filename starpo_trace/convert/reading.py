@@ -16,7 +16,9 @@ from starpo_trace.convert.sources import (
     DamagedRecord,
     SourceFile,
     SourceFingerprint,
-    fingerprint_file,
+    hold_copies,
+    identify_file,
+    name_object,
     read_span_batches,
 )
 from starpo_trace.convert.staging import ChunkBuilder, write_chunk
@@ -85,7 +87,7 @@ def plan_reading(
             groups.append([])
             size = 0
         groups[-1].append((number, file))
-        size += _size_of(file.path)
+        size += _size_of(file)
     return [
         ReadTask(
             number=number,
@@ -106,34 +108,40 @@ def read_files(task: ReadTask) -> Reading:
     """
     reading = Reading()
     writer = _ChunkWriter(task, reading)
-    with hold_garbage_collection():
-        for number, file in task.files:
-            fingerprint = fingerprint_file(file.path)
-            num_spans = 0
-            damaged: list[DamagedRecord] = []
-            malformed: list[MalformedSpan] = []
-            for batch in read_span_batches(file):
-                rows = read_content_refs(batch.rows, task.content_folders)
-                num_bytes = batch.num_bytes if rows is batch.rows else None
-                if task.traces is not None:
-                    rows = [row for row in rows if row.trace_id in task.traces]
-                writer.builder.add_batch(rows, num_bytes)
-                num_spans += len(batch.rows)
-                malformed += batch.malformed
-                damaged += batch.damaged
-                writer.note(number)
-            reading.files.append(
-                FileReading(
-                    number=number,
-                    fingerprint=fingerprint,
-                    num_spans=num_spans,
-                    malformed=tuple(malformed),
-                    num_damaged=len(damaged),
-                    damage=tuple(each.describe() for each in damaged[:_NAMED_DAMAGE]),
-                )
-            )
+    numbers = [number for number, _ in task.files]
+    with hold_copies([file for _, file in task.files]) as files, hold_garbage_collection():
+        for number, file in zip(numbers, files, strict=True):
+            with name_object(file):
+                reading.files.append(_read_file(number, file, task, writer))
         writer.flush()
     return reading
+
+
+def _read_file(
+    number: int, file: SourceFile, task: ReadTask, writer: "_ChunkWriter"
+) -> FileReading:
+    fingerprint = identify_file(file)
+    num_spans = 0
+    damaged: list[DamagedRecord] = []
+    malformed: list[MalformedSpan] = []
+    for batch in read_span_batches(file):
+        rows = read_content_refs(batch.rows, task.content_folders)
+        num_bytes = batch.num_bytes if rows is batch.rows else None
+        if task.traces is not None:
+            rows = [row for row in rows if row.trace_id in task.traces]
+        writer.builder.add_batch(rows, num_bytes)
+        num_spans += len(batch.rows)
+        malformed += batch.malformed
+        damaged += batch.damaged
+        writer.note(number)
+    return FileReading(
+        number=number,
+        fingerprint=fingerprint,
+        num_spans=num_spans,
+        malformed=tuple(malformed),
+        num_damaged=len(damaged),
+        damage=tuple(each.describe() for each in damaged[:_NAMED_DAMAGE]),
+    )
 
 
 @contextmanager
@@ -182,8 +190,10 @@ class _ChunkWriter:
         return pl.Series("file", files, dtype=pl.Int64)
 
 
-def _size_of(path: Path) -> int:
+def _size_of(file: SourceFile) -> int:
+    if file.stored is not None:
+        return file.stored.num_bytes
     try:
-        return path.stat().st_size
+        return file.path.stat().st_size
     except OSError:
         return 0  # sealed under another name meanwhile; whoever reads it finds it

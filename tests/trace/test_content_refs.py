@@ -205,3 +205,15 @@ def test_from_the_command_line(tmp_path):
     for more, text in (([], None), (["--content", str(tmp_path / "uploads")], "Three.")):
         assert main(["export", str(source), "-o", str(out), *more]) == 0
         assert scan_table(out, "turns").collect()["text"].to_list() == [text]
+
+
+def test_a_bucket_has_no_folder_on_the_disk(tmp_path, monkeypatch):
+    """A folder that is called like its URL is none of it; one that is allowed is read."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "s3:" / "bucket" / "t"
+    folder.mkdir(parents=True)
+    row = make_row(write_files(folder), "s3://bucket/t")
+    assert "content_ref_outside" in convert(row)[1]
+    tables, reasons = convert(row, [folder])
+    assert not any("ref" in reason for reason in reasons)
+    assert tables["messages"].height > 0

@@ -1,4 +1,4 @@
-"""Sources (folders, files) -> batches of span rows."""
+"""Sources (folders, files, buckets) -> batches of span rows."""
 
 from starpo_trace.convert.sources.batches import DamagedRecord, SpanBatch
 from starpo_trace.convert.sources.files import (
@@ -8,6 +8,7 @@ from starpo_trace.convert.sources.files import (
     fingerprint_file,
 )
 from starpo_trace.convert.sources.formats import read_span_batches
+from starpo_trace.convert.sources.spool import hold_copies, identify_file, name_object, note_runs
 
 __all__ = [
     "DamagedRecord",
@@ -16,5 +17,9 @@ __all__ = [
     "SpanBatch",
     "find_source_files",
     "fingerprint_file",
+    "hold_copies",
+    "identify_file",
+    "name_object",
+    "note_runs",
     "read_span_batches",
 ]

@@ -23,7 +23,14 @@ def is_delta_table(path: Path) -> bool:
 
 
 def list_table_files(folder: Path) -> list[Path]:
-    """Delta table -> the files of its newest version, sorted.
+    """Delta table -> the files of its newest version, sorted; raises as `list_table_names`."""
+    return [folder / name for name in list_table_names(folder, str(folder))]
+
+
+def list_table_names(folder: Path, called: str) -> list[str]:
+    """Delta table, and what users call it -> names in its folder of its newest version, sorted.
+
+    Of its folder only the log needs to be there.
 
     Raises:
         SourceError: it cannot be read, is empty, or its files do not tell what its rows are.
@@ -33,31 +40,33 @@ def list_table_files(folder: Path) -> list[Path]:
         from deltalake.exceptions import DeltaError
     except ImportError:
         raise SourceError(
-            f"{folder}: a Delta table, for which the package deltalake is missing; "
+            f"{called}: a Delta table, for which the package deltalake is missing; "
             "pip install 'starpo[dataset]'"
         ) from None
     try:
         table = DeltaTable(folder)
         protocol = table.protocol()
-        names = sorted(table.file_uris())
+        root = table.table_uri.removeprefix("file://")
+        names = sorted(uri.removeprefix("file://") for uri in table.file_uris())
         partitions = table.metadata().partition_columns
     except (DeltaError, OSError, ValueError) as error:
-        raise SourceError(f"{folder}: cannot be read as a Delta table: {error}") from error
+        fault = str(error).replace(str(folder), called)
+        raise SourceError(f"{called}: cannot be read as a Delta table: {fault}") from error
     features = {*(protocol.reader_features or ()), *(protocol.writer_features or ())}
     if found := sorted(_UNREAD & features):
         raise SourceError(
-            f"{folder}: a Delta table with {', '.join(found)}, which is not read; write it anew "
+            f"{called}: a Delta table with {', '.join(found)}, which is not read; write it anew "
             "without (REORG TABLE ... APPLY (PURGE)), or export it as Parquet"
         )
     if known := sorted(_list_known(partitions)):
         raise SourceError(
-            f"{folder}: a Delta table partitioned by {', '.join(known)}, which its files "
+            f"{called}: a Delta table partitioned by {', '.join(known)}, which its files "
             "therefore lack; partition it by another column, or export it as Parquet"
         )
-    files = [Path(name.removeprefix("file://")) for name in names]
-    if not files:
-        raise SourceError(f"{folder}: a Delta table without rows")
-    return files
+    if not names:
+        raise SourceError(f"{called}: a Delta table without rows")
+    # The URI's beginning is percent-encoded; what follows are the names as they are.
+    return [name.removeprefix(root) for name in names]
 
 
 def _list_known(partitions: list[str]) -> set[str]:

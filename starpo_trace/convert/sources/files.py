@@ -1,4 +1,4 @@
-"""Paths (folders, files) -> the files that hold spans; their bytes and fingerprints.
+"""Sources (folders, files, buckets) -> the files that hold spans; their bytes and fingerprints.
 
 Agents may write meanwhile: a segment that is sealed is read on under its new name.
 """
@@ -6,25 +6,31 @@ Agents may write meanwhile: a segment that is sealed is read on under its new na
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from io import BufferedReader
 from pathlib import Path
 from typing import Final
 
 from starpo_trace.convert.sources.delta import is_delta_table, list_table_files
-from starpo_trace.convert.sources.nestedfiles import list_nested_runs
-from starpo_trace.errors import SourceError
-
-SPAN_FILE_SUFFIXES: Final = frozenset(
-    {".otlp", ".open", ".json", ".jsonl", ".ndjson", ".pb", ".binpb", ".proto", ".bin"}
-    | {".parquet", ".traj", ".eval"}
+from starpo_trace.convert.sources.filenames import (
+    SPAN_FILE_SUFFIXES,
+    UNSEALED,
+    is_part_folder,
+    is_sealed_meanwhile,
+    is_span_file,
 )
-UNSEALED: Final = ".otlp.open"
+from starpo_trace.convert.sources.nestedfiles import list_nested_runs
+from starpo_trace.convert.sources.objectfiles import find_span_objects, place_copies
+from starpo_trace.convert.sources.objectstores import (
+    StoredObject,
+    is_collapsed_url,
+    is_object_url,
+)
+from starpo_trace.errors import SourceError
 
 _BUFFER_BYTES: Final = 1 << 20
 """Records are long lines, and a small buffer costs a copy for every piece of one."""
-_COMPRESSED_SUFFIXES: Final = frozenset({".gz", ".zst", ".zstd"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +38,21 @@ class SourceFile:
     """One file that holds spans."""
 
     path: Path
-    """The file."""
+    """The file; of an object, its copy, which is there while it is read (`spool`)."""
     source: str
-    """What the caller named: the file itself, or the folder that holds it."""
+    """What the caller named: the file itself, or the folder or bucket that holds it."""
+    stored: StoredObject | None = None
+    """The object in a bucket that it is a copy of."""
+
+    @property
+    def name(self) -> str:
+        """What people call it: its path, or the URL of the object."""
+        return str(self.path) if self.stored is None else self.stored.url
 
     @property
     def is_named(self) -> bool:
         """Whether the caller named the file itself."""
-        return str(self.path) == self.source
+        return self.name == self.source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,32 +60,59 @@ class SourceFingerprint:
     """Identity of a file at the moment it was read."""
 
     path: str
-    """The file."""
+    """The file, or the URL of the object."""
     num_bytes: int
     """Its size."""
     sha256: str
     """Hash of its bytes, as hexadecimal digits."""
     changed_ns: int
     """When it was last changed, Unix time."""
+    etag: str | None = None
+    """What a bucket calls this content; None for a file."""
 
 
-def find_source_files(paths: Sequence[Path]) -> list[SourceFile]:
-    """Stores, folders and files that a user named -> the files that hold spans, each once.
+def find_source_files(
+    sources: Sequence[Path | str], *, spool: Path | None = None
+) -> list[SourceFile]:
+    """Stores, folders, files, buckets that a user named -> the files that hold spans, each once.
+
+    Args:
+        sources: paths, and URLs of objects or of what is below a prefix (`s3://bucket/traces`).
+        spool: folder for the copies of objects, which is made when they are fetched.
 
     Raises:
-        SourceError: a path does not exist, or a folder holds no span file.
+        SourceError: a source does not exist, cannot be read, or holds no span file.
     """
-    if not paths:
+    if not sources:
         raise SourceError("no source given: name a trace store folder or an OTLP file")
-    files: dict[Path, SourceFile] = {}
-    for path in paths:
-        for file in _files_of(path):
+    files: dict[Path | str, SourceFile] = {}
+    for source in sources:
+        if is_object_url(source):
+            if spool is None:
+                raise ValueError(f"{source}: no folder was given for copies of objects")
+            for stored in find_span_objects(str(source)):
+                file = SourceFile(path=spool, source=str(source), stored=stored)
+                files.setdefault(stored.url, file)
+            continue
+        for path in _files_of(Path(source)):
             try:
-                found = file.resolve()
+                found = path.resolve()
             except (OSError, RuntimeError) as error:  # RuntimeError: a loop, until Python 3.13
-                raise SourceError(f"{file}: cannot be read: {error}") from error
-            files.setdefault(found, SourceFile(path=file, source=str(path)))
-    return list(files.values())
+                raise SourceError(f"{path}: cannot be read: {error}") from error
+            files.setdefault(found, SourceFile(path=path, source=str(source)))
+    return _place_objects(list(files.values()), spool)
+
+
+def _place_objects(files: list[SourceFile], spool: Path | None) -> list[SourceFile]:
+    """Files -> the same, where each object has a path of its own for its copy."""
+    objects = [file.stored for file in files if file.stored is not None]
+    if not objects or spool is None:
+        return files
+    copies = place_copies(objects, spool)
+    return [
+        file if file.stored is None else replace(file, path=copies[file.stored.url])
+        for file in files
+    ]
 
 
 def fingerprint_file(path: Path) -> SourceFingerprint:
@@ -119,10 +159,21 @@ def _list_folder(folder: Path) -> set[Path]:
         found = set(folder.iterdir()) | set(folder.iterdir())
     except OSError as error:
         raise SourceError(f"{folder}: cannot be read: {error.strerror or error}") from error
-    is_sealed = {
-        file for file in found if file.name.endswith(UNSEALED) and file.with_suffix("") in found
-    }
-    return found - is_sealed
+    names = {file.name for file in found}
+    return {file for file in found if not is_sealed_meanwhile(file.name, names)}
+
+
+def _list_span_files(folder: Path) -> list[Path]:
+    """Span files of a folder and of the folders that are only its parts."""
+    files = []
+    for file in _list_folder(folder):
+        if is_part_folder(file.name) and file.is_dir() and not file.is_symlink():
+            files += _list_span_files(file)
+        elif is_span_file(file.name) and (
+            file.is_file() or (file.name.endswith(UNSEALED) and not file.exists())
+        ):
+            files.append(file)
+    return sorted(files)
 
 
 def _files_of(path: Path) -> list[Path]:
@@ -133,14 +184,13 @@ def _files_of(path: Path) -> list[Path]:
     if not path.is_dir():
         if path.exists():  # a pipe, as of the shell's `<(...)`
             raise SourceError(f"{path}: is neither a file nor a folder; save it as a file first")
+        if is_collapsed_url(path):
+            raise SourceError(
+                f"{path}: a path that was made of a URL; `starpo-trace export` reads URLs, and in "
+                "Python they are given as text"
+            )
         raise SourceError(f"{path}: no such file or folder; name a trace store or an OTLP file")
-    files = sorted(
-        file
-        for file in _list_folder(path)
-        if _plain_name(file).suffix in SPAN_FILE_SUFFIXES
-        and file.name != "manifest.json"
-        and (file.is_file() or (file.name.endswith(UNSEALED) and not file.exists()))
-    )
+    files = _list_span_files(path)
     files += list_nested_runs(path, files)
     if not files and (path / "manifest.json").is_file() and (path / "trajectories").is_dir():
         raise SourceError(f"{path}: is a dataset; export what it was made of, or `show` it")
@@ -160,8 +210,3 @@ def _advise(folder: Path) -> str:
     if any(folder.iterdir()):
         return "name the files that hold spans"
     return "has the agent run with tracing on?"
-
-
-def _plain_name(file: Path) -> Path:
-    """`a.json.gz` -> `a.json`."""
-    return file.with_suffix("") if file.suffix in _COMPRESSED_SUFFIXES else file

@@ -6,12 +6,9 @@ Only names that nothing else has are looked for there: spans lie where somebody 
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Final
 
+from starpo_trace.convert.sources.filenames import is_run_file
 from starpo_trace.errors import SourceError
-
-_SUFFIXES: Final = (".traj", ".traj.json", ".eval")
-_NAMES: Final = frozenset({"report.json"})
 
 
 def list_nested_runs(folder: Path, known: Collection[Path]) -> list[Path]:
@@ -23,10 +20,7 @@ def list_nested_runs(folder: Path, known: Collection[Path]) -> list[Path]:
     found = []
     for place, _, names in os.walk(folder, onerror=_refuse):
         found += [
-            path
-            for name in names
-            if (name.endswith(_SUFFIXES) or name in _NAMES)
-            and (path := Path(place) / name).is_file()
+            path for name in names if is_run_file(name) and (path := Path(place) / name).is_file()
         ]
     return sorted(set(found).difference(known))
 

@@ -11,7 +11,8 @@ from starpo_trace.convert.sources.compression import (
     open_spans,
     read_to_fault,
 )
-from starpo_trace.convert.sources.files import UNSEALED, SourceFile
+from starpo_trace.convert.sources.filenames import UNSEALED
+from starpo_trace.convert.sources.files import SourceFile
 from starpo_trace.convert.sources.jsonfiles import is_json, read_value
 
 

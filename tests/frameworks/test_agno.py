@@ -1,6 +1,7 @@
 """Agno: what its model's server saw is what was recorded."""
 
 import asyncio
+from collections.abc import Iterator
 
 import pytest
 
@@ -37,7 +38,13 @@ async def async_stock(sku: str) -> str:
     return f"{sku}: 3"
 
 
-async_stock.__name__ = "stock"
+def stock_in_pieces(sku: str) -> Iterator[str]:
+    """How many of an article are there."""
+    yield f"{sku}: "
+    yield "3"
+
+
+async_stock.__name__ = stock_in_pieces.__name__ = "stock"
 
 
 def make_model(base_url):
@@ -86,12 +93,17 @@ def list_contents(events):
 RUNS = [run_sync, run_streamed, run_async, run_async_streamed]
 
 
-@pytest.mark.parametrize("tool", [stock, async_stock], ids=["sync-tool", "async-tool"])
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize(
+    ("run", "tool"),
+    [
+        *((run, stock) for run in RUNS),
+        *((run, stock_in_pieces) for run in RUNS),
+        (run_async, async_stock),  # Agno runs no async tools in a sync run
+        (run_async_streamed, async_stock),
+    ],
+)
 def test_two_turns(tmp_path, run, tool):
-    """Two tool calls, each joined to its step, however the agent is run."""
-    if tool is async_stock and run in (run_sync, run_streamed):
-        pytest.skip("Agno runs no async tools in a sync run")
+    """Two tool calls, each joined to its step, however the agent is run and its tool answers."""
     answers = []
     recorded = record(tmp_path, lambda url: answers.append(run(make_agent(url, tools=[tool]))))
     assert answers[0].endswith(ANSWER)

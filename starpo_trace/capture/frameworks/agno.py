@@ -8,7 +8,8 @@ team's members are tools of its leader. Model calls are the SDK's below.
 import inspect
 import sys
 from asyncio import CancelledError
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
+from contextlib import aclosing, closing
 from types import ModuleType
 from typing import Any, Final
 
@@ -68,15 +69,17 @@ class _ToolScope:
         else:
             self._scope.finish(_make_error(result.error))
 
-    def _keep_text(self, generator: Iterator[Any]) -> Iterator[Any]:
-        for item in generator:
-            self._pieces.append(_read_text(item))
-            yield item
+    def _keep_text(self, generator: Generator[Any, Any, Any]) -> Iterator[Any]:
+        with closing(generator):
+            for item in generator:
+                self._pieces.append(_read_text(item))
+                yield item
 
-    async def _keep_text_async(self, generator: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        async for item in generator:
-            self._pieces.append(_read_text(item))
-            yield item
+    async def _keep_text_async(self, generator: AsyncGenerator[Any, Any]) -> AsyncIterator[Any]:
+        async with aclosing(generator):
+            async for item in generator:
+                self._pieces.append(_read_text(item))
+                yield item
 
 
 def _read_text(item: Any) -> str:

@@ -26,6 +26,10 @@ _PATCHES: Final = {
     "litellm": "starpo_trace.capture.patches.litellm",
     "ollama._client": "starpo_trace.capture.patches.ollama",
     "agents.run": "starpo_trace.capture.frameworks.openai_agents",
+    "smolagents.agents": "starpo_trace.capture.frameworks.smolagents",
+    "agno.agent._run": "starpo_trace.capture.frameworks.agno",
+    "agno.team._run": "starpo_trace.capture.frameworks.agno",
+    "agno.tools.function": "starpo_trace.capture.frameworks.agno",
     **dict.fromkeys(
         (
             "mistralai.client.basesdk",

@@ -163,8 +163,10 @@ def relay(scope: "Scope | Callable[[], Scope | None]", generator: Any) -> Iterat
         try:
             sent = yield value
         except GeneratorExit:
-            generator.close()
-            end_scope(opened, None)  # the program has seen enough
+            try:
+                generator.close()
+            finally:  # a generator may refuse to be closed (smolagents')
+                end_scope(opened, None)  # the program has seen enough
             raise
         except BaseException as error:  # noqa: BLE001 (thrown in by the program, for the generator)
             step, sent = generator.throw, error
@@ -197,8 +199,10 @@ async def relay_async(
         try:
             sent = yield value
         except GeneratorExit:
-            await generator.aclose()
-            end_scope(opened, None)
+            try:
+                await generator.aclose()
+            finally:
+                end_scope(opened, None)
             raise
         except BaseException as error:  # noqa: BLE001 (thrown in by the program, for the generator)
             step, sent = generator.athrow, error

@@ -103,5 +103,6 @@ $(INSPECT)/.ready: constraints-inspect.txt pyproject.toml
 $(FRAMEWORKS)/.ready: constraints-frameworks.txt pyproject.toml
 	$(PYTHON) -m venv $(FRAMEWORKS)
 	$(FRAMEWORKS)/bin/python -m pip install --quiet --disable-pip-version-check \
-	  -c constraints-frameworks.txt -e ".[dataset]" openai-agents pytest
+	  -c constraints-frameworks.txt -e ".[dataset]" pytest openai-agents langchain langchain-openai \
+	  langgraph "pydantic-ai-slim[openai]" "smolagents[openai]" agno haystack-ai agent-framework-core
 	@touch $@

@@ -27,6 +27,8 @@ _PATCHES: Final = {
     "ollama._client": "starpo_trace.capture.patches.ollama",
     "agents.run": "starpo_trace.capture.frameworks.openai_agents",
     "haystack.components.agents.agent": "starpo_trace.capture.frameworks.haystack",
+    "agent_framework._agents": "starpo_trace.capture.frameworks.agent_framework",
+    "agent_framework._workflows._workflow": "starpo_trace.capture.frameworks.agent_framework",
     **dict.fromkeys(
         (
             "mistralai.client.basesdk",

@@ -30,6 +30,9 @@ _PATCHES: Final = {
     "agno.agent._run": "starpo_trace.capture.frameworks.agno",
     "agno.team._run": "starpo_trace.capture.frameworks.agno",
     "agno.tools.function": "starpo_trace.capture.frameworks.agno",
+    "haystack.components.agents.agent": "starpo_trace.capture.frameworks.haystack",
+    "agent_framework._agents": "starpo_trace.capture.frameworks.agent_framework",
+    "agent_framework._workflows._workflow": "starpo_trace.capture.frameworks.agent_framework",
     **dict.fromkeys(
         (
             "mistralai.client.basesdk",

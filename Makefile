@@ -104,5 +104,6 @@ $(FRAMEWORKS)/.ready: constraints-frameworks.txt pyproject.toml
 	$(PYTHON) -m venv $(FRAMEWORKS)
 	$(FRAMEWORKS)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints-frameworks.txt -e ".[dataset]" pytest openai-agents langchain langchain-openai \
-	  langgraph "pydantic-ai-slim[openai]" "smolagents[openai]" agno haystack-ai agent-framework-core agent-framework-openai
+	  langgraph "pydantic-ai-slim[openai]" "smolagents[openai]" agno haystack-ai \
+	  agent-framework-core agent-framework-openai
 	@touch $@

@@ -26,6 +26,8 @@ _PATCHES: Final = {
     "litellm": "starpo_trace.capture.patches.litellm",
     "ollama._client": "starpo_trace.capture.patches.ollama",
     "agents.run": "starpo_trace.capture.frameworks.openai_agents",
+    "langchain_core.tools.base": "starpo_trace.capture.frameworks.langgraph",
+    "langgraph.pregel.main": "starpo_trace.capture.frameworks.langgraph",
     **dict.fromkeys(
         (
             "mistralai.client.basesdk",

@@ -26,6 +26,7 @@ _PATCHES: Final = {
     "litellm": "starpo_trace.capture.patches.litellm",
     "ollama._client": "starpo_trace.capture.patches.ollama",
     "agents.run": "starpo_trace.capture.frameworks.openai_agents",
+    "langchain_core.retrievers": "starpo_trace.capture.frameworks.langgraph",
     "langchain_core.tools.base": "starpo_trace.capture.frameworks.langgraph",
     "langgraph.pregel.main": "starpo_trace.capture.frameworks.langgraph",
     **dict.fromkeys(

@@ -33,6 +33,9 @@ _PATCHES: Final = {
     "haystack.components.agents.agent": "starpo_trace.capture.frameworks.haystack",
     "agent_framework._agents": "starpo_trace.capture.frameworks.agent_framework",
     "agent_framework._workflows._workflow": "starpo_trace.capture.frameworks.agent_framework",
+    "langchain_core.retrievers": "starpo_trace.capture.frameworks.langgraph",
+    "langchain_core.tools.base": "starpo_trace.capture.frameworks.langgraph",
+    "langgraph.pregel.main": "starpo_trace.capture.frameworks.langgraph",
     **dict.fromkeys(
         (
             "mistralai.client.basesdk",

@@ -26,6 +26,7 @@ _PATCHES: Final = {
     "litellm": "starpo_trace.capture.patches.litellm",
     "ollama._client": "starpo_trace.capture.patches.ollama",
     "agents.run": "starpo_trace.capture.frameworks.openai_agents",
+    "pydantic_ai.agent": "starpo_trace.capture.frameworks.pydantic_ai",
     **dict.fromkeys(
         (
             "mistralai.client.basesdk",

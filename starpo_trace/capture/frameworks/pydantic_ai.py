@@ -5,12 +5,10 @@ manager, whatever its own instrumentation is set to. Model calls are the SDK's b
 """
 
 import asyncio
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
-
-from opentelemetry.context import Context
 
 from starpo_trace.capture.agents import AgentRun, Scope, ToolRun, begin_agent, begin_tool
 from starpo_trace.capture.patches.base import PatchSet
@@ -19,28 +17,25 @@ from starpo_trace.capture.patches.scopes import wrap_context, wrap_scope
 TESTED: Final = {"pydantic-ai-slim": ">=2.68,<2.69"}
 
 
-@dataclass(frozen=True, slots=True)
-class _CancellableScope:
-    """An agent that its program may cancel: the framework then raises an exception of its own."""
-
-    scope: Scope
-
-    @property
-    def context(self) -> Context:
-        return self.scope.context
-
-    def finish(self, error: BaseException | None, result: Any = None) -> None:
-        from pydantic_ai.exceptions import RunCancelled
-
-        if isinstance(error, RunCancelled) and not isinstance(error, TimeoutError):
-            error = asyncio.CancelledError(str(error))
-        self.scope.finish(error, result)
-
-
 def apply(patches: PatchSet, agent: ModuleType) -> None:
     """Patch the package, once its module `agent` has been imported."""
     wrap_context(patches, agent.Agent, "iter", _open_run)
     wrap_scope(patches, agent.ToolManager, "execute_tool_call", _open_tool, _read_output)
+
+
+class _CancellableScope:
+    """An agent that its program may cancel: what the framework raises then is no error."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.context = scope.context
+        self._scope = scope
+
+    def finish(self, error: BaseException | None, result: Any = None) -> None:
+        """End the run; one that took too long has failed."""
+        cancelled = sys.modules["pydantic_ai.exceptions"].RunCancelled
+        if isinstance(error, cancelled) and not isinstance(error, TimeoutError):
+            error = asyncio.CancelledError(str(error))
+        self._scope.finish(error, result)
 
 
 def _open_run(agent: Any, _args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scope | None:
@@ -60,8 +55,8 @@ def _open_tool(_manager: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     return begin_tool(ToolRun(name=call.tool_name, arguments=call.args, call_id=call.tool_call_id))
 
 
-def _read_output(result: Any) -> Any:
-    """What the model is told of a result."""
-    from pydantic_ai.messages import ToolReturn
-
-    return result.return_value if isinstance(result, ToolReturn) else result
+def _read_output(result: Any) -> str:
+    """What the model is told of a result; what is for the program only is left out."""
+    messages = sys.modules["pydantic_ai.messages"]
+    content = result.return_value if isinstance(result, messages.ToolReturn) else result
+    return messages.ToolReturnPart(tool_name="", content=content).model_response_str()

@@ -36,6 +36,7 @@ _PATCHES: Final = {
     "langchain_core.retrievers": "starpo_trace.capture.frameworks.langgraph",
     "langchain_core.tools.base": "starpo_trace.capture.frameworks.langgraph",
     "langgraph.pregel.main": "starpo_trace.capture.frameworks.langgraph",
+    "pydantic_ai.agent": "starpo_trace.capture.frameworks.pydantic_ai",
     **dict.fromkeys(
         (
             "mistralai.client.basesdk",

@@ -7,11 +7,12 @@ the agent is current only while its own code runs, not while the program looks a
 import inspect
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from types import ModuleType
+from contextlib import AbstractAsyncContextManager
+from types import ModuleType, TracebackType
 from typing import Any, TypeAlias
 
 from starpo_trace.capture.agents import Scope
-from starpo_trace.capture.attachment import Attachment
+from starpo_trace.capture.attachment import Attachment, Entry
 from starpo_trace.capture.patches.base import MISSING, PatchSet, Wrapper
 from starpo_trace.guard import Guard, handle_failure
 
@@ -52,6 +53,67 @@ def wrap_scope(
         patches.wrap_shared(owners, name, wrapper)
     else:
         patches.wrap(owner, name, wrapper)
+
+
+def wrap_context(patches: PatchSet, owner: Any, name: str, open_scope: Open) -> None:
+    """Wrap a method that returns an async context manager, so that its block is in the scope.
+
+    The scope begins where the block is entered and ends where it has been left, after what the
+    framework does there; what the program does in the block is part of the scope.
+
+    Raises:
+        AttributeError: there is no such method (a framework we do not know).
+    """
+
+    def record(
+        wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        return _ScopedContext(
+            wrapped(*args, **kwargs), lambda: _begin(open_scope, instance, args, kwargs)
+        )
+
+    patches.wrap(owner, name, record)
+
+
+class _ScopedContext(AbstractAsyncContextManager[Any]):
+    """An async context manager and the scope that is open while it is."""
+
+    def __init__(
+        self, manager: AbstractAsyncContextManager[Any], begin: Callable[[], Scope | None]
+    ) -> None:
+        self._manager = manager
+        self._begin = begin
+        self._opened: tuple[Scope, Entry] | None = None
+
+    async def __aenter__(self) -> Any:
+        scope = self._begin()
+        if scope is not None:
+            self._opened = scope, Entry(scope.context)
+        try:
+            return await self._manager.__aenter__()
+        except BaseException as error:
+            self._close(error)
+            raise
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        try:
+            is_handled = await self._manager.__aexit__(kind, error, traceback)
+        except BaseException as raised:
+            self._close(raised)
+            raise
+        self._close(None if is_handled else error)
+        return is_handled
+
+    def _close(self, error: BaseException | None) -> None:
+        if self._opened is not None:
+            (scope, entry), self._opened = self._opened, None
+            entry.leave()
+            end_scope(scope, error)
 
 
 def find_homes(function: Any, name: str, home: ModuleType) -> list[ModuleType]:

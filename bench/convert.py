@@ -14,7 +14,7 @@ the best of each counts, because what else runs on the machine only ever adds.
 
 Also: peak memory at four times the spans; whole histories against new messages only; two processes;
 a late reward for 1 % of the runs, against building everything again. Full: 1,000,000 spans and
-100,000 runs (4,000,000 spans) for the last ones, some 40 minutes; quick: a fiftieth.
+100,000 runs (4,000,000 spans) for the last ones, some 50 minutes; quick: a fiftieth.
 """
 
 import argparse

@@ -129,6 +129,8 @@ def _read_file(
         num_bytes = batch.num_bytes if rows is batch.rows else None
         if task.traces is not None:
             rows = [row for row in rows if row.trace_id in task.traces]
+            if num_bytes is not None and batch.rows:  # of these spans alone, about
+                num_bytes = num_bytes * len(rows) // len(batch.rows)
         writer.builder.add_batch(rows, num_bytes)
         num_spans += len(batch.rows)
         malformed += batch.malformed

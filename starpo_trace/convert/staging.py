@@ -129,6 +129,8 @@ class ChunkBuilder:
     def _append_row(self, name: str, number: int, row: Columns) -> None:
         full = _EMPTY_ROWS[name] | row
         full["row"] = number
+        if len(full) != len(_EMPTY_ROWS[name]):  # one value too many would shift all columns
+            raise TypeError(f"{name} has no column {', '.join(row.keys() - FRAMES[name].keys())}")
         self._values[name] += full.values()
 
     def _find_flags(self, row: SpanRow, *, is_searched: bool) -> str | None:

@@ -4,8 +4,9 @@ The server's request log is the ground truth: every prompt message, tool, answer
 must be in the exported trajectory, in its order and once.
 """
 
+import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from starpo_trace import semconv
 from starpo_trace.convert.dataset import build_dataset, scan_table
 from starpo_trace.convert.otlp import SpanRow
 from starpo_trace.convert.sources import find_source_files, read_span_batches
+from starpo_trace.convert.writers.forms import WriteOptions, write_dataset
 from starpo_trace.messages import chain_hashes, dump_identity, from_openai_chat
 from starpo_trace.testing import Reply, ScriptedServer, ToolCall
 
@@ -46,6 +48,7 @@ def broken_stock(sku: str) -> str:
 class Recorded:
     """What was recorded of a program, and what its model's server saw."""
 
+    dataset: Path
     requests: list[dict[str, Any]]
     """Bodies that the server got, in order."""
     trajectories: list[dict[str, Any]]
@@ -66,6 +69,10 @@ class Recorded:
             path.append(json.loads(nodes[node_id]["message"]))
             node_id = nodes[node_id]["parent_id"]
         return path[::-1]
+
+
+LAST: list[Recorded] = []
+"""What was recorded last."""
 
 
 def record(
@@ -101,7 +108,11 @@ def record(
     files = find_source_files([folder / "traces"])
     spans = [row for file in files for batch in read_span_batches(file) for row in batch.rows]
     spans.sort(key=lambda span: span.start_ns)
-    return Recorded(requests=requests, error=error, spans=spans, **tables)
+    recorded = Recorded(
+        dataset=folder / "dataset", requests=requests, error=error, spans=spans, **tables
+    )
+    LAST[:] = [recorded]
+    return recorded
 
 
 def check_wire(recorded: Recorded, script: Any = TWO_TURNS, *, num_trajectories: int = 1) -> None:
@@ -128,17 +139,74 @@ def check_wire(recorded: Recorded, script: Any = TWO_TURNS, *, num_trajectories:
             assert usage == (reply.usage["prompt_tokens"], reply.usage["completion_tokens"])
 
 
+def check_trainable(recorded: Recorded, script: Any = TWO_TURNS) -> None:
+    """The dataset's conversations for a trainer: one is the last request and its answer."""
+    assert {row["usable_for"] for row in recorded.trajectories} <= {"rl", "sft"}
+    path = recorded.dataset.with_suffix(".jsonl")
+    write_dataset(recorded.dataset, path, form="trl", options=WriteOptions(split="all"))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    answer = {"role": "assistant", "content": script[-1].content}
+    if script[-1].reasoning_content is not None:
+        answer["reasoning_content"] = script[-1].reasoning_content
+    last = [*recorded.requests[-1]["messages"], answer]
+    assert _identify(last) in [_identify(line["messages"]) for line in lines]
+
+
+def _identify(chat: list[dict[str, Any]]) -> list[bytes]:
+    return [dump_identity(from_openai_chat(message)) for message in chat]
+
+
+def check_end(recorded: Recorded, end: str, *outcomes: str) -> None:
+    """There is one run; it ended so, and its model calls had these outcomes."""
+    assert [row["end"] for row in recorded.trajectories] == [end]
+    assert [turn["outcome"] for turn in recorded.turns] == list(outcomes)
+
+
+def answer_by_history(body: dict[str, Any]) -> Reply:
+    """For runs at the same time: the answer once a tool's result is there, else the calls."""
+    return TWO_TURNS[any(message["role"] == "tool" for message in body["messages"])]
+
+
+async def cancel_soon(run: Awaitable[Any]) -> None:
+    """Cancel a run while its model answers (`LATE`)."""
+    task = asyncio.ensure_future(run)
+    await asyncio.sleep(0.5)
+    task.cancel()
+    await task
+
+
+LATE = (Reply(content="late", delay_s=2.0),)
+"""An answer that is not waited for."""
+
+
 def draw(recorded: Recorded) -> list[str]:
     """Spans in order of start, each indented below the one that it is in; tools by their call."""
+    return [
+        "  " * told["depth"] + told["name"] + (f" #{told['call']}" if told["call"] else "")
+        for told in describe_spans(recorded)
+    ]
+
+
+def describe_spans(recorded: Recorded) -> list[dict[str, Any]]:
+    """Spans in order of start: depth, name, kind, tool call; start and end in milliseconds."""
     above = {span.span_id: span.parent_id for span in recorded.spans}
-    lines = []
+    told = []
     for span in recorded.spans:
         depth, parent = 0, span.parent_id
         while parent in above:
             depth, parent = depth + 1, above[parent]
-        call = span.attributes.get(semconv.TOOL_CALL_ID)
-        lines.append("  " * depth + span.name + (f" #{call}" if call else ""))
-    return lines
+        begun_ns = recorded.spans[0].start_ns
+        told.append(
+            {
+                "depth": depth,
+                "name": span.name,
+                "record": span.attributes.get(semconv.RECORD),
+                "call": span.attributes.get(semconv.TOOL_CALL_ID),
+                "start_ms": (span.start_ns - begun_ns) / 1e6,
+                "end_ms": (span.end_ns - begun_ns) / 1e6,
+            }
+        )
+    return told
 
 
 def list_tools(recorded: Recorded) -> list[tuple[str, Any, Any, Any]]:

@@ -3,16 +3,21 @@
 import asyncio
 
 import pytest
+from matrix import Framework
 
 agents = pytest.importorskip("agents", reason="openai-agents is not installed")
 
 from openai import AsyncOpenAI  # noqa: E402
 from scenario import (  # noqa: E402
     ANSWER,
+    LATE,
     QUESTION,
     RAN,
-    TWO_TURNS,
+    answer_by_history,
     broken_stock,
+    cancel_soon,
+    check_end,
+    check_trainable,
     check_wire,
     draw,
     list_tools,
@@ -21,6 +26,8 @@ from scenario import (  # noqa: E402
 )
 
 from starpo_trace.testing import Reply, ToolCall  # noqa: E402
+
+FRAMEWORK = Framework(name="OpenAI Agents SDK", packages=("openai-agents",), page="openai_agents")
 
 
 def make_agent(base_url, *, tools=(stock,), name="shop", **options):
@@ -62,13 +69,18 @@ def tracing(request):
     agents.set_tracing_disabled(not request.param)
 
 
-@pytest.mark.parametrize("run", [run_sync, run_async])
+@pytest.mark.pictured
+@pytest.mark.shows("llm", "tools", "parallel", "reasoning")
+@pytest.mark.parametrize(
+    "run", [run_sync, pytest.param(run_async, marks=pytest.mark.shows("async"))]
+)
 def test_two_turns(tmp_path, run):
     """Parallel tools, each joined to its call."""
     answers = []
     recorded = record(tmp_path, lambda url: answers.append(run(make_agent(url))))
     assert answers == [ANSWER]
     check_wire(recorded)
+    check_trainable(recorded)
     assert list_tools(recorded) == RAN
     assert draw(recorded)[0] == "invoke_agent shop"
     assert sorted(draw(recorded)[1:]) == [
@@ -79,6 +91,7 @@ def test_two_turns(tmp_path, run):
     assert recorded.trajectories[0]["end"] == "terminated"
 
 
+@pytest.mark.shows("streaming")
 def test_streamed(tmp_path):
     """The same from a stream."""
     answers = []
@@ -89,6 +102,7 @@ def test_streamed(tmp_path):
     assert recorded.trajectories[0]["end"] == "terminated"
 
 
+@pytest.mark.shows("sub-agents")
 def test_an_agent_as_a_tool(tmp_path):
     """Its run is inside of the tool that it is."""
     script = [
@@ -125,35 +139,25 @@ def test_a_tool_that_fails(tmp_path):
     assert list_tools(recorded)[0][3].startswith("An error occurred while running the tool")
 
 
+@pytest.mark.shows("cancel")
 def test_cancelled(tmp_path):
     """A run that is cancelled while its model answers is abandoned."""
-
-    async def cancel(agent):
-        task = asyncio.ensure_future(agents.Runner.run(agent, QUESTION))
-        await asyncio.sleep(0.5)
-        task.cancel()
-        await task
-
     recorded = record(
         tmp_path,
-        lambda url: asyncio.run(cancel(make_agent(url))),
-        [Reply(content="late", delay_s=2.0)],
+        lambda url: asyncio.run(cancel_soon(agents.Runner.run(make_agent(url), QUESTION))),
+        LATE,
         raises=asyncio.CancelledError,
     )
-    assert [row["end"] for row in recorded.trajectories] == ["abandoned"]
-    assert [turn["outcome"] for turn in recorded.turns] == ["cancelled"]
+    check_end(recorded, "abandoned", "cancelled")
 
 
+@pytest.mark.shows("error")
 def test_a_server_that_fails(tmp_path):
     """The run ends as an error, with the exception that left it."""
     recorded = record(
-        tmp_path,
-        lambda url: run_sync(make_agent(url)),
-        [Reply(status=500)],
-        raises=Exception,
+        tmp_path, lambda url: run_sync(make_agent(url)), [Reply(status=500)], raises=Exception
     )
-    assert [row["end"] for row in recorded.trajectories] == ["error"]
-    assert [turn["outcome"] for turn in recorded.turns] == ["error"]
+    check_end(recorded, "error", "error")
 
 
 def test_several_runs_at_once(tmp_path):
@@ -165,9 +169,6 @@ def test_several_runs_at_once(tmp_path):
         )
         assert [each.final_output for each in results] == [ANSWER] * 3
 
-    def answer(body):
-        return TWO_TURNS[any(message["role"] == "tool" for message in body["messages"])]
-
-    recorded = record(tmp_path, lambda url: asyncio.run(run_three(url)), answer)
+    recorded = record(tmp_path, lambda url: asyncio.run(run_three(url)), answer_by_history)
     assert sorted(row["num_turns"] for row in recorded.trajectories) == [2, 2, 2]
     assert len({span.trace_id for span in recorded.spans}) == 3

@@ -11,6 +11,7 @@ from typing import Any
 
 from starpo_trace.collect.command import add_collect_command
 from starpo_trace.convert.writers.command import add_write_command
+from starpo_trace.doctor_command import add_doctor_command
 from starpo_trace.errors import StarpoTraceError
 from starpo_trace.export_command import add_export_command, run_export
 from starpo_trace.forget_command import add_forget_commands
@@ -111,6 +112,7 @@ def _build_parser() -> argparse.ArgumentParser:
     add_write_command(commands)
     _add_reward_commands(commands)
     add_collect_command(commands)
+    add_doctor_command(commands)
     return parser
 
 

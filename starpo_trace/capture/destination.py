@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from starpo_trace.config import (
@@ -47,14 +48,19 @@ class OwnProvider:
     """As configured, or the default for these destinations."""
 
 
+def choose_destinations(config: CaptureConfig) -> tuple[Path | None, bool]:
+    """Folder of the store, if any, and whether spans are exported by OTLP."""
+    if config.store is not None or config.endpoint is not None:
+        return config.store, config.endpoint is not None
+    has_otlp = has_otlp_environment()
+    return (None if has_otlp else read_default_store()), has_otlp
+
+
 def build_own_provider(config: CaptureConfig) -> OwnProvider:
     """Open the store, the OTLP export, or both."""
     from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 
-    store, has_otlp = config.store, config.endpoint is not None
-    if store is None and not has_otlp:
-        has_otlp = has_otlp_environment()
-        store = None if has_otlp else read_default_store()
+    store, has_otlp = choose_destinations(config)
     sampler = None  # what OTEL_TRACES_SAMPLER says
     if config.sample is not None:
         from starpo_trace.capture.sampling import TrajectorySampler

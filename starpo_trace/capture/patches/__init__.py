@@ -74,6 +74,14 @@ def apply_patches() -> None:
             wrapt.register_post_import_hook(_on_import, target)
 
 
+def list_patches() -> dict[str, list[str]]:
+    """Modules that patch -> the modules that they wait for."""
+    patches: dict[str, list[str]] = {}
+    for target, patch in _PATCHES.items():
+        patches.setdefault(patch, []).append(target)
+    return patches
+
+
 def remove_patches() -> None:
     """Put back every patched attribute."""
     global _is_active  # noqa: PLW0603

@@ -27,7 +27,7 @@ NEWEST := openai3 openai2 crewai strands semantic_kernel
 YEAR_OLD := a_year_ago crewai_a_year_ago
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-seeds test test-frameworks check format clean FORCE
+.PHONY: demo demo-seeds test test-frameworks matrix check format clean FORCE
 
 demo: $(VENV)/.demo-ready $(if $(filter smollm2,$(MODEL)),$(VENV)/.smollm2-ready)
 	$(BIN)/python examples/frozen_lake/demo.py --model $(MODEL) --seed $(SEED)
@@ -40,6 +40,10 @@ test: check $(LITELLM)/.ready $(PEERS)/.ready $(PHOENIX)/.ready $(MLFLOW)/.ready
 
 # Every framework, at the newest version and at one about a year old.
 test-frameworks: $(NEWEST:%=$(FRAMEWORKS)/%.json) $(YEAR_OLD:%=$(FRAMEWORKS)/%.json)
+
+# The same, written into the README.
+matrix: test-frameworks
+	$(PYTHON) tests/frameworks/publish.py $(FRAMEWORKS)/*.json
 
 check: $(VENV)/.test-ready
 	$(BIN)/ruff check .

@@ -37,6 +37,9 @@ _PATCHES: Final = {
     "langchain_core.tools.base": "starpo_trace.capture.frameworks.langgraph",
     "langgraph.pregel.main": "starpo_trace.capture.frameworks.langgraph",
     "pydantic_ai.agent": "starpo_trace.capture.frameworks.pydantic_ai",
+    "strands.agent.agent": "starpo_trace.capture.frameworks.strands",
+    "strands.multiagent.graph": "starpo_trace.capture.frameworks.strands",
+    "strands.multiagent.swarm": "starpo_trace.capture.frameworks.strands",
     **dict.fromkeys(
         (
             "mistralai.client.basesdk",

@@ -253,12 +253,16 @@ def read_states(recorded):
     return [(row["name"], json.loads(row["value"])) for row in recorded.states]
 
 
+def read_reason(recorded):
+    return recorded.spans[0].attributes[semconv.TRAJECTORY_END_REASON]
+
+
 def test_a_swarm_that_hands_over_too_often(tmp_path):
     """Its limit truncates the run."""
     recorded = record(tmp_path, lambda url: make_swarm(url, max_handoffs=1)(QUESTION), SWARM[:2])
     check_wire(recorded, SWARM[:2])
     check_end(recorded, "truncated", "ok", "ok")
-    assert recorded.trajectories[0]["end_reason"] == "Max handoffs reached: 1"
+    assert read_reason(recorded) == "Max handoffs reached: 1"
 
 
 @pytest.mark.shows("error")
@@ -315,7 +319,7 @@ def test_a_graph_that_stops_at_its_limit(tmp_path):
     recorded = record(tmp_path, program, script)
     check_wire(recorded, script)
     check_end(recorded, "truncated", "ok")
-    assert recorded.trajectories[0]["end_reason"] == "Max node executions reached: 1"
+    assert read_reason(recorded) == "Max node executions reached: 1"
 
 
 @pytest.mark.shows("state")
@@ -465,7 +469,7 @@ def test_a_limit(tmp_path):
     recorded = record(tmp_path, program, TWO_TURNS[:1])
     check_wire(recorded, TWO_TURNS[:1])
     check_end(recorded, "truncated", "ok")
-    assert recorded.trajectories[0]["end_reason"] == "limit_turns"
+    assert read_reason(recorded) == "limit_turns"
 
 
 @pytest.mark.parametrize("is_one_run", [False, True])
@@ -501,7 +505,8 @@ def test_an_interrupt(tmp_path, is_one_run):
         check_wire(recorded, script)
         assert ends == ["terminated"]
     else:
-        check_wire(recorded, script, num_trajectories=2)
+        assert [row["num_turns"] for row in recorded.trajectories] == [1, 1]
+        assert recorded.rejected == []
         assert ends == ["truncated", "terminated"]
         assert len({row["conversation_id"] for row in recorded.trajectories}) == 1
 
@@ -651,7 +656,8 @@ def test_own_spans_change_no_row(tmp_path, monkeypatch):
     assert len({span.trace_id for span in apart.spans}) == 1
     assert list_ran(here) == EXPECTED
     assert "execute_event_loop_cycle" in {span.name for span in here.spans}
-    assert [row["reason"] for row in here.rejected] == ["duplicate_llm_call"] * 2
+    reasons = sorted(row["reason"] for row in here.rejected)
+    assert reasons == ["container"] * 2 + ["duplicate_llm_call"] * 2
 
 
 def test_put_back():

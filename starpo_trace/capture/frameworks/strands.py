@@ -9,7 +9,6 @@ import copy
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
 
@@ -50,31 +49,25 @@ def apply(patches: PatchSet, module: ModuleType) -> None:
     wrap_scope(patches, module.Agent, "structured_output_async", _open_agent)
     patches.wrap(module.HookRegistry, "invoke_callbacks_async", _watch_event)
     patches.wrap(sys.modules["strands.tools.executors._executor"], "_run_tool", _run_tool)
-    patches.wrap(sys.modules["strands.telemetry.tracer"].Tracer, "start_tool_call_span", _start_span)
+    tracer = sys.modules["strands.telemetry.tracer"].Tracer
+    patches.wrap(tracer, "start_tool_call_span", _start_span)
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
 class _Run:
-    """A run of an agent, a swarm or a graph: itself the scope, as the hooks' events go into it."""
+    """A run of an agent, a swarm or a graph; the hooks' events tell how it ends."""
 
-    runner: Any
-    is_outermost: bool
-    """Whether it is the run, not a part of one."""
-    early_stop: str | None = None
-    """Why it stopped before its end."""
-    error: BaseException | None = None
-    """Why it failed, where it raises nothing."""
-    states: Any = None
-    """The state recorded last."""
-    scope: Any = None
+    context: Context
+    scope: Scope
 
-    @property
-    def context(self) -> Context:
-        """Context of its code."""
-        return self.scope.context
+    def __init__(self, runner: Any) -> None:
+        self.runner = runner
+        self.is_outermost = current_trajectory() is None  # itself the run, not a part of one
+        self.early_stop: str | None = None
+        self.error: BaseException | None = None
+        self.state: Any = {}
 
     def finish(self, error: BaseException | None, result: Any = None) -> None:
-        """Record how it ended."""
+        """Record how it ended; it may fail, or stop before its end, and raise nothing."""
         run = otel_context.get_value(TRAJECTORY_KEY, self.context)
         error = error or self.error
         if error is None and self.early_stop and self.is_outermost and isinstance(run, Trajectory):
@@ -91,9 +84,12 @@ def _open_team(team: Any, _args: Any, _kwargs: Any) -> Scope | None:
 
 
 def _open_run(runner: Any, name: str, conversation_id: str | None) -> Scope | None:
-    run = _Run(runner=runner, is_outermost=current_trajectory() is None)
-    run.scope = begin_agent(AgentRun(name=name, owner=run, conversation_id=conversation_id))
-    return None if run.scope is None else run
+    run = _Run(runner)
+    scope = begin_agent(AgentRun(name=name, owner=run, conversation_id=conversation_id))
+    if scope is None:
+        return None
+    run.scope, run.context = scope, scope.context
+    return run
 
 
 async def _watch_event(
@@ -103,7 +99,7 @@ async def _watch_event(
     result = await wrapped(*args, **kwargs)
     with Guard("reading a hook's event"):
         event = args[0] if args else kwargs["event"]
-        runner = getattr(event, "agent", None) or getattr(event, "source", None)
+        runner: Any = getattr(event, "agent", None) or getattr(event, "source", None)
         run = otel_context.get_value(AGENT_KEY)
         if isinstance(run, _Run) and run.runner is runner:
             kind = type(event).__name__
@@ -125,8 +121,8 @@ def _read_state(run: _Run) -> None:
         name, now = runner.name, runner.state.get()
     else:  # a graph shares nothing
         return
-    if now != (run.states or {}):
-        run.states = now
+    if now != run.state:
+        run.state = now
         state(now, name)
 
 

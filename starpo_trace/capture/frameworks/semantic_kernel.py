@@ -29,6 +29,7 @@ from starpo_trace.messages import dump_json
 
 TESTED: Final = {"semantic-kernel": ">=1.45,<1.46"}
 
+_CALL_KEY: Final = otel_context.create_key("starpo-semantic-kernel-call")
 _senders: dict[int, Context] = {}
 """Id of a message's metadata -> the Context that it was sent in."""
 
@@ -41,7 +42,7 @@ def apply(patches: PatchSet, module: ModuleType) -> None:
         for method in ("get_response", "invoke", "invoke_stream"):
             wrap_scope(patches, vars(module)[kind], method, _open_agent)
     elif name == "kernel":
-        patches.wrap(module.Kernel, "invoke_function_call", _watch_arguments)
+        patches.wrap(module.Kernel, "invoke_function_call", _watch_call)
     elif name == "kernel_function":
         wrap_scope(patches, module.KernelFunction, "invoke", _open_tool, _read_result)
         patches.wrap(module.function_tracer, "start_as_current_span", _start_span)
@@ -124,11 +125,16 @@ def _open_loop(_service: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     return _open_run("kernel", arguments=kwargs.get("arguments"))
 
 
-async def _watch_arguments(
+async def _watch_call(
     wrapped: Callable[..., Any], _kernel: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
-    """A function may change what is in its arguments."""
-    result = await wrapped(*args, **kwargs)
+    """A model's call of a function, which may change what is in the arguments."""
+    call = args[0] if args else kwargs.get("function_call")
+    attachment = Attachment(otel_context.set_value(_CALL_KEY, call))
+    try:
+        result = await wrapped(*args, **kwargs)
+    finally:
+        attachment.detach()
     with Guard("recording a kernel's arguments"):
         run = otel_context.get_value(AGENT_KEY)
         if isinstance(run, _Run):
@@ -138,17 +144,18 @@ async def _watch_arguments(
 
 def _open_tool(_function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scope | None:
     """A function that a model called; one that the program or a prompt calls is no tool."""
-    call = _find_call(args[2] if len(args) > 2 else kwargs.get("metadata"))
+    call = _find_call(args, kwargs)
     if call is None:
         return None
-    asked = call["function"]
-    return begin_tool(
-        ToolRun(name=asked["name"], arguments=asked["arguments"], call_id=call["id"])
-    )
+    call_id = call.call_id or call.id  # the Responses API has both
+    return begin_tool(ToolRun(name=call.name, arguments=call.arguments, call_id=call_id))
 
 
-def _find_call(metadata: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    return metadata if metadata and metadata.get("id") and "function" in metadata else None
+def _find_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The call that a function's metadata says it is invoked for."""
+    metadata = args[2] if len(args) > 2 else kwargs.get("metadata")
+    call: Any = otel_context.get_value(_CALL_KEY)
+    return call if call is not None and metadata and metadata.get("id") == call.id else None
 
 
 def _read_result(result: Any) -> str:
@@ -161,14 +168,8 @@ def _start_span(
 ) -> Any:
     """No span of its own for a function whose step goes to the same provider: it would count twice."""
     with Guard("looking at the framework's own telemetry"):
-        tool = otel_context.get_value(TOOL_KEY)
-        call = _find_call(args[2] if len(args) > 2 else kwargs.get("metadata"))
-        if (
-            isinstance(tool, tuple)
-            and call is not None
-            and tool[1] == call["id"]
-            and writes_where_we_write(args[0] if args else kwargs["tracer"])
-        ):
+        is_step = otel_context.get_value(TOOL_KEY) is not None and _find_call(args, kwargs)
+        if is_step and writes_where_we_write(args[0] if args else kwargs["tracer"]):
             return nullcontext(trace.INVALID_SPAN)
     return wrapped(*args, **kwargs)
 

@@ -37,6 +37,23 @@ _PATCHES: Final = {
     "langchain_core.tools.base": "starpo_trace.capture.frameworks.langgraph",
     "langgraph.pregel.main": "starpo_trace.capture.frameworks.langgraph",
     "pydantic_ai.agent": "starpo_trace.capture.frameworks.pydantic_ai",
+    "strands.agent.agent": "starpo_trace.capture.frameworks.strands",
+    "strands.multiagent.graph": "starpo_trace.capture.frameworks.strands",
+    "strands.multiagent.swarm": "starpo_trace.capture.frameworks.strands",
+    **dict.fromkeys(
+        (
+            "semantic_kernel.kernel",
+            "semantic_kernel.functions.kernel_function",
+            "semantic_kernel.connectors.ai.chat_completion_client_base",
+            "semantic_kernel.agents.chat_completion.chat_completion_agent",
+            "semantic_kernel.agents.open_ai.openai_responses_agent",
+            "semantic_kernel.agents.group_chat.agent_group_chat",
+            "semantic_kernel.agents.orchestration.orchestration_base",
+            "semantic_kernel.agents.orchestration.group_chat",
+            "semantic_kernel.agents.runtime.in_process.in_process_runtime",
+        ),
+        "starpo_trace.capture.frameworks.semantic_kernel",
+    ),
     **dict.fromkeys(
         (
             "mistralai.client.basesdk",

@@ -11,6 +11,8 @@ from contextlib import AbstractAsyncContextManager
 from types import ModuleType, TracebackType
 from typing import Any, TypeAlias
 
+from opentelemetry import context as otel_context
+
 from starpo_trace.capture.agents import Scope
 from starpo_trace.capture.attachment import Attachment, Entry
 from starpo_trace.capture.patches.base import MISSING, PatchSet, Wrapper
@@ -209,8 +211,9 @@ def relay(scope: "Scope | Callable[[], Scope | None]", generator: Any) -> Iterat
         return (yield from generator)
     sent: Any = None
     step: Any = generator.send
+    context = opened.context
     while True:
-        attachment = Attachment(opened.context)
+        attachment = Attachment(context)
         try:
             value = step(sent)
         except StopIteration as stop:
@@ -220,6 +223,7 @@ def relay(scope: "Scope | Callable[[], Scope | None]", generator: Any) -> Iterat
             end_scope(opened, error)
             raise
         finally:
+            context = otel_context.get_current()  # with what it has open, such as its own spans
             attachment.detach()
         step = generator.send
         try:
@@ -245,8 +249,9 @@ async def relay_async(
         return
     sent: Any = None
     step: Any = generator.asend
+    context = opened.context
     while True:
-        attachment = Attachment(opened.context)
+        attachment = Attachment(context)
         try:
             value = await step(sent)
         except StopAsyncIteration:
@@ -256,6 +261,7 @@ async def relay_async(
             end_scope(opened, error)
             raise
         finally:
+            context = otel_context.get_current()  # with what it has open, such as its own spans
             attachment.detach()
         step = generator.asend
         try:

@@ -54,6 +54,10 @@ _PATCHES: Final = {
         ),
         "starpo_trace.capture.frameworks.semantic_kernel",
     ),
+    "workflows.runtime.control_loop": "starpo_trace.capture.frameworks.llamaindex",
+    "llama_index.core.agent.workflow": "starpo_trace.capture.frameworks.llamaindex",
+    "llama_index.core.tools": "starpo_trace.capture.frameworks.llamaindex_tools",
+    "llama_index.core.base.base_retriever": "starpo_trace.capture.frameworks.llamaindex_tools",
     **dict.fromkeys(
         (
             "mistralai.client.basesdk",

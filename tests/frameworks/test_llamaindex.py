@@ -282,8 +282,9 @@ def test_a_handoff(tmp_path):
 
 
 def list_states(recorded):
-    """States of a run in their order, whole."""
-    return [json.loads(each["value"]) for each in recorded.states]
+    """States in their order, whole."""
+    states = sorted(recorded.states, key=lambda each: each["time_ns"])
+    return [json.loads(each["value"]) for each in states]
 
 
 @pytest.mark.shows("state")

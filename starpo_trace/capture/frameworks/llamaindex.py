@@ -101,7 +101,7 @@ class _RunScope:
             running.record_state()
         attachment.detach()
         if isinstance(error, errors.WorkflowCancelledByUser):
-            error = CancelledError(*error.args)
+            error = CancelledError(str(error))
         elif isinstance(error, errors.WorkflowTimeoutError):
             self._end_early("timeout")
         elif _has_used_its_iterations(running):
@@ -126,8 +126,12 @@ class _StepScope:
 
 
 def _open_run(runner: Any, _args: Any, kwargs: Mapping[str, Any]) -> Scope | None:
-    running = _Running(runner.workflow, runner.context.store)
-    start = kwargs.get("start_event")
+    try:
+        store = runner.context.store
+    except RuntimeError:  # a runtime that has none
+        store = None
+    running = _Running(runner.workflow, store)
+    start: Any = kwargs.get("start_event")
     memory = None if start is None else start.get("memory")
     memory = memory or (read_store(running.store) or {}).get("memory")
     session = getattr(memory, "session_id", None)
@@ -158,7 +162,7 @@ def _is_agent(workflow: Any) -> bool:
 
 
 def _has_used_its_iterations(running: _Running) -> bool:
-    held = read_store(running.store) or {}
+    held: Any = read_store(running.store) or {}
     used, limit = held.get("num_iterations"), held.get("max_iterations")
     return _is_agent(running.workflow) and None not in (used, limit) and used >= limit
 

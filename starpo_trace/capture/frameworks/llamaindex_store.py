@@ -17,7 +17,7 @@ _BOOKKEEPING: Final = frozenset(
 
 def read_store(store: Any) -> dict[str, Any] | None:
     """What a store in memory holds; None of another, which cannot be read without waiting."""
-    held = getattr(store, "_state", None)  # of workflows before 2.2x
+    held = getattr(store, "_state", None)  # of its older versions
     storage = getattr(store, "_memory_storage", None)
     if storage is not None:
         record = storage.load_sync()

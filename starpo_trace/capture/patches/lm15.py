@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from starpo_trace.capture.exchange import LLMRequest, LLMResponse
+from starpo_trace.capture.exchange import LLMRequest, LLMResponse, StreamOutcome
 from starpo_trace.capture.invocation import Call, begin_call
 from starpo_trace.capture.patches.anthropic_events import MessageEvents
 from starpo_trace.capture.patches.anthropic_messages import (
@@ -72,6 +72,26 @@ class _ErrorBody:
         return LLMResponse(error_type=str(self._status), error_message=text)
 
 
+class _BodyRecording(StreamRecording):
+    """A body that is read: it is a stream of chunks only where one was asked for and came."""
+
+    is_stream = False
+
+    def finish(self, outcome: StreamOutcome | None, error: BaseException | None = None) -> None:
+        """Finish the call."""
+        if not self.is_stream and error is None and outcome == "exhausted":
+            outcome = "error" if self.call.is_stream else None
+        super().finish(outcome, error)
+
+
+class _Body(_BodyRecording, RecordedIterator):
+    """Stands in for the iterator of a body."""
+
+
+class _AsyncBody(_BodyRecording, RecordedAsyncIterator):
+    """Stands in for the asynchronous iterator of a body."""
+
+
 def _begin(
     _transport: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[Call, Endpoint] | None:
@@ -105,29 +125,29 @@ def _end(call: Call, endpoint: Endpoint, response: Any) -> Any:
     if response.status >= _FIRST_ERROR:
         chunks = _ErrorBody(response.status)
     is_async = hasattr(response._chunks, "__anext__")
-    recorded = RecordedAsyncIterator if is_async else RecordedIterator
-    recording = recorded(response._chunks, call, chunks)
+    recording = (_AsyncBody if is_async else _Body)(response._chunks, call, chunks)
+    recording.is_stream = call.is_stream and response.status < _FIRST_ERROR
     response._chunks = recording
-    release = _release_async if is_async else _release
-    response._release = release(response._release, recording)
+    watch = _watch_release_async if is_async else _watch_release
+    response._release = watch(response._release, recording)
     return response
 
 
-def _release(release: Callable[[bool], Any], recording: StreamRecording) -> Callable[[bool], Any]:
-    def release_recorded(is_consumed: bool) -> Any:
+def _watch_release(release: Callable[..., Any], recording: StreamRecording) -> Callable[..., Any]:
+    def release_recorded(*args: Any, **kwargs: Any) -> Any:
         with Guard("noting that a response was closed"):
             recording.note_close()
-        return release(is_consumed)
+        return release(*args, **kwargs)
 
     return release_recorded
 
 
-def _release_async(
-    release: Callable[[bool], Any], recording: StreamRecording
-) -> Callable[[bool], Any]:
-    async def release_recorded(is_consumed: bool) -> Any:
+def _watch_release_async(
+    release: Callable[..., Any], recording: StreamRecording
+) -> Callable[..., Any]:
+    async def release_recorded(*args: Any, **kwargs: Any) -> Any:
         with Guard("noting that a response was closed"):
             recording.note_close()
-        return await release(is_consumed)
+        return await release(*args, **kwargs)
 
     return release_recorded

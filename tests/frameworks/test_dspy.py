@@ -3,11 +3,13 @@
 import asyncio
 import inspect
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from matrix import Framework
 
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # its price list, without a network
 dspy = pytest.importorskip("dspy", reason="dspy is not installed")
 
 from dspy._vendor.lm15.transports._async import StdlibAsyncTransport  # noqa: E402
@@ -29,6 +31,7 @@ from scenario import (  # noqa: E402
     record,
     stock,
 )
+from servers_scripted import Answer, AnswerServer  # noqa: E402
 
 import starpo_trace  # noqa: E402
 from starpo_trace import semconv  # noqa: E402
@@ -414,6 +417,7 @@ def test_agents_at_once_in_a_module(tmp_path):
 
 def test_an_answer_from_the_cache(tmp_path):
     """No model was called."""
+    dspy.configure_cache(enable_disk_cache=False)
 
     def program(url):
         for _ in range(2):
@@ -433,6 +437,84 @@ def test_inside_of_a_run_that_is_named(tmp_path):
     recorded = record(tmp_path, program, NATIVE)
     check_wire(recorded, NATIVE)
     assert draw(recorded) == ["invoke_agent mine", *("  " + each for each in TREE)]
+
+
+MESSAGE = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "model": "claude-sonnet-4-5",
+    "content": [{"type": "text", "text": TOLD.content}],
+    "stop_reason": "end_turn",
+    "stop_sequence": None,
+    "usage": {"input_tokens": 30, "output_tokens": 12},
+}
+RESPONSE = {
+    "id": "resp_1",
+    "object": "response",
+    "created_at": 1,
+    "status": "completed",
+    "model": "m",
+    "output": [
+        {
+            "type": "message",
+            "id": "msg_1",
+            "role": "assistant",
+            "status": "completed",
+            "content": [{"type": "output_text", "text": TOLD.content, "annotations": []}],
+        }
+    ],
+    "usage": {"input_tokens": 30, "output_tokens": 12, "total_tokens": 42},
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "body", "provider"),
+    [
+        ("anthropic/claude-sonnet-4-5", {}, MESSAGE, "anthropic"),
+        ("openai/m", {"model_type": "responses"}, RESPONSE, "openai"),
+    ],
+    ids=["anthropic", "responses"],
+)
+def test_other_protocols(tmp_path, model, options, body, provider):
+    """Its own client speaks them without their SDKs; they are recorded as with these."""
+
+    def program(_url):
+        answer = Answer(chunks=[json.dumps(body).encode()])
+        with AnswerServer(answer) as server:
+            base = f"http://127.0.0.1:{server.port}/v1"
+            lm = dspy.LM(
+                model, api_base=base, api_key="none", cache=False, engine="lm15", **options
+            )
+            with dspy.context(lm=lm):
+                assert dspy.Predict("question -> answer")(question=QUESTION).answer == ANSWER
+            asked.extend(json.loads(request.body) for request in server.requests)
+
+    asked = []
+    recorded = record(tmp_path, program, [])
+    check_end(recorded, "terminated", "ok")
+    (turn,) = recorded.turns
+    assert turn["text"] == TOLD.content
+    assert (turn["input_tokens"], turn["output_tokens"]) == (30, 12)
+    (call,) = [span for span in recorded.spans if span.name.startswith("chat ")]
+    assert call.attributes["gen_ai.provider.name"] == provider
+    assert QUESTION in json.dumps(asked[0])
+    assert QUESTION in json.dumps(recorded.read_prompt(turn))
+
+
+def test_a_body_that_is_cut(tmp_path):
+    """A connection that breaks in a stream ends the call and the run as the error it was."""
+    reply = Reply(content=TOLD.content, cut_after_chunks=2)
+
+    async def read(url):
+        ask = dspy.streamify(dspy.Predict("question -> answer"))
+        with use(url, engine="lm15"):
+            return [each async for each in ask(question=QUESTION)]
+
+    recorded = record(tmp_path, lambda url: asyncio.run(read(url)), [reply] * 9, raises=Exception)
+    assert [row["end"] for row in recorded.trajectories] == ["error"]
+    assert {turn["outcome"] for turn in recorded.turns} == {"error"}
+    assert len(recorded.turns) == len(recorded.requests)
 
 
 class Finder(dspy.Module):

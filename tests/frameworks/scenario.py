@@ -129,7 +129,7 @@ def check_wire(recorded: Recorded, script: Any = TWO_TURNS, *, num_trajectories:
             dump_identity(message) for message in sent
         ]
         assert turn["input_node"] == chain_hashes(sent)[-1].hex()
-        assert json.loads(turn["tool_definitions"] or "[]") == request.get("tools", [])
+        assert json.loads(turn["tool_definitions"] or "[]") == (request.get("tools") or [])
         assert turn["text"] == reply.content
         assert turn["reasoning"] == reply.reasoning_content
         called = [(call["id"], call["name"], call["arguments"]) for call in turn["tool_calls"]]

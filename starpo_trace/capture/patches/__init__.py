@@ -25,6 +25,8 @@ _PATCHES: Final = {
     "botocore.client": "starpo_trace.capture.patches.bedrock",
     "litellm": "starpo_trace.capture.patches.litellm",
     "ollama._client": "starpo_trace.capture.patches.ollama",
+    "dspy._vendor.lm15.transports._sync": "starpo_trace.capture.patches.lm15",
+    "dspy._vendor.lm15.transports._async": "starpo_trace.capture.patches.lm15",
     "agents.run": "starpo_trace.capture.frameworks.openai_agents",
     "smolagents.agents": "starpo_trace.capture.frameworks.smolagents",
     "agno.agent._run": "starpo_trace.capture.frameworks.agno",
@@ -54,6 +56,11 @@ _PATCHES: Final = {
         ),
         "starpo_trace.capture.frameworks.semantic_kernel",
     ),
+    "dspy": "starpo_trace.capture.frameworks.dspy",
+    "workflows.runtime.control_loop": "starpo_trace.capture.frameworks.llamaindex",
+    "llama_index.core.agent.workflow": "starpo_trace.capture.frameworks.llamaindex",
+    "llama_index.core.tools": "starpo_trace.capture.frameworks.llamaindex_tools",
+    "llama_index.core.base.base_retriever": "starpo_trace.capture.frameworks.llamaindex_tools",
     **dict.fromkeys(
         (
             "mistralai.client.basesdk",

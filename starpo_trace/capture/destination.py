@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _SAMPLER_VARIABLE: Final = "OTEL_TRACES_SAMPLER"
 _MAX_SPAN_ATTRIBUTES: Final = 1024
+_NO_USERS_SERVICES: Final = frozenset({"crewAI-telemetry"})
+"""Services of libraries that set a global provider for their maker's usage statistics."""
 
 
 class Destination(Protocol):
@@ -102,4 +104,8 @@ def is_set_by_user(provider: Any) -> bool:
     """Whether a global tracer provider is one that the program has set."""
     from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider
 
-    return not isinstance(provider, (NoOpTracerProvider, ProxyTracerProvider))
+    if isinstance(provider, (NoOpTracerProvider, ProxyTracerProvider)):
+        return False
+    resource = getattr(provider, "resource", None)
+    service = None if resource is None else resource.attributes.get("service.name")
+    return service not in _NO_USERS_SERVICES

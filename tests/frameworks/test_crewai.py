@@ -1,13 +1,12 @@
 """CrewAI: what its model's server saw is what was recorded."""
 
 import asyncio
+import inspect
 import json
 import os
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 import pytest
 from matrix import Framework
@@ -46,7 +45,8 @@ from scenario import (  # noqa: E402
 
 import starpo_trace  # noqa: E402
 from starpo_trace import semconv  # noqa: E402
-from starpo_trace.testing import Reply, ToolCall  # noqa: E402
+from starpo_trace.convert.sources import find_source_files, read_span_batches  # noqa: E402
+from starpo_trace.testing import Reply, ScriptedServer, ToolCall  # noqa: E402
 
 IS_NEW = "crewai.agents.agent_executor" in sys.modules
 """Whether it gives a model its tools as tools; before, they are text of the prompt."""
@@ -138,9 +138,20 @@ def run_agent_async(url):
     return asyncio.run(make_agent(url).kickoff_async(QUESTION)).raw
 
 
+def run_agent_in_a_loop(url):
+    """Where a loop runs, an agent may give a coroutine for its result."""
+
+    async def run():
+        result = make_agent(url).kickoff(QUESTION)
+        return (await result if inspect.isawaitable(result) else result).raw
+
+    return asyncio.run(run())
+
+
 RUNS = [
     run_crew,
     run_agent,
+    pytest.param(run_agent_in_a_loop, marks=pytest.mark.shows("async")),
     pytest.param(run_crew_in_a_thread, marks=pytest.mark.shows("async")),
     pytest.param(run_agent_async, marks=pytest.mark.shows("async")),
     pytest.param(run_crew_async, marks=[needs_new, pytest.mark.shows("async")]),
@@ -225,6 +236,50 @@ def test_streamed(tmp_path, run, protocol):
     check_wire(recorded, script)
     assert len(list_tools(recorded)) == (2 if protocol == "native" else 1)
     assert draw(recorded)[:2] == ["invoke_agent store", "  invoke_agent shop"]
+    assert recorded.trajectories[0]["end"] == "terminated"
+
+
+def read_flow(url):
+    flow = make_flow(url)
+    flow.stream = True
+    output = flow.kickoff(inputs={"question": QUESTION})
+    assert len(list(output)) > 1
+    return output.result
+
+
+def read_flow_async(url):
+    async def read():
+        flow = make_flow(url)
+        flow.stream = True
+        output = await flow.kickoff_async(inputs={"question": QUESTION})
+        assert len([chunk async for chunk in output]) > 1
+        return output.result
+
+    return asyncio.run(read())
+
+
+@pytest.mark.shows("streaming")
+@pytest.mark.parametrize("run", [read_flow, read_flow_async])
+def test_a_flow_that_streams(tmp_path, monkeypatch, run):
+    """The run is the flow, whose stream has what its agents stream."""
+    use_text(monkeypatch)
+    plain = make_llm
+
+    def stream(url):
+        llm = plain(url)
+        llm.stream = True
+        return llm
+
+    monkeypatch.setitem(globals(), "make_llm", stream)
+    answers = []
+    recorded = record(tmp_path, lambda url: answers.append(run(url)), TEXT_TURNS)
+    assert answers == [ANSWER]
+    check_wire(recorded, TEXT_TURNS)
+    assert draw(recorded)[:3] == [
+        "invoke_agent counting",
+        "  state counting",
+        "  invoke_agent shop",
+    ]
     assert recorded.trajectories[0]["end"] == "terminated"
 
 
@@ -385,3 +440,615 @@ def test_a_flow(tmp_path, monkeypatch, kickoff, initial, ask):
     ]
     assert read_states(recorded) == states
     assert recorded.trajectories[0]["end"] == "terminated"
+
+
+def read_errors(recorded):
+    """Type of the error and text that the model is told, of each tool that ran."""
+    return [
+        (span.attributes.get(semconv.ERROR_TYPE), span.attributes.get(semconv.TOOL_CALL_RESULT))
+        for span in recorded.spans
+        if span.attributes.get(semconv.OPERATION_NAME) == "execute_tool"
+    ]
+
+
+@needs_new
+def test_a_tool_that_fails(tmp_path):
+    """The step has the error, and what the model is told of it."""
+    call = ToolCall(id="c1", name="broken_stock", arguments='{"sku": "A7"}')
+    script = [Reply(tool_calls=[call], usage=USAGE), *ONE_TURN]
+    recorded = record(
+        tmp_path, lambda url: make_agent(url, tools=(broken_stock,)).kickoff(QUESTION), script
+    )
+    check_wire(recorded, script)
+    told = recorded.requests[1]["messages"][-1]["content"]
+    assert told == "Error executing tool: no shelf for A7"
+    assert read_errors(recorded) == [("RuntimeError", told)]
+    check_end(recorded, "terminated", "ok", "ok")
+
+
+def test_a_tool_that_fails_in_text(tmp_path, monkeypatch):
+    """CrewAI tries it again by itself; that is one step."""
+    use_text(monkeypatch)
+    call = 'Thought: look.\nAction: broken_stock\nAction Input: {"sku": "A7"}'
+    script = [Reply(content=call, usage=USAGE), *ONE_TURN]
+    recorded = record(
+        tmp_path, lambda url: make_agent(url, tools=(broken_stock,)).kickoff(QUESTION), script
+    )
+    check_wire(recorded, script)
+    [(error, told)] = read_errors(recorded)
+    assert error == "RuntimeError"
+    assert told.strip().startswith("I encountered an error while trying to use the tool.")
+    assert told in "".join(message["content"] for message in recorded.requests[1]["messages"])
+
+
+def test_a_tool_that_fails_once(tmp_path, monkeypatch):
+    """What its second attempt gave is no error."""
+    use_text(monkeypatch)
+    failures = [RuntimeError("closed")] * 2  # with the arguments it knows, then with all
+
+    def flaky_stock(sku: str) -> str:
+        """How many of an article are there."""
+        if failures:
+            raise failures.pop()
+        return stock(sku)
+
+    call = 'Thought: look.\nAction: flaky_stock\nAction Input: {"sku": "A7"}'
+    script = [Reply(content=call, usage=USAGE), *ONE_TURN]
+    recorded = record(
+        tmp_path, lambda url: make_agent(url, tools=(flaky_stock,)).kickoff(QUESTION), script
+    )
+    assert failures == []
+    assert read_errors(recorded) == [(None, "A7: 3")]
+
+
+def test_a_call_of_no_tool(tmp_path, protocol):
+    """Nothing ran, so there is no step; the model is told so."""
+    call = ToolCall(id="c1", name="prices", arguments="{}")
+    text = "Thought: look.\nAction: prices\nAction Input: {}"
+    reply = Reply(tool_calls=[call]) if protocol == "native" else Reply(content=text)
+    recorded = record(tmp_path, run_crew, [reply, *ONE_TURN])
+    assert list_tools(recorded) == []
+    check_end(recorded, "terminated", "ok", "ok")
+
+
+@needs_new
+def test_a_call_that_is_answered_from_a_cache(tmp_path):
+    """The tool ran once."""
+    calls = [
+        Reply(tool_calls=[ToolCall(id=each, name="stock", arguments='{"sku": "A7"}')])
+        for each in ("c1", "c2")
+    ]
+    script = [*calls, *ONE_TURN]
+    recorded = record(tmp_path, lambda url: make_crew(url, cache=True).kickoff(), script)
+    told = [each["content"] for each in recorded.requests[2]["messages"] if each["role"] == "tool"]
+    assert told == ["A7: 3"] * 2
+    assert list_tools(recorded) == [("stock", "c1", '{"sku": "A7"}', "A7: 3")]
+
+
+@needs_new
+def test_a_result_that_a_hook_replaces(tmp_path, monkeypatch):
+    """The step has what the model is told."""
+    from crewai.hooks import register_after_tool_call_hook, unregister_after_tool_call_hook
+
+    def replace(_context):
+        return "none"
+
+    register_after_tool_call_hook(replace)
+    try:
+        recorded = record(tmp_path, run_agent)
+    finally:
+        unregister_after_tool_call_hook(replace)
+    assert [each[3] for each in list_tools(recorded)] == ["none", "none"]
+    check_wire(recorded)
+
+
+@needs_new
+def test_a_tool_that_runs_an_agent(tmp_path):
+    """The agent is a part of the step, which has the id of its call."""
+    script = [
+        Reply(tool_calls=[ToolCall(id="c1", name="ask", arguments='{"text": "A7?"}')], usage=USAGE),
+        *ONE_TURN,
+        *ONE_TURN,
+    ]
+
+    def program(url):
+        def ask(text: str) -> str:
+            """Asks the shop."""
+            return make_agent(url, tools=(), name="inner").kickoff(text).raw
+
+        make_agent(url, tools=(ask,)).kickoff(QUESTION)
+
+    recorded = record(tmp_path, program, script)
+    check_wire(recorded, script)
+    assert draw(recorded) == [
+        "invoke_agent shop",
+        "  chat gpt-4o-mini",
+        "  execute_tool ask #c1",
+        "    invoke_agent inner",
+        "      chat gpt-4o-mini",
+        "  chat gpt-4o-mini",
+    ]
+
+
+@needs_new
+def test_an_agent_that_plans(tmp_path):
+    """The tools of a plan's steps are steps of the run."""
+    steps = [{"step_number": 1, "description": "Look.", "tool_to_use": "stock", "depends_on": []}]
+    plan = {"plan": "Look it up.", "steps": steps, "ready": True}
+    planned = ToolCall(id="p1", name="create_reasoning_plan", arguments=json.dumps(plan))
+    seen = {
+        "step_completed_successfully": True,
+        "key_information_learned": "three",
+        "remaining_plan_still_valid": True,
+        "needs_full_replan": False,
+    }
+
+    def answer(body):
+        text = json.dumps(body["messages"])
+        names = [each["function"]["name"] for each in body.get("tools", [])]
+        if "create_reasoning_plan" in names:
+            return Reply(tool_calls=[planned])
+        if "response_format" in body:
+            return Reply(content=json.dumps(seen))
+        if names == ["stock"] and '"role": "tool"' not in text:
+            return TWO_TURNS[0]
+        return TWO_TURNS[1]
+
+    recorded = record(
+        tmp_path,
+        lambda url: make_agent(url, planning_config=crewai.PlanningConfig(max_attempts=1)).kickoff(
+            QUESTION
+        ),
+        answer,
+    )
+    assert list_tools(recorded) == RAN
+    assert len(recorded.turns) == len(recorded.requests)
+    assert len({span.trace_id for span in recorded.spans}) == 1
+    assert recorded.trajectories[0]["end"] == "terminated"
+
+
+@pytest.mark.shows("error")
+@pytest.mark.parametrize("run", RUNS)
+def test_a_server_that_fails(tmp_path, run):
+    """The run ends as an error, with the exception that left it."""
+    recorded = record(tmp_path, run, [Reply(status=500)], raises=Exception)
+    check_end(recorded, "error", "error")
+
+
+@pytest.mark.shows("error")
+@pytest.mark.parametrize(
+    "run",
+    [read_chunks, pytest.param(read_chunks_async("akickoff"), marks=needs_new)],
+    ids=["kickoff", "akickoff"],
+)
+def test_a_stream_that_fails(tmp_path, run):
+    """The same from a stream."""
+    recorded = record(tmp_path, run, [Reply(status=500)], raises=Exception)
+    check_end(recorded, "error", "error")
+
+
+@pytest.mark.shows("error")
+def test_a_flow_that_fails(tmp_path):
+    """Its state is recorded nevertheless."""
+
+    def ask(_url):
+        raise RuntimeError("closed")
+
+    recorded = record(
+        tmp_path,
+        lambda url: make_flow(url, ask=ask).kickoff(inputs={"question": QUESTION}),
+        [],
+        raises=RuntimeError,
+    )
+    assert [row["end"] for row in recorded.trajectories] == ["error"]
+    assert [state["question"] for state in read_states(recorded)] == [QUESTION]
+
+
+@needs_new
+@pytest.mark.shows("cancel")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda url: make_crew(url).akickoff(),
+        lambda url: make_agent(url).kickoff_async(QUESTION),
+    ],
+    ids=["crew", "agent"],
+)
+def test_cancelled(tmp_path, make):
+    """A run that is cancelled while its model answers is abandoned."""
+    recorded = record(
+        tmp_path,
+        lambda url: asyncio.run(cancel_soon(make(url))),
+        LATE,
+        raises=asyncio.CancelledError,
+    )
+    assert [row["end"] for row in recorded.trajectories] == ["abandoned"]
+    assert len(recorded.turns) == 1
+
+
+@pytest.mark.shows("cancel")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda url: make_crew(url).kickoff_async(),
+        pytest.param(
+            lambda url: make_agent(url).kickoff_async(QUESTION),
+            marks=pytest.mark.skipif(IS_NEW, reason="it runs in no thread any more"),
+        ),
+    ],
+    ids=["crew", "agent"],
+)
+def test_cancelled_in_a_thread(tmp_path, monkeypatch, make):
+    """The thread goes on, and what it does is a part of the run."""
+    use_text(monkeypatch)
+    script = [Reply(content=TEXT_TURNS[0].content, usage=USAGE, delay_s=1.5), TEXT_TURNS[1]]
+    recorded = record(
+        tmp_path,
+        lambda url: asyncio.run(cancel_soon(make(url))),
+        script,
+        raises=asyncio.CancelledError,
+    )
+    check_wire(recorded, script)
+    check_end(recorded, "abandoned", "ok", "ok")
+
+
+@pytest.mark.shows("cancel")
+def test_a_cancelled_flow(tmp_path):
+    """A flow is cancelled where it waits."""
+
+    async def ask_flow(url):
+        flow = make_flow(url, ask=lambda _url: "")
+
+        class Slow(type(flow)):
+            @start()
+            async def wait(self):
+                await asyncio.sleep(30)
+
+        await cancel_soon(Slow().kickoff_async())
+
+    recorded = record(
+        tmp_path,
+        lambda url: asyncio.run(ask_flow(url)),
+        [],
+        raises=asyncio.CancelledError,
+    )
+    assert [row["end"] for row in recorded.trajectories] == ["abandoned"]
+
+
+@needs_new
+@pytest.mark.shows("cancel", "streaming")
+def test_a_closed_stream(tmp_path):
+    """Closing a stream cancels its run."""
+
+    async def read_one(url):
+        output = await make_crew(url, stream=True).akickoff()
+        async for _ in output:
+            break
+        await output.aclose()
+
+    slow = Reply(content="One two three four.", num_stream_chunks=4, chunk_pause_s=0.5)
+    recorded = record(tmp_path, lambda url: asyncio.run(read_one(url)), [slow])
+    assert [row["end"] for row in recorded.trajectories] == ["abandoned"]
+    assert len(recorded.turns) == 1
+
+
+def run_in_threads(url):
+    with ThreadPoolExecutor(3) as pool:
+        crews = [make_crew(url, name=f"c{index}") for index in range(3)]
+        assert [each.raw for each in pool.map(Crew.kickoff, crews)] == [ANSWER] * 3
+
+
+def run_for_each(url):
+    results = make_crew(url).kickoff_for_each([{"n": "1"}, {"n": "2"}, {"n": "3"}])
+    assert [each.raw for each in results] == [ANSWER] * 3
+
+
+def run_for_each_async(url):
+    crew = make_crew(url)
+    kickoff = crew.akickoff_for_each if IS_NEW else crew.kickoff_for_each_async
+    results = asyncio.run(kickoff([{"n": "1"}, {"n": "2"}, {"n": "3"}]))
+    assert [each.raw for each in results] == [ANSWER] * 3
+
+
+def answer_text_by_history(body):
+    return TEXT_TURNS["Observation: A7" in json.dumps(body["messages"])]
+
+
+@pytest.mark.parametrize("run", [run_in_threads, run_for_each, run_for_each_async])
+def test_several_runs_at_once(tmp_path, run, protocol):
+    """Each is a trajectory of its own."""
+    script = answer_by_history if protocol == "native" else answer_text_by_history
+    recorded = record(tmp_path, run, script)
+    assert sorted(row["num_turns"] for row in recorded.trajectories) == [2, 2, 2]
+    assert len({span.trace_id for span in recorded.spans}) == 3
+    assert {row["end"] for row in recorded.trajectories} == {"terminated"}
+
+
+def test_a_run_that_the_program_names(tmp_path, monkeypatch):
+    """A crew is a part of it, and a limit of the crew's no end of it."""
+    use_text(monkeypatch)
+
+    def program(url):
+        with starpo_trace.trajectory("shopping"):
+            make_crew(url, agents=[make_agent(url, max_iter=1)]).kickoff()
+            run_agent(url)
+
+    script = [*TEXT_TURNS, *ONE_TURN]
+    recorded = record(tmp_path, program, script)
+    check_wire(recorded, script)
+    assert draw(recorded) == [
+        "invoke_agent shopping",
+        "  invoke_agent store",
+        "    invoke_agent shop",
+        "      chat gpt-4o-mini",
+        "      execute_tool stock",
+        "      chat gpt-4o-mini",
+        "  invoke_agent shop",
+        "    chat gpt-4o-mini",
+    ]
+    assert recorded.trajectories[0]["end"] == "terminated"
+
+
+@pytest.mark.parametrize("run", [run_crew, run_agent])
+def test_a_limit(tmp_path, monkeypatch, run):
+    """An agent that its limit made to answer was truncated, and so is the crew that ends with it."""
+    use_text(monkeypatch)
+    limited = make_agent
+    monkeypatch.setitem(globals(), "make_agent", lambda url: limited(url, max_iter=1))
+    recorded = record(tmp_path, run, [*TEXT_TURNS, *ONE_TURN])  # an older `LiteAgent` asks twice
+    assert [row["end"] for row in recorded.trajectories] == ["truncated"]
+    [root] = [span for span in recorded.spans if span.parent_id is None]
+    assert root.attributes[semconv.TRAJECTORY_END_REASON] == "max_iter"
+
+
+def test_a_limit_of_another_agent(tmp_path, monkeypatch):
+    """A crew whose last agent came to its own end was not truncated."""
+    use_text(monkeypatch)
+
+    def program(url):
+        agents = [make_agent(url, max_iter=1, name="first"), make_agent(url, name="second")]
+        make_crew(url, agents=agents).kickoff()
+
+    script = [*TEXT_TURNS, *ONE_TURN]
+    recorded = record(tmp_path, program, script)
+    check_wire(recorded, script)
+    assert recorded.trajectories[0]["end"] == "terminated"
+
+
+@pytest.mark.parametrize("of", ["task", "agent"])
+def test_a_guardrail(tmp_path, of):
+    """What a guardrail refuses is tried again in the same run."""
+    verdicts = [(False, "Say it."), (True, ANSWER)]
+
+    def guard(_output):
+        return verdicts.pop(0)
+
+    def program(url):
+        if of == "agent":
+            return make_agent(url, tools=(), guardrail=guard).kickoff(QUESTION).raw
+        agent = make_agent(url, tools=())
+        return make_crew(url, agents=[agent], task={"guardrail": guard}).kickoff().raw
+
+    answers = []
+    script = ONE_TURN * 2
+    recorded = record(tmp_path, lambda url: answers.append(program(url)), script)
+    assert (answers, verdicts) == ([ANSWER], [])
+    check_wire(recorded, script)
+    assert recorded.trajectories[0]["end"] == "terminated"
+
+
+@pytest.mark.parametrize("kickoff", ["kickoff", pytest.param("akickoff", marks=needs_new)])
+def test_knowledge(tmp_path, monkeypatch, kickoff):
+    """What is looked up for a prompt is a retrieval."""
+    from crewai.knowledge.source.string_knowledge_source import StringKnowledgeSource
+    from crewai.knowledge.storage.knowledge_storage import KnowledgeStorage
+
+    found = [{"id": "1", "content": "A7: 3", "metadata": {}, "score": 0.9}]
+
+    async def find(*_args, **_options):
+        return found
+
+    monkeypatch.setattr(KnowledgeStorage, "save", lambda *_args, **_options: None)
+    monkeypatch.setattr(KnowledgeStorage, "search", lambda *_args, **_options: found)
+    monkeypatch.setattr(KnowledgeStorage, "asearch", find, raising=False)
+
+    def program(url):
+        source = StringKnowledgeSource(content="A7: 3")
+        agent = make_agent(url, tools=(), knowledge_sources=[source])
+        result = getattr(make_crew(url, agents=[agent]), kickoff)()
+        assert (asyncio.run(result) if kickoff == "akickoff" else result).raw == ANSWER
+
+    script = [Reply(content="stock of A7", usage=USAGE), *ONE_TURN]
+    recorded = record(tmp_path, program, script)
+    check_wire(recorded, script)
+    assert draw(recorded) == [
+        "invoke_agent store",
+        "  invoke_agent shop",
+        "    chat gpt-4o-mini",
+        "    retrieval knowledge",
+        "    chat gpt-4o-mini",
+    ]
+    attributes = recorded.spans[3].attributes
+    assert attributes[semconv.TOOL_CALL_ARGUMENTS] == "stock of A7"
+    assert json.loads(attributes[semconv.TOOL_CALL_RESULT]) == found
+
+
+@needs_new
+def test_memory(tmp_path):
+    """What is remembered for a prompt is a retrieval too."""
+
+    def answer(body):
+        if "response_format" in body:
+            return Reply(content='{"memories": []}')
+        return TWO_TURNS[1]
+
+    def program(url):
+        memory = crewai.Memory(
+            llm=make_llm(url),
+            storage=str(tmp_path / "memory"),
+            embedder=lambda texts: [[1.0, 0.0, 0.0] for _ in texts],
+        )
+        memory.remember("A7: 3", scope="/", categories=[], importance=0.5)
+        agent = make_agent(url, tools=())
+        assert make_crew(url, agents=[agent], memory=memory).kickoff().raw == ANSWER
+
+    recorded = record(tmp_path, program, answer)
+    [found] = [span for span in recorded.spans if span.name == "retrieval memory"]
+    assert QUESTION in found.attributes[semconv.TOOL_CALL_ARGUMENTS]
+    assert "A7: 3" in found.attributes[semconv.TOOL_CALL_RESULT]
+    assert len({turn["trajectory_id"] for turn in recorded.turns}) == 1
+    assert len(recorded.turns) == len(recorded.requests)
+
+
+@needs_new
+def test_a_flow_that_waits_for_a_person(tmp_path):
+    """It is truncated there; what resumes it is another run of the same conversation."""
+    from crewai.flow.async_feedback import HumanFeedbackPending
+    from crewai.flow.human_feedback import human_feedback
+    from crewai.flow.persistence import SQLiteFlowPersistence
+
+    class Person:
+        def request_feedback(self, context, _flow):
+            raise HumanFeedbackPending(context=context)
+
+    persistence = SQLiteFlowPersistence(str(tmp_path / "flows.db"))
+
+    class Asking(Flow[Counts]):
+        @start()
+        @human_feedback(message="Right?", provider=Person())
+        def ask_shop(self):
+            self.state.answer = ANSWER
+            return ANSWER
+
+        @listen(ask_shop)
+        def check(self, _result):
+            self.state.checked = True
+
+    def program(_url):
+        paused = Asking(persistence=persistence)
+        assert isinstance(paused.kickoff(), HumanFeedbackPending)
+        Asking.from_pending(paused.flow_id, persistence).resume("Yes.")
+
+    recorded = record(tmp_path, program, [])
+    first, second = sorted(recorded.trajectories, key=lambda row: row["started_ns"])
+    assert (first["end"], second["end"]) == ("truncated", "terminated")
+    assert first["conversation_id"] == second["conversation_id"]
+    states = [each for each in recorded.states if each["trajectory_id"] == second["trajectory_id"]]
+    assert json.loads(states[-1]["value"])["checked"] is True
+
+
+def test_a_stored_flow(tmp_path):
+    """The id of its state is the conversation."""
+    recorded = record(
+        tmp_path,
+        lambda url: make_flow(url, ask=lambda _url: "").kickoff(inputs={"id": "t1"}),
+        [],
+    )
+    assert [row["conversation_id"] for row in recorded.trajectories] == ["t1"]
+
+
+STATISTICS = """
+import os
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace.export import SpanExportResult
+sent = []
+OTLPSpanExporter.export = lambda _self, spans: sent.extend(spans) or SpanExportResult.SUCCESS
+import crewai, starpo_trace
+from crewai.telemetry.telemetry import Telemetry
+starpo_trace.instrument()
+llm = crewai.LLM(model="gpt-4o-mini", base_url=os.environ["URL"], api_key="none", max_retries=0)
+agent = crewai.Agent(role="shop", goal="Answer.", backstory="Brief.", llm=llm)
+task = crewai.Task(description="How many?", expected_output="A number.", agent=agent)
+crewai.Crew(agents=[agent], tasks=[task], name="store").kickoff()
+starpo_trace.uninstrument()
+statistics = Telemetry()
+if statistics.ready:
+    statistics.provider.force_flush()
+print("SENT", sorted({span.name for span in sent}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_off", [False, True], ids=["on", "off"])
+def test_statistics_of_its_makers(tmp_path, is_off):
+    """They get their spans, also as the global provider that they were, and none of ours."""
+    environment = {
+        **{name: value for name, value in os.environ.items() if "OTEL" not in name},
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "STARPO_STORE": str(tmp_path / "traces"),
+        "CREWAI_DISABLE_TELEMETRY": str(is_off).lower(),
+    }
+    with ScriptedServer(ONE_TURN) as server:
+        done = subprocess.run(
+            [sys.executable, "-c", STATISTICS],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env={**environment, "URL": server.base_url},
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr
+    sent = done.stdout.partition("SENT ")[2]
+    assert ("Crew Created" in sent) == (not is_off)
+    assert "chat" not in sent
+    assert "invoke_agent" not in sent
+    files = find_source_files([tmp_path / "traces"])
+    spans = [row for file in files for batch in read_span_batches(file) for row in batch.rows]
+    assert sorted(span.name for span in spans) == [
+        "chat gpt-4o-mini",
+        "invoke_agent shop",
+        "invoke_agent store",
+    ]
+
+
+def test_put_back():
+    """Afterwards the classes and functions are the ones that were there."""
+    from crewai.knowledge.knowledge import Knowledge
+    from crewai.lite_agent import LiteAgent
+    from crewai.tools.base_tool import BaseTool, Tool
+    from crewai.tools.structured_tool import CrewStructuredTool
+
+    places = [
+        (Crew, "kickoff"),
+        (Crew, "kickoff_async"),
+        (Agent, "execute_task"),
+        (LiteAgent, "kickoff"),
+        (LiteAgent, "kickoff_async"),
+        (BaseTool, "run"),
+        (CrewStructuredTool, "invoke"),
+        (Knowledge, "query"),
+    ]
+    loops = ["crewai.lite_agent"]
+    if IS_NEW:
+        from crewai.agents import step_executor
+        from crewai.agents.agent_executor import AgentExecutor
+
+        flow = sys.modules["crewai.flow.runtime"].Flow
+        loops.append("crewai.agents.agent_executor")
+        places += [
+            (Tool, "run"),
+            (Crew, "akickoff"),
+            (Agent, "aexecute_task"),
+            (Agent, "kickoff"),
+            (Agent, "kickoff_async"),
+            (flow, "resume_async"),
+            (AgentExecutor, "_execute_single_native_tool_call"),
+            (step_executor, "execute_single_native_tool_call"),
+            (step_executor, "execute_tool_and_check_finality"),
+            (Knowledge, "aquery"),
+            (crewai.Memory, "recall"),
+        ]
+    else:
+        flow = Flow
+        loops.append("crewai.agents.crew_agent_executor")
+    places += [(flow, "kickoff_async"), (flow, "_execute_method")]
+    for name in loops:
+        places.append((sys.modules[name], "execute_tool_and_check_finality"))
+        places.append((sys.modules[name], "handle_max_iterations_exceeded"))
+    before = [vars(owner)[name] for owner, name in places]
+    starpo_trace.instrument()
+    during = [vars(owner)[name] for owner, name in places]
+    starpo_trace.uninstrument()
+    assert all(old is not new for old, new in zip(before, during, strict=True))
+    assert [vars(owner)[name] for owner, name in places] == before

@@ -23,8 +23,9 @@ _CALL_KEY: Final = otel_context.create_key("starpo-crewai-tool-call")
 def patch_package(patches: PatchSet) -> None:
     """Patch what runs a tool, and what looks something up."""
     tools = sys.modules["crewai.tools.base_tool"]
-    wrap_scope(patches, tools.BaseTool, "run", _open_attempt)
-    wrap_scope(patches, tools.Tool, "run", _open_attempt)
+    for owner in (tools.BaseTool, tools.Tool):
+        if "run" in vars(owner):
+            wrap_scope(patches, owner, "run", _open_attempt)
     structured = sys.modules["crewai.tools.structured_tool"].CrewStructuredTool
     wrap_scope(patches, structured, "invoke", _open_attempt)
     executor = sys.modules.get("crewai.agents.agent_executor")
@@ -110,10 +111,9 @@ def _read_told(result: Any) -> Any:
     return result["result"] if isinstance(result, dict) else result.result
 
 
-def _open_query(knowledge: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scope | None:
+def _open_query(_knowledge: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scope | None:
     texts = args[0] if args else kwargs["query"]
-    name = knowledge.collection_name or "knowledge"
-    return begin_tool(ToolRun(name=name, arguments="\n".join(texts), kind="retriever"))
+    return begin_tool(ToolRun(name="knowledge", arguments="\n".join(texts), kind="retriever"))
 
 
 def _open_recall(_memory: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scope | None:

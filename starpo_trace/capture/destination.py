@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _SAMPLER_VARIABLE: Final = "OTEL_TRACES_SAMPLER"
 _MAX_SPAN_ATTRIBUTES: Final = 1024
 _NO_USERS_SERVICES: Final = frozenset({"crewAI-telemetry"})
-"""Services of libraries that set a global provider for their maker's usage statistics."""
+"""Of global providers that a library set, for usage statistics of its makers."""
 
 
 class Destination(Protocol):
@@ -106,6 +106,5 @@ def is_set_by_user(provider: Any) -> bool:
 
     if isinstance(provider, (NoOpTracerProvider, ProxyTracerProvider)):
         return False
-    resource = getattr(provider, "resource", None)
-    service = None if resource is None else resource.attributes.get("service.name")
-    return service not in _NO_USERS_SERVICES
+    about = getattr(getattr(provider, "resource", None), "attributes", None) or {}
+    return about.get("service.name") not in _NO_USERS_SERVICES

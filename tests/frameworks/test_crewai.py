@@ -45,7 +45,7 @@ from scenario import (  # noqa: E402
 
 import starpo_trace  # noqa: E402
 from starpo_trace import semconv  # noqa: E402
-from starpo_trace.convert.sources import find_source_files, read_span_batches  # noqa: E402
+from starpo_trace.convert.dataset import build_dataset, scan_table  # noqa: E402
 from starpo_trace.testing import Reply, ScriptedServer, ToolCall  # noqa: E402
 
 IS_NEW = "crewai.agents.agent_executor" in sys.modules
@@ -949,10 +949,17 @@ def test_a_stored_flow(tmp_path):
 
 STATISTICS = """
 import os
+from pathlib import Path
+from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
+from starpo_trace.store.sink import SpanSink
 sent = []
 OTLPSpanExporter.export = lambda _self, spans: sent.extend(spans) or SpanExportResult.SUCCESS
+if "OWN" in os.environ:
+    trace.set_tracer_provider(TracerProvider())
+    trace.get_tracer_provider().add_span_processor(SpanSink(Path(os.environ["STARPO_STORE"])))
 import crewai, starpo_trace
 from crewai.telemetry.telemetry import Telemetry
 starpo_trace.instrument()
@@ -969,14 +976,19 @@ print("SENT", sorted({span.name for span in sent}))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_off", [False, True], ids=["on", "off"])
-def test_statistics_of_its_makers(tmp_path, is_off):
-    """They get their spans, also as the global provider that they were, and none of ours."""
+@pytest.mark.parametrize(
+    ("is_off", "has_provider"),
+    [(False, False), (True, False), (False, True)],
+    ids=["on", "off", "on, beside the program's"],
+)
+def test_statistics_of_its_makers(tmp_path, is_off, has_provider):
+    """They get none of our spans, also as the global provider that they were; we need none."""
     environment = {
         **{name: value for name, value in os.environ.items() if "OTEL" not in name},
         "PYTHONPATH": os.pathsep.join(sys.path),
         "STARPO_STORE": str(tmp_path / "traces"),
         "CREWAI_DISABLE_TELEMETRY": str(is_off).lower(),
+        **({"OWN": "yes"} if has_provider else {}),
     }
     with ScriptedServer(ONE_TURN) as server:
         done = subprocess.run(
@@ -984,22 +996,22 @@ def test_statistics_of_its_makers(tmp_path, is_off):
             capture_output=True,
             text=True,
             check=False,
+            stdin=subprocess.DEVNULL,
             cwd=tmp_path,
             env={**environment, "URL": server.base_url},
             timeout=120,
         )
     assert done.returncode == 0, done.stderr
     sent = done.stdout.partition("SENT ")[2]
-    assert ("Crew Created" in sent) == (not is_off)
+    are_sent = not is_off and (IS_NEW or not has_provider)  # else they are in the program's
+    assert ("Crew Created" in sent) == are_sent
     assert "chat" not in sent
     assert "invoke_agent" not in sent
-    files = find_source_files([tmp_path / "traces"])
-    spans = [row for file in files for batch in read_span_batches(file) for row in batch.rows]
-    assert sorted(span.name for span in spans) == [
-        "chat gpt-4o-mini",
-        "invoke_agent shop",
-        "invoke_agent store",
-    ]
+    manifest = build_dataset([tmp_path / "traces"], tmp_path / "dataset")
+    assert manifest.accounting.is_closed
+    [trajectory] = scan_table(tmp_path / "dataset", "trajectories").collect().to_dicts()
+    told = {key: trajectory[key] for key in ("agent_name", "num_turns", "num_steps", "end")}
+    assert told == {"agent_name": "store", "num_turns": 1, "num_steps": 1, "end": "terminated"}
 
 
 def test_put_back():

@@ -194,7 +194,7 @@ def make_round(base_url, **options):
 
 
 @pytest.mark.pictured
-@pytest.mark.shows("sub-agents", "async", "streaming")
+@pytest.mark.shows("sub-agents", "async")
 @pytest.mark.parametrize("run", [run, run_stream])
 @pytest.mark.parametrize("is_shared", [False, True], ids=["own runtime", "shared runtime"])
 def test_a_team(tmp_path, run, is_shared):
@@ -525,7 +525,7 @@ def test_a_renamed_tool(tmp_path):
     assert list_tools(recorded) == [("look", "c1", '{"sku": "A7"}', "A7: 3")]
 
 
-async def broken_stream(sku: str) -> str:
+async def broken_async(sku: str) -> str:
     """How many of an article are there."""
     raise LookupError(sku)
 
@@ -534,7 +534,7 @@ async def broken_stream(sku: str) -> str:
     ("tool", "arguments", "error"),
     [
         (broken_stock, '{"sku": "A7"}', "RuntimeError"),
-        (broken_stream, '{"sku": "A7"}', "LookupError"),
+        (broken_async, '{"sku": "A7"}', "LookupError"),
         (stock, '{"skew": "A7"}', "pydantic_core._pydantic_core.ValidationError"),
         (stock, '{"sku": ', "RuntimeError"),
     ],
@@ -553,6 +553,25 @@ def test_a_tool_that_fails(tmp_path, tool, arguments, error):
     (step,) = [span for span in recorded.spans if span.name.startswith("execute_tool")]
     assert step.attributes[semconv.ERROR_TYPE] == error
     assert recorded.trajectories[0]["end"] == "terminated"
+
+
+def test_an_agent_as_a_tool_that_fails(tmp_path):
+    """The inner agent has the exception, and the tool; the run goes on."""
+    script = [call("inner", '{"task": "A7?"}'), Reply(status=500), Reply(content="No idea.")]
+
+    async def program(url):
+        tool = AgentTool(make_agent(url, tools=(), name="inner"))
+        assert await run(make_agent(url, tools=(tool,))) == "No idea."
+
+    recorded = record(tmp_path, ask(program), script)
+    check_end(recorded, "terminated", "ok", "error", "ok")
+    failed = {
+        span.name: span.attributes[semconv.ERROR_TYPE]
+        for span in recorded.spans
+        if semconv.ERROR_TYPE in span.attributes
+    }
+    assert failed.keys() == {"chat m", "invoke_agent inner", "execute_tool inner"}
+    assert failed["execute_tool inner"] == failed["invoke_agent inner"]
 
 
 @pytest.mark.parametrize(
@@ -691,6 +710,19 @@ def test_a_stream_that_is_left(tmp_path, is_closed):
     assert sorted(row["end"] for row in recorded.trajectories) == ["terminated", "terminated"]
     first, second = [span for span in recorded.spans if span.parent_id is None]
     assert first.end_ns < second.start_ns
+
+
+def test_a_stream_of_a_team_that_is_closed(tmp_path):
+    """AutoGen lets the team go on to its end, and so does the run."""
+
+    async def program(url):
+        stream = make_round(url).run_stream(task=QUESTION)
+        await anext(stream)
+        await stream.aclose()
+
+    recorded = record(tmp_path, ask(program), MEMBERS)
+    check_wire(recorded, MEMBERS)
+    assert len(draw_calls(recorded)) == 8
 
 
 def test_own_spans_change_no_row(tmp_path, monkeypatch):

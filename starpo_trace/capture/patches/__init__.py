@@ -35,6 +35,8 @@ _PATCHES: Final = {
     "haystack.components.agents.agent": "starpo_trace.capture.frameworks.haystack",
     "agent_framework._agents": "starpo_trace.capture.frameworks.agent_framework",
     "agent_framework._workflows._workflow": "starpo_trace.capture.frameworks.agent_framework",
+    "ag2.agent": "starpo_trace.capture.frameworks.ag2",
+    "ag2.middleware.builtin.telemetry": "starpo_trace.capture.frameworks.ag2",
     "autogen_agentchat.agents": "starpo_trace.capture.frameworks.autogen",
     "autogen_agentchat.teams": "starpo_trace.capture.frameworks.autogen_teams",
     "autogen_core._single_threaded_agent_runtime": "starpo_trace.capture.frameworks.autogen_teams",

@@ -258,7 +258,7 @@ async def relay_async(
             raise
         finally:
             if attachment is not None:
-                context = otel_context.get_current()  # with what it has open, its own spans say
+                context = otel_context.get_current()  # with what it has open, such as its own spans
                 attachment.detach()
         step = generator.asend
         try:

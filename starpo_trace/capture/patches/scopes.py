@@ -243,15 +243,11 @@ async def relay_async(
 ) -> AsyncIterator[Any]:
     """Async generator -> the same, each of its steps in the scope, which begins with the first."""
     opened = scope() if callable(scope) else scope
-    if opened is None:
-        async for value in generator:
-            yield value
-        return
     sent: Any = None
     step: Any = generator.asend
-    context = opened.context
+    context = None if opened is None else opened.context
     while True:
-        attachment = Attachment(context)
+        attachment = None if context is None else Attachment(context)
         try:
             value = await step(sent)
         except StopAsyncIteration:
@@ -261,8 +257,9 @@ async def relay_async(
             end_scope(opened, error)
             raise
         finally:
-            context = otel_context.get_current()  # with what it has open, such as its own spans
-            attachment.detach()
+            if attachment is not None:
+                context = otel_context.get_current()  # with what it has open, such as its own spans
+                attachment.detach()
         step = generator.asend
         try:
             sent = yield value
@@ -287,9 +284,11 @@ def _begin(
 
 
 def end_scope(
-    scope: Scope, error: BaseException | None, result: Any = None, read: Read | None = None
+    scope: Scope | None, error: BaseException | None, result: Any = None, read: Read | None = None
 ) -> None:
-    """Finish a scope; whatever telemetry gets wrong there is no failure of the program's."""
+    """Finish a scope, if any; what telemetry gets wrong there is no failure of the program's."""
+    if scope is None:
+        return
     with Guard("ending an agent or a tool"):
         told = None
         if error is None and result is not None:

@@ -81,12 +81,13 @@ def record(
     script: Any = TWO_TURNS,
     *,
     raises: type[BaseException] | None = None,
+    serve: Callable[[Any], Any] = ScriptedServer,
 ) -> Recorded:
     """Run a program, given the base URL of a scripted server, and export what was recorded."""
     starpo_trace.instrument(store=folder / "traces")
     error = None
     try:
-        with ScriptedServer(script) as server:
+        with serve(script) as server:
             try:
                 program(server.base_url)
             except BaseException as caught:

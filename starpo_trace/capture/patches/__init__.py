@@ -35,6 +35,7 @@ _PATCHES: Final = {
     "haystack.components.agents.agent": "starpo_trace.capture.frameworks.haystack",
     "agent_framework._agents": "starpo_trace.capture.frameworks.agent_framework",
     "agent_framework._workflows._workflow": "starpo_trace.capture.frameworks.agent_framework",
+    "claude_agent_sdk": "starpo_trace.capture.frameworks.claude_agent_sdk",
     "langchain_core.retrievers": "starpo_trace.capture.frameworks.langgraph",
     "langchain_core.tools.base": "starpo_trace.capture.frameworks.langgraph",
     "langgraph.pregel.main": "starpo_trace.capture.frameworks.langgraph",

@@ -434,7 +434,10 @@ def test_a_tool_that_fails(tmp_path, cli):
         serve=ClaudeServer,
     )
     (tool,) = [span for span in recorded.spans if span.name.startswith("execute_tool")]
-    assert "no shelf" in tool.error
+    if HAS_RESULTS:
+        assert "no shelf" in tool.error
+    else:  # this release does not tell its program that a tool has failed
+        assert (tool.error, tool.attributes[semconv.TOOL_CALL_RESULT]) == (None, "no shelf")
     assert recorded.trajectories[0]["end"] == "terminated"
 
 
@@ -618,6 +621,9 @@ def test_interrupted(tmp_path, cli, is_partial):
     assert whole["text"] == ANSWER
 
 
+@pytest.mark.skipif(
+    not HAS_RESULTS, reason="this release raises in another task when its stream is left"
+)
 def test_left_early(tmp_path, stand_in):
     """A program that leaves the stream before the result has abandoned the run."""
 

@@ -64,6 +64,18 @@ _PATCHES: Final = {
     "llama_index.core.base.base_retriever": "starpo_trace.capture.frameworks.llamaindex_tools",
     **dict.fromkeys(
         (
+            "mcp.client.client",
+            "mcp.client.session",
+            "mcp.server._otel",
+            "mcp.server.lowlevel.server",
+            "mcp.server.runner",
+            "mcp.shared.jsonrpc_dispatcher",
+            "mcp.shared.session",
+        ),
+        "starpo_trace.capture.frameworks.mcp",
+    ),
+    **dict.fromkeys(
+        (
             "mistralai.client.basesdk",
             "mistralai.client.chat",
             "mistralai.client.agents",

@@ -190,11 +190,11 @@ async def _answer_in_run(
 def _read_context(arguments: list[Any]) -> Context | None:
     """Arguments of a handler -> Context of the run that its request names."""
     meta: Any = None
-    for argument in arguments:
-        if hasattr(argument, "request_meta"):  # version 1
-            meta = getattr(argument.request_meta, "model_extra", None)
-        elif isinstance(argument, Mapping):  # version 2: its parameters
-            meta = argument.get("_meta")
+    if hasattr(arguments[0], "request_meta"):  # version 1
+        meta = getattr(arguments[0].request_meta, "model_extra", None)
+    else:  # version 2: a context, the method, its parameters
+        params = next((each for each in arguments if isinstance(each, Mapping)), {})
+        meta = params.get("_meta")
     if not isinstance(meta, Mapping):
         return None
     carrier = {name: meta[name] for name in _CARRIED if isinstance(meta.get(name), str)}

@@ -22,8 +22,11 @@ from mcp.client import streamable_http  # noqa: E402
 from mcp.client.stdio import StdioServerParameters, stdio_client  # noqa: E402
 from mcp.server.lowlevel import Server  # noqa: E402
 from openai import OpenAI  # noqa: E402
-from opentelemetry import trace  # noqa: E402
+from opentelemetry import propagate, trace  # noqa: E402
 from opentelemetry.sdk.trace import TracerProvider  # noqa: E402
+from opentelemetry.trace.propagation.tracecontext import (  # noqa: E402
+    TraceContextTextMapPropagator,
+)
 from scenario import check_wire, draw, list_tools  # noqa: E402
 from scenario import record as record_here  # noqa: E402
 
@@ -172,8 +175,12 @@ def test_a_server_in_another_process(tmp_path, connect, options):
 
 @pytest.mark.parametrize(("connect", "options"), CONNECTIONS)
 def test_telemetry_that_goes_elsewhere(tmp_path, connect, options, monkeypatch):
-    """Spans of mcp's own that Starpo does not get are no parents of what it records."""
+    """Spans of mcp's own that Starpo does not get are no parents of what it records.
+
+    Nor need the program's propagators send baggage.
+    """
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", TracerProvider())
+    monkeypatch.setattr(propagate, "_HTTP_TEXT_FORMAT", TraceContextTextMapPropagator())
     options = {**options, "tracing": "elsewhere"}
     recorded = record(tmp_path, run_inside(connect, tmp_path, **options), SCRIPT)
     check_parts(recorded)

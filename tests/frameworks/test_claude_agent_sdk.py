@@ -376,6 +376,28 @@ def test_two_questions(tmp_path, cli):
         check_claude_wire(recorded, cli, script, num_trajectories=2)
 
 
+def test_a_conversation_that_is_shortened(tmp_path, cli):
+    """After a compaction, prompts begin with its summary; the call that wrote it is not told."""
+    if not is_real(cli):
+        pytest.skip("the stand-in has no commands")
+    script = [Reply(content="One."), Reply(content="<summary>We counted.</summary>")]
+
+    def program(url):
+        options = make_options(cli, url, folder=tmp_path)
+        asyncio.run(ask_client(options, QUESTION, "/compact", "Sure?"))
+
+    recorded = record(tmp_path, program, script, serve=ClaudeServer)
+    assert len(recorded.requests) == 3
+    first, last = sorted(recorded.turns, key=lambda turn: turn["started_ns"])
+    assert [message["role"] for message in recorded.read_prompt(first)] == ["system", "user"]
+    told = recorded.read_prompt(last)
+    assert [message["role"] for message in told] == ["system", "user", "user"]
+    assert "We counted." in told[1]["parts"][0]["content"]
+    assert told[2]["parts"][0]["content"] == "Sure?"
+    sent = json.dumps(recorded.requests[-1]["messages"])
+    assert json.dumps(told[1]["parts"][0]["content"])[1:-1] in sent
+
+
 @pytest.mark.shows("sub-agents")
 @pytest.mark.parametrize("is_forwarded", [False, True])
 def test_sub_agent(tmp_path, cli, is_forwarded):

@@ -41,6 +41,7 @@ _PATCHES: Final = {
     "autogen_agentchat.teams": "starpo_trace.capture.frameworks.autogen_teams",
     "autogen_core._single_threaded_agent_runtime": "starpo_trace.capture.frameworks.autogen_teams",
     "autogen_core.tools": "starpo_trace.capture.frameworks.autogen",
+    "claude_agent_sdk": "starpo_trace.capture.frameworks.claude_agent_sdk",
     "langchain_core.retrievers": "starpo_trace.capture.frameworks.langgraph",
     "langchain_core.tools.base": "starpo_trace.capture.frameworks.langgraph",
     "langgraph.pregel.main": "starpo_trace.capture.frameworks.langgraph",
@@ -72,6 +73,18 @@ _PATCHES: Final = {
     "llama_index.core.agent.workflow": "starpo_trace.capture.frameworks.llamaindex",
     "llama_index.core.tools": "starpo_trace.capture.frameworks.llamaindex_tools",
     "llama_index.core.base.base_retriever": "starpo_trace.capture.frameworks.llamaindex_tools",
+    **dict.fromkeys(
+        (
+            "mcp.client.client",
+            "mcp.client.session",
+            "mcp.server._otel",
+            "mcp.server.lowlevel.server",
+            "mcp.server.runner",
+            "mcp.shared.jsonrpc_dispatcher",
+            "mcp.shared.session",
+        ),
+        "starpo_trace.capture.frameworks.mcp",
+    ),
     **dict.fromkeys(
         (
             "mistralai.client.basesdk",

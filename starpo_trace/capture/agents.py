@@ -124,7 +124,7 @@ class _ToolScope:
             return
         self._is_over = True
         try:
-            if error is None and result is not None:
+            if result is not None and (error is None or result != ""):
                 self._step.result(result)
         finally:
             self._step.end(error)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _SAMPLER_VARIABLE: Final = "OTEL_TRACES_SAMPLER"
 _MAX_SPAN_ATTRIBUTES: Final = 1024
+_NO_USERS_SERVICES: Final = frozenset({"crewAI-telemetry"})
+"""Of global providers that a library set, for usage statistics of its makers."""
 
 
 class Destination(Protocol):
@@ -102,4 +104,7 @@ def is_set_by_user(provider: Any) -> bool:
     """Whether a global tracer provider is one that the program has set."""
     from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider
 
-    return not isinstance(provider, (NoOpTracerProvider, ProxyTracerProvider))
+    if isinstance(provider, (NoOpTracerProvider, ProxyTracerProvider)):
+        return False
+    about = getattr(getattr(provider, "resource", None), "attributes", None) or {}
+    return about.get("service.name") not in _NO_USERS_SERVICES

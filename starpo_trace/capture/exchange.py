@@ -59,6 +59,10 @@ class LLMRequest:
     """Whether `provider` is what a router chose, which an SDK below knows less well."""
     is_passed_on: bool = False
     """Whether an SDK below makes the same call, whose record joins this one."""
+    is_partial: bool = False
+    """Whether another process makes the call and tells only a part of what it sends and gets."""
+    started_ns: int | None = None
+    """When it was sent, where that is over; Unix time."""
     address: str | None = None
     """Host of the server."""
     port: int | None = None
@@ -102,6 +106,8 @@ class LLMResponse:
     """What the server says about it."""
     is_unread: bool = False
     """Whether the body went to the program unread."""
+    ended_ns: int | None = None
+    """When its last piece came, where that is over; Unix time."""
     is_redacted: bool = False
     """Whether anything in it was masked."""
 
@@ -220,6 +226,8 @@ def list_reasons(
         reasons.add("stream_incomplete")
     if response.is_unread:
         reasons.add("unread_response")
+    if request.is_partial:
+        reasons.add("partial_content")
     if request.is_redacted or response.is_redacted:
         reasons.add("redacted")
     if request.base_id is not None and (prompt is None or not prompt.has_base):

@@ -182,7 +182,8 @@ class LLMCall:
                 if self._is_recording:
                     self._record(response, error, outcome)
             finally:
-                self.span.end()  # where the program's own span processors run too
+                # Here the program's own span processors run too.
+                self.span.end(response.ended_ns)
         except Exception as failure:  # noqa: BLE001 (as in `Guard`)
             handle_failure("ending a model call", failure)
 
@@ -347,7 +348,10 @@ def _start_span(tracer: trace.Tracer, request: LLMRequest, redactor: "Redactor |
         shown = request if redactor is None else redact_request(request, redactor)
         attributes = describe_request(shown, has_content=False)
     return tracer.start_span(
-        f"{request.operation} {model}".rstrip(), kind=SpanKind.CLIENT, attributes=attributes
+        f"{request.operation} {model}".rstrip(),
+        kind=SpanKind.CLIENT,
+        attributes=attributes,
+        start_time=request.started_ns,
     )
 
 

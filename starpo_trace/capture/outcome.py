@@ -17,6 +17,7 @@ _SFT_REASONS: Final = frozenset(
         "logprob_missing",
         "stream_incomplete",
         "unread_response",
+        "partial_content",
         "reward_refused",
         "redacted",
     }

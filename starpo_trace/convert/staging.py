@@ -30,7 +30,13 @@ CHUNK_BYTES: Final = 128 << 20
 
 _EMPTY_ROWS: Final = {name: dict.fromkeys(columns) for name, columns in FRAMES.items()}
 _RUN_COLUMNS: Final = frozenset(FRAMES["runs"]) - {"row"}
-_NOTED: Final = ("redacted", "reward_refused", adot.ORDER_LOST, *contentrefs.REASONS)
+_NOTED: Final = (
+    "redacted",
+    "reward_refused",
+    "partial_content",
+    adot.ORDER_LOST,
+    *contentrefs.REASONS,
+)
 """What only the recording process, or an earlier stage, knows of a run."""
 _SHORT: Final = len(CUT_PREFIX)
 """Texts so short hold no mark of a cut."""

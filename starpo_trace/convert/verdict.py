@@ -34,6 +34,7 @@ NOT_RL: Final = (
     "logprob_missing",
     "logprob_estimated",
     "stream_incomplete",
+    "partial_content",
     "no_reward",
     "dropped_attributes",
     "orphan_span",

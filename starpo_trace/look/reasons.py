@@ -21,6 +21,7 @@ MEANINGS: Final = {
     "logprob_missing": "a turn has no recorded log-probabilities",
     "logprob_estimated": "sampling settings changed the recorded log-probabilities",
     "stream_incomplete": "an answer was cut off, closed or cancelled",
+    "partial_content": "the models were sent more than the program was told of",
     "no_reward": "no trusted reward says what the run was worth",
     "dropped_attributes": "the recorder had to drop attributes",
     "orphan_span": "the parent of a span is missing",

@@ -6,7 +6,7 @@ must be in the exported trajectory, in its order and once.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,12 +81,17 @@ def record(
     script: Any = TWO_TURNS,
     *,
     raises: type[BaseException] | None = None,
+    serve: Callable[[Any], Any] = ScriptedServer,
+    others: Sequence[Path] = (),
 ) -> Recorded:
-    """Run a program, given the base URL of a scripted server, and export what was recorded."""
+    """Run a program, given the base URL of a scripted server, and export what was recorded.
+
+    `others` are stores that other processes write to.
+    """
     starpo_trace.instrument(store=folder / "traces")
     error = None
     try:
-        with ScriptedServer(script) as server:
+        with serve(script) as server:
             try:
                 program(server.base_url)
             except BaseException as caught:
@@ -98,14 +103,15 @@ def record(
         starpo_trace.uninstrument()
     if raises is not None:
         assert error is not None, f"the program raised no {raises.__name__}"
-    manifest = build_dataset([folder / "traces"], folder / "dataset")
+    stores = [store for store in (folder / "traces", *others) if store.exists()]
+    manifest = build_dataset(stores, folder / "dataset")
     assert manifest.accounting.is_closed
     tables = {
         name: scan_table(folder / "dataset", name).collect().to_dicts()
         for name in ("trajectories", "turns", "messages", "states", "rejected")
     }
     tables["turns"].sort(key=lambda turn: (turn["trajectory_id"], turn["turn"]))
-    files = find_source_files([folder / "traces"])
+    files = find_source_files(stores)
     spans = [row for file in files for batch in read_span_batches(file) for row in batch.rows]
     spans.sort(key=lambda span: span.start_ns)
     recorded = Recorded(
@@ -129,7 +135,7 @@ def check_wire(recorded: Recorded, script: Any = TWO_TURNS, *, num_trajectories:
             dump_identity(message) for message in sent
         ]
         assert turn["input_node"] == chain_hashes(sent)[-1].hex()
-        assert json.loads(turn["tool_definitions"] or "[]") == request.get("tools", [])
+        assert json.loads(turn["tool_definitions"] or "[]") == (request.get("tools") or [])
         assert turn["text"] == reply.content
         assert turn["reasoning"] == reply.reasoning_content
         called = [(call["id"], call["name"], call["arguments"]) for call in turn["tool_calls"]]

@@ -8,9 +8,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import openai
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
 
 import starpo_trace
 from starpo_trace import semconv
+from starpo_trace.capture.destination import is_set_by_user
 from starpo_trace.capture.runtime import get_runtime
 from starpo_trace.config import read_config
 from starpo_trace.errors import ConfigError
@@ -126,6 +129,13 @@ def test_the_default_is_the_local_store(instrumented, monkeypatch, tmp_path):
     assert runtime is not None
     assert runtime.history_mode == "delta"
     assert len(list_segments(tmp_path / ".starpo" / "traces")) == 1
+
+
+def test_a_provider_of_a_librarys_makers_is_not_the_programs():
+    """CrewAI set a global one, which sends usage statistics to its makers."""
+    theirs = TracerProvider(resource=Resource({"service.name": "crewAI-telemetry"}))
+    mine = TracerProvider(resource=Resource({"service.name": "shop"}))
+    assert [is_set_by_user(each) for each in (theirs, mine, object())] == [False, True, True]
 
 
 PROVIDER = """

@@ -11,6 +11,8 @@ from contextlib import AbstractAsyncContextManager
 from types import ModuleType, TracebackType
 from typing import Any, TypeAlias
 
+from opentelemetry import context as otel_context
+
 from starpo_trace.capture.agents import Scope
 from starpo_trace.capture.attachment import Attachment, Entry
 from starpo_trace.capture.patches.base import MISSING, PatchSet, Wrapper
@@ -209,8 +211,9 @@ def relay(scope: "Scope | Callable[[], Scope | None]", generator: Any) -> Iterat
         return (yield from generator)
     sent: Any = None
     step: Any = generator.send
+    context = opened.context
     while True:
-        attachment = Attachment(opened.context)
+        attachment = Attachment(context)
         try:
             value = step(sent)
         except StopIteration as stop:
@@ -220,6 +223,7 @@ def relay(scope: "Scope | Callable[[], Scope | None]", generator: Any) -> Iterat
             end_scope(opened, error)
             raise
         finally:
+            context = otel_context.get_current()  # with what it has open, such as its own spans
             attachment.detach()
         step = generator.send
         try:
@@ -239,14 +243,11 @@ async def relay_async(
 ) -> AsyncIterator[Any]:
     """Async generator -> the same, each of its steps in the scope, which begins with the first."""
     opened = scope() if callable(scope) else scope
-    if opened is None:
-        async for value in generator:
-            yield value
-        return
     sent: Any = None
     step: Any = generator.asend
+    context = None if opened is None else opened.context
     while True:
-        attachment = Attachment(opened.context)
+        attachment = None if context is None else Attachment(context)
         try:
             value = await step(sent)
         except StopAsyncIteration:
@@ -256,7 +257,9 @@ async def relay_async(
             end_scope(opened, error)
             raise
         finally:
-            attachment.detach()
+            if attachment is not None:
+                context = otel_context.get_current()  # with what it has open, such as its own spans
+                attachment.detach()
         step = generator.asend
         try:
             sent = yield value
@@ -281,9 +284,11 @@ def _begin(
 
 
 def end_scope(
-    scope: Scope, error: BaseException | None, result: Any = None, read: Read | None = None
+    scope: Scope | None, error: BaseException | None, result: Any = None, read: Read | None = None
 ) -> None:
-    """Finish a scope; whatever telemetry gets wrong there is no failure of the program's."""
+    """Finish a scope, if any; what telemetry gets wrong there is no failure of the program's."""
+    if scope is None:
+        return
     with Guard("ending an agent or a tool"):
         told = None
         if error is None and result is not None:

@@ -103,7 +103,7 @@ def _read_request(
     base_url = getattr(client, "_base_url", None) or getattr(client, "base_url", None)
     host, port = _read_address(base_url)
     server = {
-        "provider": _name_provider(type(client).__name__, host, provider),
+        "provider": name_provider(type(client).__name__, host, provider),
         "address": host,
         "port": port,
         "is_stream": bool(kwargs.get("stream")),
@@ -132,7 +132,7 @@ _addresses: dict[int, tuple[Any, tuple[str | None, int | None]]] = {}
 
 
 @lru_cache(maxsize=256)
-def _name_provider(client_class: str, host: str | None, provider: str) -> str:
+def name_provider(client_class: str, host: str | None, provider: str) -> str:
     """GenAI's name for the provider that a client of this class and host speaks to."""
     for part, name in _PROVIDERS_BY_CLASS.items():
         if part in client_class:

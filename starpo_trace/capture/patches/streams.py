@@ -57,8 +57,8 @@ class StreamRecording:
                     self.call.note_first_chunk()
             self.add(chunk)
 
-    def finish(self, outcome: StreamOutcome, error: BaseException | None = None) -> None:
-        """Finish the call; only the first time counts."""
+    def finish(self, outcome: StreamOutcome | None, error: BaseException | None = None) -> None:
+        """Finish the call; only the first time counts. No outcome: it was no stream of chunks."""
         if self._is_finished:
             return
         self._is_finished = True

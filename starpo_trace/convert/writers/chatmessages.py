@@ -55,7 +55,8 @@ def write_each(conversation: Sequence[Message]) -> Iterator[list[dict[str, Any]]
         for part in results:
             call_id = _answer_call(pending, part.get("id"))
             content = _write_result(part.get("response"))
-            chat.append({"role": "tool", "tool_call_id": call_id, "content": content})
+            named = {"name": message["name"]} if role == "tool" and "name" in message else {}
+            chat.append({"role": "tool", "tool_call_id": call_id, "content": content, **named})
         if rest or not results:
             if pending:
                 raise UnwritableError("unanswered_call")

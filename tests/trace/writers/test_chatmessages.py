@@ -38,6 +38,13 @@ def test_one_message_for_each_result():
         assert [each["role"] for each in chat] == ["user", "assistant", "tool", "tool", "assistant"]
 
 
+def test_a_result_keeps_the_name_of_its_tool():
+    """Some agents send it, and chat templates may show it."""
+    told = {**message("tool", result("c1", "A")), "name": "stock"}
+    chat = write_chat([USER, message("assistant", call("c1", "{}")), told, ANSWER])
+    assert chat[2] == {"role": "tool", "tool_call_id": "c1", "content": "A", "name": "stock"}
+
+
 def test_calls_without_ids_get_some():
     """Google's calls and results are matched by their order; no two ids are equal."""
     asked = message("assistant", call(None, {}), call(None, None))

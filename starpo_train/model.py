@@ -299,7 +299,9 @@ def _configure(policy: Policy, section: ModelSection) -> Policy:
         trial = replace(policy, packed=packed, fast_head=fast_head, autocast=False)
         error = _probe_error(trial, rows, expected_A, share=False)
         shared_up_to = 0
-        if packed and error <= PROBE_TOLERANCE and wanted in ("auto", "tree"):
+        # on CUDA a tree has not been run yet, and is for those who ask for it
+        is_wanted = wanted == "tree" or (wanted == "auto" and policy.device.type == "cpu")
+        if packed and error <= PROBE_TOLERANCE and is_wanted:
             error_in_tree = _probe_error(trial, rows, expected_A, share=True)
             if error_in_tree <= PROBE_TOLERANCE:
                 shared_up_to = _find_window(policy.model)

@@ -1,0 +1,80 @@
+"""A dataset and its spans -> what two recordings of one program must have in common.
+
+Ids and times are left out; where an id stands inside of a text it is replaced.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from starpo_trace import semconv
+from starpo_trace.convert.dataset import build_dataset, scan_table
+from starpo_trace.convert.otlp import SpanRow
+from starpo_trace.convert.sources import find_source_files, read_span_batches
+from starpo_trace.schema import TABLES
+
+_LEFT_OUT: Final = {
+    *("trace_id", "span_id", "source", "trajectory_id"),
+    "hash",  # of a state, whose ids are replaced
+    "digest",  # of the rows, with their ids
+}
+_ID: Final = re.compile(
+    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|\b[0-9a-f]{32}\b"
+)
+_TOOL: Final = (
+    semconv.TOOL_NAME,
+    semconv.TOOL_CALL_ID,
+    semconv.TOOL_CALL_ARGUMENTS,
+    semconv.TOOL_CALL_RESULT,
+)
+
+
+def read_tables(store: Path, dataset: Path) -> dict[str, list[dict[str, Any]]]:
+    """Store -> every table of its export, row by row, and the tools that ran."""
+    manifest = build_dataset([store], dataset)
+    assert manifest.accounting.is_closed
+    raw = {name: scan_table(dataset, name).collect().to_dicts() for name in TABLES}
+    numbers = _number_trajectories(raw)
+    told = {
+        name: sorted(
+            (_tell_row(row, numbers) for row in rows), key=lambda row: json.dumps(row, default=str)
+        )
+        for name, rows in raw.items()
+    }
+    return told | {"tools": _list_tools(store)}
+
+
+def _number_trajectories(raw: Mapping[str, list[dict[str, Any]]]) -> dict[str, int]:
+    """Runs by what they were asked, which does not depend on which of them came first."""
+    asked: dict[str, list[str]] = {row["trajectory_id"]: [] for row in raw["trajectories"]}
+    for row in raw["messages"]:
+        asked[row["trajectory_id"]].append(row["node_id"])
+    order = sorted(asked, key=lambda trajectory_id: sorted(asked[trajectory_id]))
+    return {trajectory_id: number for number, trajectory_id in enumerate(order)}
+
+
+def _tell_row(row: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[str, Any]:
+    told = {
+        name: _ID.sub("ID", value) if isinstance(value, str) else value
+        for name, value in row.items()
+        if name not in _LEFT_OUT and not name.endswith("_ns")
+    }
+    return {"run": numbers.get(row.get("trajectory_id", "")), **told}
+
+
+def read_spans(store: Path) -> list[SpanRow]:
+    """Spans of a store, by their start."""
+    files = find_source_files([store])
+    rows = [row for file in files for batch in read_span_batches(file) for row in batch.rows]
+    return sorted(rows, key=lambda row: row.start_ns)
+
+
+def _list_tools(store: Path) -> list[dict[str, Any]]:
+    tools = [
+        {key: span.attributes.get(key) for key in _TOOL}
+        for span in read_spans(store)
+        if span.attributes.get(semconv.RECORD) == "step"
+    ]
+    return sorted(tools, key=str)

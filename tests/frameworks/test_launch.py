@@ -31,7 +31,9 @@ SHOPS = {
 """Program -> the package of its framework."""
 ONE_LINE = "__import__('starpo_trace').instrument()\n"
 LAUNCHERS = ("opentelemetry-instrument", "starpo-trace run")
-OTHERS = sorted({each.name for each in entry_points(group="opentelemetry_instrumentor")} - {"starpo"})
+OTHERS = sorted(
+    {each.name for each in entry_points(group="opentelemetry_instrumentor")} - {"starpo"}
+)
 """Instrumentations that are installed too; `test_coexistence.py` is about those."""
 THREE = [f"{QUESTION} {number}" for number in range(3)]
 
@@ -181,9 +183,7 @@ def test_a_framework_that_is_imported_late(tmp_path, shop):
 
 def test_agents_in_threads(tmp_path, shop):
     """Several at once: each is a run of its own."""
-    ended, tables = check_same(
-        tmp_path, ["in_threads.py", shop, *THREE], lambda body: answer_by_history(body)
-    )
+    ended, tables = check_same(tmp_path, ["in_threads.py", shop, *THREE], answer_by_history)
     assert ended == (0, "Three of each.\n" * 2, "")
     assert [row["num_turns"] for row in tables["trajectories"]] == [2, 2, 2]
     assert len(tables["tools"]) == 6

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from starpo_trace.capture.invocation import Call
 
 MISSING: Final = object()
+_MAX_WRAPPED: Final = 32
 
 _T = TypeVar("_T")
 
@@ -86,11 +87,35 @@ class _Function(wrapt.FunctionWrapper):
         return self.__reduce__()
 
 
+_OURS: Final = (_Function, _BoundFunction)
+
+
 def _find_by_name(function: Any) -> Any:
     """What pickle needs to find a function again."""
     import pkgutil
 
     return pkgutil.resolve_name, (f"{function.__module__}:{function.__qualname__}",)
+
+
+def _list_wrapped(function: Any) -> list[Any]:
+    """A function, what it wraps, and so on; the last one wraps nothing."""
+    found: list[Any] = []
+    while function is not MISSING and len(found) < _MAX_WRAPPED:
+        found.append(getattr(function, "__func__", function))
+        function = getattr(found[-1], "__wrapped__", MISSING)
+    return found
+
+
+def _find_wrapped_below(owner: Any, name: str, function: Any) -> list[type]:
+    """Classes below one whose method is its function, wrapped by others but not by us."""
+    found: list[type] = []
+    waiting = type.__subclasses__(owner) if isinstance(owner, type) else []
+    for below in waiting:  # grows while it is read
+        waiting += [each for each in type.__subclasses__(below) if each not in waiting]
+        wrapped = _list_wrapped(vars(below)[name]) if name in vars(below) else [None]
+        if wrapped[-1] is function and not any(isinstance(each, _OURS) for each in wrapped):
+            found.append(below)
+    return found
 
 
 class PatchSet:
@@ -102,10 +127,18 @@ class PatchSet:
     def wrap(self, owner: Any, name: str, wrapper: Wrapper) -> None:
         """Wrap `owner.name`; `wrapper(wrapped, instance, args, kwargs)` is called instead.
 
+        Who wrapped it before us on a class below has the function as it was; it is wrapped there, too.
+
         Raises:
             AttributeError: there is no such attribute (an SDK we do not know).
         """
         raw = vars(owner).get(name, MISSING)
+        original = getattr(owner, name) if raw is MISSING else raw
+        for below in _find_wrapped_below(owner, name, _list_wrapped(original)[-1]):
+            self._replace(below, name, vars(below)[name], wrapper)
+        self._replace(owner, name, raw, wrapper)
+
+    def _replace(self, owner: Any, name: str, raw: Any, wrapper: Wrapper) -> None:
         original = getattr(owner, name) if raw is MISSING else raw
         # Positionally: wrapt 2 renamed the parameters.
         replacement = _Function(original, wrapper)

@@ -1,15 +1,19 @@
-"""A shop's agent with another instrumentation beside Starpo; prints the spans that each gave.
+"""A shop's agent with another instrumentation beside Starpo; writes what each gave.
 
-python beside.py MODULE PEER WHAT [WHAT ...]
+python beside.py SHOP PEER FOLDER STEPS [STEPS ...]
 
-WHAT is done in its order: `peer`, `ours`, `-peer` and `-ours` switch on and off, `ask` asks.
-`STARPO_STORE` says where ours go; with `SHARED=1` all go into one provider, the program's.
+SHOP is a module here, PEER names in `PEERS`. Each of STEPS is done in a process of its own, in its
+order: `peer` and `ours` switch on, `-peer` and `-ours` off, `ask` asks. `peer,ours,ask+one` has one
+tracer provider for all. Into FOLDER/STEPS go Starpo's store and the answers and spans as JSON.
 """
 
 import importlib
 import json
+import logging
 import os
 import sys
+import traceback
+from pathlib import Path
 from typing import Any
 
 from opentelemetry import trace
@@ -20,67 +24,53 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import starpo_trace
 
 QUESTION = "How many A7 and B8 are there?"
+OPENINFERENCE = "openinference.instrumentation"
+OPENLLMETRY = "opentelemetry.instrumentation"
 PEERS = {
-    "openinference": {
-        "openai": "openinference.instrumentation.openai:OpenAIInstrumentor",
-        "shop_openai_agents": "openinference.instrumentation.openai_agents:OpenAIAgentsInstrumentor",
-        "shop_langchain": "openinference.instrumentation.langchain:LangChainInstrumentor",
-        "shop_agno": "openinference.instrumentation.agno:AgnoInstrumentor",
-        "shop_smolagents": "openinference.instrumentation.smolagents:SmolagentsInstrumentor",
-    },
-    "openllmetry": {
-        "openai": "opentelemetry.instrumentation.openai:OpenAIInstrumentor",
-        "shop_openai_agents": "opentelemetry.instrumentation.openai_agents:OpenAIAgentsInstrumentor",
-        "shop_langchain": "opentelemetry.instrumentation.langchain:LangchainInstrumentor",
-        "shop_agno": "opentelemetry.instrumentation.agno:AgnoInstrumentor",
-    },
+    ("openinference", "openai"): f"{OPENINFERENCE}.openai:OpenAIInstrumentor",
+    ("openinference", "shop_agno"): f"{OPENINFERENCE}.agno:AgnoInstrumentor",
+    ("openinference", "shop_langchain"): f"{OPENINFERENCE}.langchain:LangChainInstrumentor",
+    ("openinference", "shop_openai_agents"): (
+        f"{OPENINFERENCE}.openai_agents:OpenAIAgentsInstrumentor"
+    ),
+    ("openinference", "shop_smolagents"): f"{OPENINFERENCE}.smolagents:SmolagentsInstrumentor",
+    ("openllmetry", "openai"): f"{OPENLLMETRY}.openai:OpenAIInstrumentor",
+    ("openllmetry", "shop_agno"): f"{OPENLLMETRY}.agno:AgnoInstrumentor",
+    ("openllmetry", "shop_langchain"): f"{OPENLLMETRY}.langchain:LangchainInstrumentor",
+    ("openllmetry", "shop_openai_agents"): f"{OPENLLMETRY}.openai_agents:OpenAIAgentsInstrumentor",
 }
-"""Who -> what it instruments -> where."""
+"""Whose instrumentation of what -> where it is."""
 
 
-class Peer:
-    """Another's instrumentations of a framework and of the OpenAI SDK."""
+class PydanticAI:
+    """Writes spans itself; OpenInference's processor puts its own attributes on them."""
 
-    def __init__(self, shop: str, names: str, provider: TracerProvider) -> None:
-        self._provider = provider
-        self._instrumentors: list[Any] = []
-        self._shop = shop
-        for name in names.split("+"):
-            who, _, what = name.partition(":")
-            for each in (shop, "openai"):
-                if what in ("", "openai" if each == "openai" else "framework"):
-                    module, _, found = PEERS[who].get(each, "").partition(":")
-                    if module:
-                        self._instrumentors.append(getattr(importlib.import_module(module), found)())
-
-    def start(self) -> None:
-        for each in self._instrumentors:
-            each.instrument(tracer_provider=self._provider)
-
-    def stop(self) -> None:
-        for each in self._instrumentors:
-            each.uninstrument()
-
-
-class PydanticPeer:
-    """Pydantic AI writes spans itself; OpenInference's processor rewrites them as they end."""
-
-    def __init__(self, shop: str, names: str, provider: TracerProvider) -> None:
-        self._names, self._provider = names, provider
-        self._openai = Peer("", "openinference:openai", provider)
-
-    def start(self) -> None:
+    def instrument(self, *, tracer_provider: TracerProvider) -> None:
+        from openinference.instrumentation.pydantic_ai import OpenInferenceSpanProcessor
         from pydantic_ai import Agent
         from pydantic_ai.models.instrumented import InstrumentationSettings
 
-        self._openai.start()
-        Agent.instrument_all(InstrumentationSettings(tracer_provider=self._provider))
+        # It must see a span before the exporter does.
+        processors = tracer_provider._active_span_processor
+        processors._span_processors = (OpenInferenceSpanProcessor(), *processors._span_processors)
+        Agent.instrument_all(InstrumentationSettings(tracer_provider=tracer_provider))
 
-    def stop(self) -> None:
+    def uninstrument(self) -> None:
         from pydantic_ai import Agent
 
-        self._openai.stop()
-        Agent.instrument_all(False)
+        Agent.instrument_all(instrument=False)
+
+
+def find_instrumentors(shop: str, peer: str) -> list[Any]:
+    """What a peer has for a shop's framework, and for the SDK below it."""
+    found: list[Any] = []
+    for what in (shop, "openai"):
+        if (peer, what) == ("openinference", "shop_pydantic_ai"):
+            found.append(PydanticAI())
+        elif (peer, what) in PEERS:
+            module, _, name = PEERS[peer, what].partition(":")
+            found.append(getattr(importlib.import_module(module), name)())
+    return found
 
 
 def tell(span: Any) -> dict[str, Any]:
@@ -92,33 +82,58 @@ def tell(span: Any) -> dict[str, Any]:
         "kind": span.kind.name,
         "status": [span.status.status_code.name, span.status.description],
         "scope": span.instrumentation_scope.name,
-        "attributes": {key: value for key, value in span.attributes.items()},
-        "events": [[event.name, dict(event.attributes)] for event in span.events],
-        "links": len(span.links),
+        "start_ns": span.start_time,
+        "end_ns": span.end_time,
+        "attributes": dict(span.attributes),
+        "events": [[event.name, event.timestamp, dict(event.attributes)] for event in span.events],
     }
 
 
-def main(shop: str, names: str, *steps: str) -> None:
+def act(module: Any, instrumentors: list[Any], steps: str, folder: Path) -> None:
+    steps, _, shared = steps.partition("+")
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    if os.environ.get("SHARED"):
+    if shared:
         trace.set_tracer_provider(provider)
-    peer = (PydanticPeer if shop == "shop_pydantic_ai" else Peer)(shop, names, provider)
     answers = []
-    for step in steps:
-        if step == "peer":
-            peer.start()
-        elif step == "-peer":
-            peer.stop()
-        elif step == "ours":
-            starpo_trace.instrument()
+    for step in steps.split(","):
+        if step == "ours":
+            starpo_trace.instrument(store=None if shared else folder / "traces")
         elif step == "-ours":
             starpo_trace.uninstrument()
+        elif step == "peer":
+            for each in instrumentors:
+                each.instrument(tracer_provider=provider)
+        elif step == "-peer":
+            for each in reversed(instrumentors):
+                each.uninstrument()
         else:
-            answers.append(importlib.import_module(shop).ask(QUESTION))
+            answers.append(module.ask(QUESTION))
     starpo_trace.flush()
     spans = [tell(span) for span in exporter.get_finished_spans()]
-    sys.stdout.write(json.dumps({"answers": answers, "spans": spans}, default=list))
+    told = {"answers": answers, "spans": spans}
+    (folder / "told.json").write_text(json.dumps(told, default=list))
+
+
+def main(shop: str, peer: str, folder: str, *orders: str) -> None:
+    module = importlib.import_module(shop)
+    if shop == "shop_openai_agents":
+        sys.modules["agents"].set_trace_processors([])  # its own sends to OpenAI
+    instrumentors = find_instrumentors(shop, peer)
+    for order in orders:
+        own = Path(folder) / order
+        own.mkdir()
+        pid = os.fork()
+        if not pid:
+            logging.basicConfig(filename=own / "log", format="%(name)s %(message)s")
+            try:
+                act(module, instrumentors, order, own)
+            except BaseException:  # noqa: BLE001
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        if os.waitpid(pid, 0)[1]:
+            sys.exit(f"{order} failed")
 
 
 if __name__ == "__main__":

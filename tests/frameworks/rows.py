@@ -21,7 +21,8 @@ _LEFT_OUT: Final = {
     "digest",  # of the rows, with their ids
 }
 _ID: Final = re.compile(
-    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|\b[0-9a-f]{32}\b"
+    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|\b[0-9a-f]{32}\b|\b[0-9a-f]{16}\b"
+    r"|\b1[78][0-9]{8}(?:\.[0-9]+)?\b|\b0x[0-9a-f]+\b"  # a time, an address
 )
 _TOOL: Final = (
     semconv.TOOL_NAME,
@@ -78,3 +79,34 @@ def _list_tools(store: Path) -> list[dict[str, Any]]:
         if span.attributes.get(semconv.RECORD) == "step"
     ]
     return sorted(tools, key=str)
+
+
+def tell_spans(spans: list[dict[str, Any]]) -> list[str]:
+    """Another library's spans -> what each is and where it lies, without ids and times."""
+    index = {span["span_id"]: span for span in spans}
+    traces = {span["trace_id"]: [] for span in spans}
+    for span in spans:
+        traces[span["trace_id"]].append(_find_path(span, index))
+    told = [
+        {
+            **{key: span[key] for key in ("name", "kind", "scope", "status")},
+            "attributes": span["attributes"],
+            "path": _find_path(span, index),
+            "trace": sorted(traces[span["trace_id"]]),
+            "events": [[name, fields] for name, _, fields in span["events"]],
+        }
+        for span in spans
+    ]
+    return sorted(_ID.sub("ID", json.dumps(each, sort_keys=True)) for each in told)
+
+
+def _find_path(span: dict[str, Any], index: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Names of a span and of those above it; the last is a question mark if it was not written."""
+    path = [span["name"]]
+    while span["parent_id"] is not None:
+        above = index.get(span["parent_id"])
+        if above is None:
+            return [*path, "?"]
+        path.append(above["name"])
+        span = above
+    return path

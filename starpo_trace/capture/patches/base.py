@@ -123,6 +123,8 @@ class PatchSet:
 
     def __init__(self) -> None:
         self._patches: list[Patch] = []
+        self._left: list[Patch] = []
+        """Wrapped by somebody else when they were to be put back: they are there still."""
 
     def wrap(self, owner: Any, name: str, wrapper: Wrapper) -> None:
         """Wrap `owner.name`; `wrapper(wrapped, instance, args, kwargs)` is called instead.
@@ -134,9 +136,16 @@ class PatchSet:
         """
         raw = vars(owner).get(name, MISSING)
         original = getattr(owner, name) if raw is MISSING else raw
+        if self._is_left(owner, name, original):
+            return  # it records again
         for below in _find_wrapped_below(owner, name, _list_wrapped(original)[-1]):
             self._replace(below, name, vars(below)[name], wrapper)
         self._replace(owner, name, raw, wrapper)
+
+    def _is_left(self, owner: Any, name: str, function: Any) -> bool:
+        left = [each for each in self._left if each.owner is owner and each.name == name]
+        wrapped = _list_wrapped(function) if left else ()
+        return any(each is patch.replacement for each in wrapped for patch in left)
 
     def _replace(self, owner: Any, name: str, raw: Any, wrapper: Wrapper) -> None:
         original = getattr(owner, name) if raw is MISSING else raw
@@ -164,6 +173,7 @@ class PatchSet:
             if vars(patch.owner).get(patch.name, MISSING) is not patch.replacement:
                 # Somebody wrapped ours; taking theirs away would break them, and ours passes
                 # calls through while Starpo is off.
+                self._left.append(patch)
                 warn_once(
                     f"restore {patch.owner}.{patch.name}",
                     "%r.%s was patched again after Starpo and stays so",

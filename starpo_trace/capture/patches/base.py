@@ -87,9 +87,6 @@ class _Function(wrapt.FunctionWrapper):
         return self.__reduce__()
 
 
-_OURS: Final = (_Function, _BoundFunction)
-
-
 def _find_by_name(function: Any) -> Any:
     """What pickle needs to find a function again."""
     import pkgutil
@@ -106,6 +103,10 @@ def _list_wrapped(function: Any) -> list[Any]:
     return found
 
 
+def _has_ours(wrapped: Sequence[Any]) -> bool:
+    return any(isinstance(each, _Function | _BoundFunction) for each in wrapped)
+
+
 def _find_wrapped_below(owner: Any, name: str, function: Any) -> list[type]:
     """Classes below one whose method is its function, wrapped by others but not by us."""
     found: list[type] = []
@@ -113,7 +114,7 @@ def _find_wrapped_below(owner: Any, name: str, function: Any) -> list[type]:
     for below in waiting:  # grows while it is read
         waiting += [each for each in type.__subclasses__(below) if each not in waiting]
         wrapped = _list_wrapped(vars(below)[name]) if name in vars(below) else [None]
-        if wrapped[-1] is function and not any(isinstance(each, _OURS) for each in wrapped):
+        if wrapped[-1] is function and not _has_ours(wrapped):
             found.append(below)
     return found
 
@@ -143,9 +144,8 @@ class PatchSet:
         self._replace(owner, name, raw, wrapper)
 
     def _is_left(self, owner: Any, name: str, function: Any) -> bool:
-        left = [each for each in self._left if each.owner is owner and each.name == name]
-        wrapped = _list_wrapped(function) if left else ()
-        return any(each is patch.replacement for each in wrapped for patch in left)
+        is_known = any(each.owner is owner and each.name == name for each in self._left)
+        return is_known and _has_ours(_list_wrapped(function))
 
     def _replace(self, owner: Any, name: str, raw: Any, wrapper: Wrapper) -> None:
         original = getattr(owner, name) if raw is MISSING else raw

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from starpo_trace import semconv
-from starpo_trace.convert.dataset import build_dataset, scan_table
+from starpo_trace.convert.dataset import build_dataset, convert_rows, scan_table
 from starpo_trace.convert.otlp import SpanRow
 from starpo_trace.convert.sources import find_source_files, read_span_batches
 from starpo_trace.schema import TABLES
@@ -21,8 +21,13 @@ _LEFT_OUT: Final = {
     "digest",  # of the rows, with their ids
 }
 _ID: Final = re.compile(
-    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|\b[0-9a-f]{32}\b|\b[0-9a-f]{16}\b"
-    r"|\b1[78][0-9]{8}(?:\.[0-9]+)?\b|\b0x[0-9a-f]+\b"  # a time, an address
+    r"\b[0-9]+\.[0-9]{4,}(?:e-[0-9]+)?\b|\b1[78][0-9]{8}\b|\b0x[0-9a-f]+\b"  # times, addresses
+    r"|\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b"
+    r"|\b[0-9a-f]{32}\b|\b[0-9a-f]{16}\b"
+)
+_SPAN_FIELDS: Final = (
+    *("trace_id", "span_id", "parent_id", "name", "scope"),
+    *("start_ns", "end_ns", "attributes"),
 )
 _TOOL: Final = (
     semconv.TOOL_NAME,
@@ -37,14 +42,30 @@ def read_tables(store: Path, dataset: Path) -> dict[str, list[dict[str, Any]]]:
     manifest = build_dataset([store], dataset)
     assert manifest.accounting.is_closed
     raw = {name: scan_table(dataset, name).collect().to_dicts() for name in TABLES}
+    return _tell_tables(raw) | {"tools": _list_tools(store)}
+
+
+def convert_spans(spans: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Spans of one provider -> every table, row by row."""
+    rows = [
+        SpanRow(
+            source="one",
+            **{name: span[name] for name in _SPAN_FIELDS},
+            events=tuple((name, time_ns, fields) for name, time_ns, fields in span["events"]),
+        )
+        for span in spans
+    ]
+    return _tell_tables({name: table.to_dicts() for name, table in convert_rows(rows).items()})
+
+
+def _tell_tables(raw: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
     numbers = _number_trajectories(raw)
-    told = {
+    return {
         name: sorted(
             (_tell_row(row, numbers) for row in rows), key=lambda row: json.dumps(row, default=str)
         )
         for name, rows in raw.items()
     }
-    return told | {"tools": _list_tools(store)}
 
 
 def _number_trajectories(raw: Mapping[str, list[dict[str, Any]]]) -> dict[str, int]:

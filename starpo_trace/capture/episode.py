@@ -15,7 +15,7 @@ from opentelemetry.util.types import AttributeValue
 
 from starpo_trace import semconv
 from starpo_trace.capture.history import History
-from starpo_trace.capture.keys import AROUND_KEY, INHERITED_KEY, TRAJECTORY_KEY
+from starpo_trace.capture.keys import AROUND_KEY, INHERITED_KEY, LAYER_KEY, TRAJECTORY_KEY
 from starpo_trace.capture.lineage import list_alive
 from starpo_trace.capture.outcome import (
     EndKind,
@@ -339,7 +339,7 @@ def leave_finished_run() -> Trajectory | None:
     span = trace.get_current_span()
     if span is otel_context.get_value(INHERITED_KEY) or run.is_trace_of(span):
         context = trace.set_span_in_context(trace.get_current_span(around), context)
-    for key in (TRAJECTORY_KEY, AROUND_KEY, INHERITED_KEY):
+    for key in (TRAJECTORY_KEY, AROUND_KEY, INHERITED_KEY, LAYER_KEY):
         context = otel_context.set_value(key, otel_context.get_value(key, around), context)
     # Whoever detaches the Context around this one ends it too.
     otel_context.attach(copy_identity(around, context))

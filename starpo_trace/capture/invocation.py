@@ -18,6 +18,7 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from starpo_trace import semconv
+from starpo_trace.capture.apart import set_current
 from starpo_trace.capture.episode import Trajectory, current_trajectory, mark_error
 from starpo_trace.capture.exchange import (
     LLMRequest,
@@ -102,9 +103,7 @@ class LLMCall:
         tracer = runtime.get_tracer()  # the first span decides where to, and so the history mode
         self._history_mode: HistoryMode = runtime.history_mode
         self.span: Span = _start_span(tracer, request, runtime.redactor)
-        self.context: Context = otel_context.set_value(
-            CALL_KEY, self, trace.set_span_in_context(self.span)
-        )
+        self.context: Context = otel_context.set_value(CALL_KEY, self, set_current(self.span))
         self._is_recording = self.span.is_recording()
         self._attributes: dict[str, AttributeValue] = {}
         self._prompt: Prompt | None = None

@@ -17,6 +17,7 @@ from starpo_trace.guard import Guard, warn_once
 _PATCHES: Final = {
     "threading": "starpo_trace.capture.patches.threads",
     "concurrent.futures.thread": "starpo_trace.capture.patches.threads",
+    "opentelemetry.sdk.trace": "starpo_trace.capture.patches.tracers",
     "anthropic._base_client": "starpo_trace.capture.patches.anthropic",
     "anthropic.lib.tools._beta_runner": "starpo_trace.capture.patches.anthropic_tools",
     "google.genai._api_client": "starpo_trace.capture.patches.google_genai",

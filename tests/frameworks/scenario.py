@@ -151,11 +151,25 @@ def check_trainable(recorded: Recorded, script: Any = TWO_TURNS) -> None:
     path = recorded.dataset.with_suffix(".jsonl")
     write_dataset(recorded.dataset, path, form="trl", options=WriteOptions(split="all"))
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    answer = {"role": "assistant", "content": script[-1].content}
-    if script[-1].reasoning_content is not None:
-        answer["reasoning_content"] = script[-1].reasoning_content
-    last = [*recorded.requests[-1]["messages"], answer]
+    last = [*recorded.requests[-1]["messages"], _write_message(script[-1])]
     assert _identify(last) in [_identify(line["messages"]) for line in lines]
+
+
+def _write_message(reply: Reply) -> dict[str, Any]:
+    """An answer as a chat message."""
+    message: dict[str, Any] = {"role": "assistant", "content": reply.content}
+    if reply.reasoning_content is not None:
+        message["reasoning_content"] = reply.reasoning_content
+    if reply.tool_calls:
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in reply.tool_calls
+        ]
+    return message
 
 
 def _identify(chat: list[dict[str, Any]]) -> list[bytes]:

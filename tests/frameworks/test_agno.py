@@ -11,11 +11,16 @@ pytest.importorskip("agno.models.openai", reason="agno's OpenAI models are not i
 from agno.agent import Agent
 from agno.models.openai import OpenAIChat
 from agno.team import Team
+from matrix import Framework
 from scenario import (
     ANSWER,
+    LATE,
     QUESTION,
-    TWO_TURNS,
+    answer_by_history,
     broken_stock,
+    cancel_soon,
+    check_end,
+    check_trainable,
     check_wire,
     draw,
     list_tools,
@@ -25,6 +30,7 @@ from scenario import (
 
 from starpo_trace.testing import Reply, ToolCall
 
+FRAMEWORK = Framework(name="Agno", packages=("agno",), page="agno")
 TOOLS_RAN = [
     ("stock", "call_a", '{"sku":"A7"}', "A7: 3"),
     ("stock", "call_b", '{"sku":"B8"}', "B8: 3"),
@@ -90,24 +96,27 @@ def list_contents(events):
     return [event.content for event in events if event.event == "RunContent" and event.content]
 
 
-RUNS = [run_sync, run_streamed, run_async, run_async_streamed]
+ASYNC = pytest.mark.shows("async")
+STREAMING = pytest.mark.shows("streaming")
+RUNS = [
+    run_sync,
+    pytest.param(run_streamed, marks=STREAMING),
+    pytest.param(run_async, marks=ASYNC),
+    pytest.param(run_async_streamed, marks=(ASYNC, STREAMING)),
+]
 
 
-@pytest.mark.parametrize(
-    ("run", "tool"),
-    [
-        *((run, stock) for run in RUNS),
-        *((run, stock_in_pieces) for run in RUNS),
-        (run_async, async_stock),  # Agno runs no async tools in a sync run
-        (run_async_streamed, async_stock),
-    ],
-)
+@pytest.mark.pictured
+@pytest.mark.shows("llm", "tools", "parallel", "reasoning")
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("tool", [stock, stock_in_pieces])
 def test_two_turns(tmp_path, run, tool):
     """Two tool calls, each joined to its step, however the agent is run and its tool answers."""
     answers = []
     recorded = record(tmp_path, lambda url: answers.append(run(make_agent(url, tools=[tool]))))
     assert answers[0].endswith(ANSWER)
     check_wire(recorded)
+    check_trainable(recorded)
     assert list_tools(recorded) == TOOLS_RAN
     assert draw(recorded)[:2] == ["invoke_agent shop", "  chat m"]
     assert sorted(draw(recorded)[2:4]) == [
@@ -118,6 +127,15 @@ def test_two_turns(tmp_path, run, tool):
     assert recorded.trajectories[0]["end"] == "terminated"
 
 
+@pytest.mark.parametrize("run", [run_async, run_async_streamed])
+def test_an_async_tool(tmp_path, run):
+    """It is a step as any other; in a sync run, Agno has none."""
+    recorded = record(tmp_path, lambda url: run(make_agent(url, tools=[async_stock])))
+    check_wire(recorded)
+    assert list_tools(recorded) == TOOLS_RAN
+
+
+@pytest.mark.shows("sub-agents")
 @pytest.mark.parametrize("run", RUNS)
 def test_a_team(tmp_path, run):
     """A member's run is inside of the tool call with which the leader asked for it."""
@@ -150,34 +168,28 @@ def test_a_tool_that_fails(tmp_path, run):
     assert recorded.trajectories[0]["end"] == "terminated"
 
 
+@pytest.mark.shows("error")
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("make", [make_agent, make_team])
 def test_a_server_that_fails(tmp_path, run, make):
     """Agno raises nothing; the run is an error nevertheless."""
     recorded = record(tmp_path, lambda url: run(make(url)), [Reply(status=500)])
-    assert [row["end"] for row in recorded.trajectories] == ["error"]
-    assert [turn["outcome"] for turn in recorded.turns] == ["error"]
+    check_end(recorded, "error", "error")
 
 
+@pytest.mark.shows("cancel")
 def test_cancelled_task(tmp_path):
     """A run whose task is cancelled while its model answers is abandoned."""
-
-    async def cancel(agent):
-        task = asyncio.ensure_future(agent.arun(QUESTION))
-        await asyncio.sleep(0.5)
-        task.cancel()
-        await task
-
     recorded = record(
         tmp_path,
-        lambda url: asyncio.run(cancel(make_agent(url))),
-        [Reply(content="late", delay_s=2.0)],
+        lambda url: asyncio.run(cancel_soon(make_agent(url).arun(QUESTION))),
+        LATE,
         raises=asyncio.CancelledError,
     )
-    assert [row["end"] for row in recorded.trajectories] == ["abandoned"]
-    assert [turn["outcome"] for turn in recorded.turns] == ["cancelled"]
+    check_end(recorded, "abandoned", "cancelled")
 
 
+@pytest.mark.shows("cancel")
 def test_cancelled_run(tmp_path):
     """So is one that Agno itself was asked to cancel, though nothing is raised."""
 
@@ -203,10 +215,7 @@ def test_several_runs_at_once(tmp_path):
         outputs = await asyncio.gather(*(agent.arun(QUESTION) for agent in agents))
         assert [output.content.endswith(ANSWER) for output in outputs] == [True] * 3
 
-    def answer(body):
-        return TWO_TURNS[any(message["role"] == "tool" for message in body["messages"])]
-
-    recorded = record(tmp_path, lambda url: asyncio.run(run_three(url)), answer)
+    recorded = record(tmp_path, lambda url: asyncio.run(run_three(url)), answer_by_history)
     assert [row["num_turns"] for row in recorded.trajectories] == [2, 2, 2]
     assert len({span.trace_id for span in recorded.spans}) == 3
     roots = [span for span in recorded.spans if span.parent_id is None]

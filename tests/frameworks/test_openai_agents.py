@@ -97,13 +97,18 @@ def test_streamed(tmp_path):
     answers = []
     recorded = record(tmp_path, lambda url: answers.append(run_streamed(make_agent(url))))
     assert answers == [ANSWER]
+    assert all(request["stream"] for request in recorded.requests)
     check_wire(recorded)
+    check_trainable(recorded)
     assert list_tools(recorded) == RAN
     assert recorded.trajectories[0]["end"] == "terminated"
 
 
 @pytest.mark.shows("sub-agents")
-def test_an_agent_as_a_tool(tmp_path):
+@pytest.mark.parametrize(
+    "run", [run_sync, pytest.param(run_streamed, marks=pytest.mark.shows("streaming"))]
+)
+def test_an_agent_as_a_tool(tmp_path, run):
     """Its run is inside of the tool that it is."""
     script = [
         Reply(tool_calls=[ToolCall(id="c1", name="ask_shop", arguments='{"input": "A7?"}')]),
@@ -114,7 +119,7 @@ def test_an_agent_as_a_tool(tmp_path):
     def program(url):
         inner = make_agent(url, tools=(), name="inner")
         tool = inner.as_tool(tool_name="ask_shop", tool_description="Asks.")
-        run_sync(make_agent(url, tools=(tool,)))
+        run(make_agent(url, tools=(tool,)))
 
     recorded = record(tmp_path, program, script)
     check_wire(recorded, script)

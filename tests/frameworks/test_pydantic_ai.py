@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("pydantic_ai", reason="pydantic-ai-slim is not installed")
 
+from matrix import Framework
 from opentelemetry.sdk.trace import TracerProvider
 from pydantic import BaseModel
 from pydantic_ai import (
@@ -26,11 +27,16 @@ from pydantic_ai.tool_manager import ToolManager
 from scenario import (
     ANSWER,
     CALLS,
+    LATE,
     QUESTION,
     RAN,
     TWO_TURNS,
     USAGE,
+    answer_by_history,
     broken_stock,
+    cancel_soon,
+    check_end,
+    check_trainable,
     check_wire,
     draw,
     list_tools,
@@ -42,6 +48,8 @@ import starpo_trace
 from starpo_trace import semconv
 from starpo_trace.capture.runtime import get_runtime
 from starpo_trace.testing import Reply, ToolCall
+
+FRAMEWORK = Framework(name="Pydantic AI", packages=("pydantic-ai-slim",), page="pydantic_ai")
 
 
 def make_agent(base_url, *, tools=(stock,), name="shop", **options):
@@ -122,13 +130,24 @@ def tracing(request):
     Agent.instrument_all(False)
 
 
-@pytest.mark.parametrize("run", [run_sync, run_async, run_iter, run_stream_events])
+@pytest.mark.pictured
+@pytest.mark.shows("llm", "tools", "parallel", "reasoning")
+@pytest.mark.parametrize(
+    "run",
+    [
+        run_sync,
+        pytest.param(run_async, marks=pytest.mark.shows("async")),
+        pytest.param(run_iter, marks=pytest.mark.shows("async")),
+        pytest.param(run_stream_events, marks=pytest.mark.shows("async", "streaming")),
+    ],
+)
 def test_two_turns(tmp_path, run):
     """Parallel tools, each joined to its call, however the agent is run."""
     answers = []
     recorded = record(tmp_path, lambda url: answers.append(run(make_agent(url))))
     assert answers == [ANSWER]
     check_wire(recorded)
+    check_trainable(recorded)
     assert list_tools(recorded) == RAN
     assert draw(recorded)[0] == "invoke_agent shop"
     assert sorted(draw(recorded)[1:]) == [
@@ -139,6 +158,7 @@ def test_two_turns(tmp_path, run):
     assert [row["end"] for row in recorded.trajectories] == ["terminated"]
 
 
+@pytest.mark.shows("streaming")
 @pytest.mark.parametrize("run", [run_stream, run_stream_sync])
 def test_streamed(tmp_path, run):
     """The same from a stream of text that the program reads."""
@@ -146,6 +166,7 @@ def test_streamed(tmp_path, run):
     recorded = record(tmp_path, lambda url: answers.append(run(make_agent(url))), SILENT)
     assert answers == [ANSWER]
     check_wire(recorded, SILENT)
+    check_trainable(recorded, SILENT)
     assert list_tools(recorded) == RAN
     assert draw(recorded)[0] == "invoke_agent shop"
     assert [row["end"] for row in recorded.trajectories] == ["terminated"]
@@ -250,6 +271,7 @@ def test_an_output_tool(tmp_path, run):
     assert list_tools(recorded) == RAN
 
 
+@pytest.mark.shows("sub-agents")
 @pytest.mark.parametrize("is_itself", [False, True])
 def test_an_agent_that_a_tool_asks(tmp_path, is_itself):
     """Its run is inside of the tool that asked, also where it is the same agent."""
@@ -350,6 +372,7 @@ def test_a_conversation(tmp_path):
     ]
 
 
+@pytest.mark.shows("error")
 def test_a_tool_that_fails(tmp_path):
     """What a tool raises ends the step and the run, and reaches the program."""
     call = ToolCall(id="c1", name="broken_stock", arguments='{"sku": "A7"}')
@@ -368,6 +391,7 @@ def test_a_tool_that_fails(tmp_path):
     assert [row["end"] for row in recorded.trajectories] == ["error"]
 
 
+@pytest.mark.shows("error")
 def test_a_server_that_fails(tmp_path):
     """The run ends as an error, with the exception that left it."""
     recorded = record(
@@ -376,15 +400,11 @@ def test_a_server_that_fails(tmp_path):
         [Reply(status=400)],
         raises=ModelHTTPError,
     )
-    assert [row["end"] for row in recorded.trajectories] == ["error"]
-    assert [turn["outcome"] for turn in recorded.turns] == ["error"]
+    check_end(recorded, "error", "error")
 
 
 async def cancel_task(agent):
-    task = asyncio.ensure_future(agent.run(QUESTION))
-    await asyncio.sleep(0.5)
-    task.cancel()
-    await task
+    await cancel_soon(agent.run(QUESTION))
 
 
 async def cancel_run(agent):
@@ -401,9 +421,11 @@ async def time_out(agent):
 @pytest.mark.parametrize(
     ("stop", "raises", "end"),
     [
-        (cancel_task, asyncio.CancelledError, "abandoned"),
-        (cancel_run, RunCancelled, "abandoned"),
-        (time_out, RunTimedOut, "error"),
+        pytest.param(
+            cancel_task, asyncio.CancelledError, "abandoned", marks=pytest.mark.shows("cancel")
+        ),
+        pytest.param(cancel_run, RunCancelled, "abandoned", marks=pytest.mark.shows("cancel")),
+        pytest.param(time_out, RunTimedOut, "error", marks=pytest.mark.shows("error")),
     ],
 )
 def test_stopped(tmp_path, stop, raises, end):
@@ -411,11 +433,10 @@ def test_stopped(tmp_path, stop, raises, end):
     recorded = record(
         tmp_path,
         lambda url: asyncio.run(stop(make_agent(url))),
-        [Reply(content="late", delay_s=2.0)],
+        LATE,
         raises=raises,
     )
-    assert [row["end"] for row in recorded.trajectories] == [end]
-    assert [turn["outcome"] for turn in recorded.turns] == ["cancelled"]
+    check_end(recorded, end, "cancelled")
 
 
 def test_several_runs_at_once(tmp_path):
@@ -425,10 +446,7 @@ def test_several_runs_at_once(tmp_path):
         runs = (make_agent(url, name=f"a{number}").run(QUESTION) for number in range(3))
         assert [each.output for each in await asyncio.gather(*runs)] == [ANSWER] * 3
 
-    def answer(body):
-        return TWO_TURNS[any(message["role"] == "tool" for message in body["messages"])]
-
-    recorded = record(tmp_path, lambda url: asyncio.run(run_three(url)), answer)
+    recorded = record(tmp_path, lambda url: asyncio.run(run_three(url)), answer_by_history)
     assert sorted(row["num_turns"] for row in recorded.trajectories) == [2, 2, 2]
     assert len({span.trace_id for span in recorded.spans}) == 3
 

@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from matrix import Framework
 
 smolagents = pytest.importorskip("smolagents", reason="smolagents is not installed")
 
@@ -11,6 +12,8 @@ from scenario import (  # noqa: E402
     CALLS,
     QUESTION,
     USAGE,
+    check_end,
+    check_trainable,
     check_wire,
     draw,
     list_tools,
@@ -18,6 +21,13 @@ from scenario import (  # noqa: E402
 )
 
 from starpo_trace.testing import Reply, ToolCall  # noqa: E402
+
+FRAMEWORK = Framework(
+    name="smolagents",
+    packages=("smolagents",),
+    page="smolagents",
+    exempt={"async": "it has no async methods"},
+)
 
 
 def call(*tool_calls, content=None):
@@ -83,7 +93,15 @@ def run_streamed(agent):
     return last.output
 
 
-@pytest.mark.parametrize("stream_outputs", [False, True], ids=["whole-calls", "streamed-calls"])
+@pytest.mark.pictured
+@pytest.mark.shows("llm", "tools", "parallel", "reasoning")
+@pytest.mark.parametrize(
+    "stream_outputs",
+    [
+        pytest.param(False, id="whole-calls"),
+        pytest.param(True, id="streamed-calls", marks=pytest.mark.shows("streaming")),
+    ],
+)
 @pytest.mark.parametrize("run", [run_whole, run_streamed])
 def test_two_turns(tmp_path, run, stream_outputs):
     """Parallel tools, each joined to its call; the steps, or the model's answers, as streams."""
@@ -95,6 +113,7 @@ def test_two_turns(tmp_path, run, stream_outputs):
     )
     assert answers == [ANSWER]
     check_wire(recorded, SCRIPT)
+    check_trainable(recorded, SCRIPT)
     assert list_tools(recorded) == TOOLS_RAN
     assert draw(recorded)[:2] == ["invoke_agent shop", "  chat m"]
     assert sorted(draw(recorded)[2:4]) == [
@@ -105,6 +124,7 @@ def test_two_turns(tmp_path, run, stream_outputs):
     assert recorded.trajectories[0]["end"] == "terminated"
 
 
+@pytest.mark.shows("sub-agents")
 def test_a_managed_agent(tmp_path):
     """Its run is inside of the tool call that asked for it."""
     script = [
@@ -187,6 +207,7 @@ def test_calls_that_cannot_be_told_apart(tmp_path):
     ]
 
 
+@pytest.mark.shows("error")
 def test_a_server_that_fails(tmp_path):
     """The run ends as an error, with the exception that left it."""
     recorded = record(
@@ -195,10 +216,10 @@ def test_a_server_that_fails(tmp_path):
         [Reply(status=500)],
         raises=smolagents.AgentGenerationError,
     )
-    assert [row["end"] for row in recorded.trajectories] == ["error"]
-    assert [turn["outcome"] for turn in recorded.turns] == ["error"]
+    check_end(recorded, "error", "error")
 
 
+@pytest.mark.shows("cancel")
 def test_ctrl_c(tmp_path):
     """A run that is interrupted in a tool is abandoned, and so is the tool."""
 
@@ -221,6 +242,7 @@ def test_ctrl_c(tmp_path):
     assert draw(recorded) == ["invoke_agent shop", "  chat m", "  execute_tool stock #call_a"]
 
 
+@pytest.mark.shows("cancel")
 def test_interrupted(tmp_path):
     """`interrupt()` lets the step end, then raises: the run is abandoned."""
 

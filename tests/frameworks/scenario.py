@@ -195,6 +195,20 @@ async def cancel_soon(run: Awaitable[Any]) -> None:
     await task
 
 
+def check_put_back(*places: tuple[Any, str]) -> None:
+    """Each attribute is another while recording is on, and afterwards the very one it was."""
+
+    def look() -> list[Any]:
+        return [vars(owner).get(name) for owner, name in places]
+
+    before = look()
+    starpo_trace.instrument()
+    during = look()
+    starpo_trace.uninstrument()
+    assert [old is new for old, new in zip(before, during, strict=True)] == [False] * len(places)
+    assert [old is new for old, new in zip(before, look(), strict=True)] == [True] * len(places)
+
+
 LATE = (Reply(content="late", delay_s=2.0),)
 """An answer that is not waited for."""
 

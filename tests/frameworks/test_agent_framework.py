@@ -24,6 +24,7 @@ from scenario import (
     broken_stock,
     cancel_soon,
     check_end,
+    check_put_back,
     check_trainable,
     check_wire,
     draw,
@@ -32,7 +33,6 @@ from scenario import (
     stock,
 )
 
-import starpo_trace
 from starpo_trace.testing import Reply, ToolCall
 
 FRAMEWORK = Framework(
@@ -292,11 +292,5 @@ def test_several_runs_at_once(tmp_path):
 
 def test_put_back():
     """Afterwards the methods are the ones that were there."""
-    places = [(Agent, "run"), (RawAgent, "run"), (Workflow, "run")]
-    places.append((type(tool(stock)), "invoke"))
-    before = [vars(owner).get(name) for owner, name in places]
-    starpo_trace.instrument()
-    during = [vars(owner).get(name) for owner, name in places]
-    starpo_trace.uninstrument()
-    assert all(old is not new for old, new in zip(before, during, strict=True))
-    assert [vars(owner).get(name) for owner, name in places] == before
+    owners = [(Agent, "run"), (RawAgent, "run"), (Workflow, "run"), (type(tool(stock)), "invoke")]
+    check_put_back(*owners)

@@ -11,6 +11,7 @@ pytest.importorskip("agno.models.openai", reason="agno's OpenAI models are not i
 from agno.agent import Agent
 from agno.models.openai import OpenAIChat
 from agno.team import Team
+from agno.tools.function import FunctionCall
 from matrix import Framework
 from scenario import (
     ANSWER,
@@ -20,6 +21,7 @@ from scenario import (
     broken_stock,
     cancel_soon,
     check_end,
+    check_put_back,
     check_trainable,
     check_wire,
     draw,
@@ -222,3 +224,16 @@ def test_several_runs_at_once(tmp_path):
     assert sorted((s.name, s.attributes["gen_ai.conversation.id"]) for s in roots) == [
         (f"invoke_agent a{i}", f"s{i}") for i in range(3)
     ]
+
+
+def test_put_back():
+    """Afterwards the methods and functions are the ones that were there."""
+    from agno.agent import _run as agent_runs
+    from agno.team import _run as team_runs
+
+    names = ("_run", "_run_stream", "_arun", "_arun_stream")
+    check_put_back(
+        *((home, name) for home in (agent_runs, team_runs) for name in names),
+        (FunctionCall, "execute"),
+        (FunctionCall, "aexecute"),
+    )

@@ -24,6 +24,7 @@ from scenario import (
     broken_stock,
     cancel_soon,
     check_end,
+    check_put_back,
     check_trainable,
     check_wire,
     draw,
@@ -314,7 +315,7 @@ def test_put_back():
     """Afterwards the classes and functions are the ones that were there."""
     from haystack.components.agents import tool_calling
 
-    places = [
+    check_put_back(
         (Agent, "run"),
         (Agent, "run_async"),
         (Pipeline, "run"),
@@ -322,10 +323,4 @@ def test_put_back():
         (Pipeline, "run_async_generator"),
         (tool_calling, "_make_context_bound_invoke"),
         (tool_calling, "_make_bounded_invoke_async"),
-    ]
-    before = [vars(owner)[name] for owner, name in places]
-    starpo_trace.instrument()
-    during = [vars(owner)[name] for owner, name in places]
-    starpo_trace.uninstrument()
-    assert all(old is not new for old, new in zip(before, during, strict=True))
-    assert [vars(owner)[name] for owner, name in places] == before
+    )

@@ -1,6 +1,10 @@
 """Pydantic AI: what its model's server saw is what was recorded."""
 
 import asyncio
+import inspect
+import json
+import threading
+from dataclasses import dataclass, field
 from datetime import date
 
 import pytest
@@ -8,6 +12,7 @@ import pytest
 pytest.importorskip("pydantic_ai", reason="pydantic-ai-slim is not installed")
 
 from matrix import Framework
+from openai import AsyncOpenAI
 from opentelemetry.sdk.trace import TracerProvider
 from pydantic import BaseModel
 from pydantic_ai import (
@@ -18,12 +23,14 @@ from pydantic_ai import (
     ModelRetry,
     RunContext,
     ToolReturn,
+    exceptions,
 )
-from pydantic_ai.exceptions import ModelHTTPError, RunCancelled, RunTimedOut
+from pydantic_ai import agent as pydantic_ai_agent
+from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.models.instrumented import InstrumentationSettings
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
-from pydantic_ai.tool_manager import ToolManager
+from pydantic_ai.result import StreamedRunResultSync
 from scenario import (
     ANSWER,
     CALLS,
@@ -36,6 +43,7 @@ from scenario import (
     broken_stock,
     cancel_soon,
     check_end,
+    check_put_back,
     check_trainable,
     check_wire,
     draw,
@@ -53,7 +61,8 @@ FRAMEWORK = Framework(name="Pydantic AI", packages=("pydantic-ai-slim",), page="
 
 
 def make_agent(base_url, *, tools=(stock,), name="shop", **options):
-    provider = OpenAIProvider(base_url=base_url, api_key="none")
+    client = AsyncOpenAI(base_url=base_url, api_key="none")
+    provider = OpenAIProvider(openai_client=client)  # its own would outlive an event loop
     return Agent(
         OpenAIChatModel("m", provider=provider),
         name=name,
@@ -110,14 +119,20 @@ def run_output_stream(agent):
 
 
 def run_stream_sync(agent):
-    with agent.run_stream_sync(QUESTION) as result:
+    result = agent.run_stream_sync(QUESTION)
+    if not hasattr(result, "__enter__"):  # older versions
+        return list(result.stream_text())[-1]
+    with result:
         return list(result.stream_text())[-1]
 
 
 def run_stream_events(agent):
     async def read():
-        async with agent.run_stream_events(QUESTION) as events:
+        events = agent.run_stream_events(QUESTION)
+        if not hasattr(events, "__aenter__"):  # older versions
             return [event async for event in events][-1].result.output
+        async with events as entered:
+            return [event async for event in entered][-1].result.output
 
     return asyncio.run(read())
 
@@ -169,7 +184,9 @@ def test_streamed(tmp_path, run):
     check_trainable(recorded, SILENT)
     assert list_tools(recorded) == RAN
     assert draw(recorded)[0] == "invoke_agent shop"
-    assert [row["end"] for row in recorded.trajectories] == ["terminated"]
+    has_block = run is run_stream or hasattr(StreamedRunResultSync, "__enter__")
+    end = "terminated" if has_block else "abandoned"  # older versions never leave the run
+    assert [row["end"] for row in recorded.trajectories] == [end]
 
 
 def test_own_spans_change_no_row(tmp_path):
@@ -203,7 +220,8 @@ def test_own_spans_change_no_row(tmp_path):
     check_wire(alone)
     assert describe(apart) == describe(alone)
     assert describe(here) == describe(alone)
-    assert [row["reason"] for row in here.rejected] == ["duplicate_llm_call"] * 2
+    reasons = [row["reason"] for row in here.rejected]  # older versions have a span around tools
+    assert [each for each in reasons if each != "container"] == ["duplicate_llm_call"] * 2
 
 
 def test_a_tool_that_asks_for_another_try(tmp_path):
@@ -229,7 +247,7 @@ def test_a_tool_that_asks_for_another_try(tmp_path):
         ("find", "c3", '{"sku": "A7"}', "A7: 3"),
     ]
     failed = [span.attributes.get(semconv.ERROR_TYPE) for span in recorded.spans]
-    assert [each for each in failed if each] == ["pydantic_ai.exceptions.ToolRetryError"]
+    assert [each.split(".")[-1] for each in failed if each] in (["ToolRetryError"], ["ModelRetry"])
     assert [row["end"] for row in recorded.trajectories] == ["terminated"]
 
 
@@ -339,7 +357,7 @@ def test_inside_of_a_named_run(tmp_path):
     def program(url):
         with starpo_trace.trajectory("day", task_id="t1"):
             run_sync(make_agent(url, tools=(), name="first"))
-            run_async(make_agent(url, tools=(), name="second"))
+            run_sync(make_agent(url, tools=(), name="second"))
 
     script = [Reply(content="One."), Reply(content="Two.")]
     recorded = record(tmp_path, program, script)
@@ -353,6 +371,10 @@ def test_inside_of_a_named_run(tmp_path):
     ]
 
 
+@pytest.mark.skipif(
+    "conversation_id" not in inspect.signature(Agent.iter).parameters,
+    reason="this version knows no conversations",
+)
 def test_a_conversation(tmp_path):
     """Its id is the run's, and a run after the block is one of its own."""
 
@@ -370,6 +392,42 @@ def test_a_conversation(tmp_path):
         (1, "c-17", "terminated"),
         (1, None, "terminated"),
     ]
+
+
+@dataclass
+class Cart:
+    """What a run's tools share."""
+
+    skus: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Till(Cart):
+    """The same with something that is no data."""
+
+    lock: object = field(default_factory=threading.Lock)
+
+
+def put(ctx: RunContext[Cart], sku: str) -> str:
+    ctx.deps.skus.append(sku)
+    return "Put."
+
+
+@pytest.mark.shows("state")
+def test_the_dependencies_of_a_run(tmp_path):
+    """Recorded at its start and where a tool changed them; those that are no data are not."""
+    call = ToolCall(id="c1", name="put", arguments='{"sku": "A7"}')
+    script = [Reply(tool_calls=[call, CALLS[0]]), Reply(content=ANSWER)] * 2
+
+    def program(url):
+        agent = make_agent(url, tools=(put, stock), deps_type=Cart)
+        for cart in (Cart(skus=["B8"]), Till()):
+            agent.run_sync(QUESTION, deps=cart)
+
+    recorded = record(tmp_path, program, script)
+    check_wire(recorded, script, num_trajectories=2)
+    states = [(row["name"], json.loads(row["value"])) for row in recorded.states]
+    assert states == [("deps", {"skus": ["B8"]}), ("deps", {"skus": ["B8", "A7"]})]
 
 
 @pytest.mark.shows("error")
@@ -424,8 +482,14 @@ async def time_out(agent):
         pytest.param(
             cancel_task, asyncio.CancelledError, "abandoned", marks=pytest.mark.shows("cancel")
         ),
-        pytest.param(cancel_run, RunCancelled, "abandoned", marks=pytest.mark.shows("cancel")),
-        pytest.param(time_out, RunTimedOut, "error", marks=pytest.mark.shows("error")),
+        *(
+            pytest.param(stop, getattr(exceptions, raises), end, marks=pytest.mark.shows(feature))
+            for stop, raises, end, feature in (
+                (cancel_run, "RunCancelled", "abandoned", "cancel"),
+                (time_out, "RunTimedOut", "error", "error"),
+            )
+            if hasattr(exceptions, raises)  # not in older versions
+        ),
     ],
 )
 def test_stopped(tmp_path, stop, raises, end):
@@ -451,13 +515,10 @@ def test_several_runs_at_once(tmp_path):
     assert len({span.trace_id for span in recorded.spans}) == 3
 
 
-def test_put_back(tmp_path):
+def test_put_back():
     """What was patched is as it was before."""
-    before = vars(Agent)["iter"], vars(ToolManager)["execute_tool_call"]
-    seen = []
-    record(
-        tmp_path,
-        lambda url: (run_sync(make_agent(url)), seen.append(vars(Agent)["iter"])),
+    manager = pydantic_ai_agent.ToolManager
+    name = "execute_tool_call"
+    check_put_back(
+        (Agent, "iter"), (manager, name if hasattr(manager, name) else "_call_function_tool")
     )
-    assert seen[0] is not before[0]
-    assert (vars(Agent)["iter"], vars(ToolManager)["execute_tool_call"]) == before

@@ -13,6 +13,7 @@ from scenario import (  # noqa: E402
     QUESTION,
     USAGE,
     check_end,
+    check_put_back,
     check_trainable,
     check_wire,
     draw,
@@ -293,3 +294,13 @@ def test_several_runs_at_once(tmp_path):
     assert sorted(span.name for span in recorded.spans if span.parent_id is None) == [
         f"invoke_agent a{i}" for i in range(3)
     ]
+
+
+def test_put_back():
+    """Afterwards the methods are the ones that were there."""
+    check_put_back(
+        (smolagents.MultiStepAgent, "run"),
+        (smolagents.ToolCallingAgent, "process_tool_calls"),
+        (smolagents.ToolCallingAgent, "execute_tool_call"),
+        (smolagents.Tool, "__call__"),
+    )

@@ -55,6 +55,8 @@ class SpanColumns:
     """Process that recorded it; None where the trajectory began."""
     have_input: list[bool]
     """A call whose prompt was recorded."""
+    tool_call_ids: list[str | None]
+    """Of a tool that ran, the call that asked for it."""
     num_links: list[int]
     """How many spans it links to."""
     links: list[tuple[str, str] | None]
@@ -81,6 +83,7 @@ def read_span_columns(spans: pl.DataFrame) -> SpanColumns:
         conversation_ids=spans["conversation_id"].to_list(),
         parts=spans["part"].to_list(),
         have_input=spans["has_input"].to_list(),
+        tool_call_ids=spans["tool_call_id"].to_list(),
         num_links=spans["num_links"].to_list(),
         links=[
             None if trace is None or span is None else (trace, span)
@@ -245,6 +248,7 @@ def _reject_duplicate_calls(
 ) -> dict[int, int]:
     """A call directly around another is one call seen twice; so are two with one answer's id.
 
+    And so is a tool of another library directly around or inside of one that answers the same call.
     Ours is kept, else the one that has content, else the inner one. Returns which span stands for
     each that is left out.
     """
@@ -256,17 +260,27 @@ def _reject_duplicate_calls(
         if parent == NO_PARENT:
             continue
         above = nearest[i] = parent if records[parent] is not None else nearest[parent]
-        if above == NO_PARENT or records[i] != "llm" or records[above] != "llm":
+        if above == NO_PARENT or records[i] != records[above] or ids[above] != ids[i]:
             continue
-        if ids[above] == ids[i]:
+        if records[i] == "llm" or _is_one_tool(spans, above, i):
             above = follow_twins(twins, above)
             worse, better = (i, above) if _worth(spans, above) > _worth(spans, i) else (above, i)
             twins[worse] = better
     if answers:
         twins |= find_same_answers(answers, ids, twins, lambda i: _worth(spans, i))
     for i in twins:
-        spans.reject(i, "duplicate_llm_call", "another span is the same call")
+        if records[i] == "llm":
+            spans.reject(i, "duplicate_llm_call", "another span is the same call")
+        else:
+            spans.reject(i, "duplicate_tool", "another span is the same run of a tool")
     return twins
+
+
+def _is_one_tool(spans: SpanColumns, above: int, i: int) -> bool:
+    """Whether two libraries recorded one run of a tool."""
+    call_id = spans.tool_call_ids[i]
+    is_same = call_id is not None and call_id == spans.tool_call_ids[above]
+    return is_same and not (spans.are_ours[i] and spans.are_ours[above])
 
 
 def _worth(spans: SpanColumns, i: int) -> tuple[bool, bool]:

@@ -40,6 +40,7 @@ SPANS: Final[dict[str, str]] = {
     "step": "i64",  # as recorded
     "step_kind": "str",
     "has_input": "bool",  # a call whose prompt was recorded
+    "tool_call_id": "str",  # of a tool that ran: the call that asked for it
 }
 
 RUNS: Final[dict[str, str]] = {  # of spans that say any of it

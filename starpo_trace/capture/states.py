@@ -8,6 +8,7 @@ from opentelemetry.context import Context
 
 from starpo_trace.capture.attachment import Attachment
 from starpo_trace.capture.episode import current_trajectory
+from starpo_trace.capture.patches.base import MISSING
 from starpo_trace.capture.steps import state
 from starpo_trace.guard import Guard
 from starpo_trace.messages import dump_json
@@ -24,11 +25,24 @@ def record_data(value: Any, name: str, within: Context | None = None) -> None:
         within: the Context of the run, where that is not current.
     """
     with Guard("recording a state"):
-        try:
-            text = orjson.dumps(value, default=_dump_model, option=orjson.OPT_NON_STR_KEYS)
-        except (TypeError, ValueError, RecursionError):
-            return
-        record_change(orjson.loads(text), name, within)
+        told = _read_data(value)
+        if told is not MISSING:
+            record_change(told, name, within)
+
+
+def record_fields(values: Any, name: str, within: Context | None = None) -> None:
+    """Record a framework's mapping, without what is no data and what the framework keeps to itself.
+
+    Args:
+        values: the mapping; anything else is no state.
+        name: which state it is.
+        within: the Context of the run, where that is not current.
+    """
+    with Guard("recording a state"):
+        if isinstance(values, Mapping):
+            told = {key: _read_data(each) for key, each in values.items() if str(key)[:1] != "_"}
+            told = {key: each for key, each in told.items() if each is not MISSING}
+            record_change(told, name, within)
 
 
 def record_change(value: Any, name: str, within: Context | None = None) -> None:
@@ -36,7 +50,7 @@ def record_change(value: Any, name: str, within: Context | None = None) -> None:
     with Guard("recording a state"):
         attachment = None if within is None else Attachment(within)
         try:
-            _record_change(write_plain(value), name)
+            _record_change(value, name)
         finally:
             if attachment is not None:
                 attachment.detach()
@@ -54,24 +68,23 @@ def _record_change(value: Any, name: str) -> None:
     state(value, name)
 
 
-def write_plain(value: Any) -> Any:
-    """Value -> the same with models as mappings."""
-    if isinstance(value, Mapping):
-        return {key: write_plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [write_plain(each) for each in value]
+def _read_data(value: Any) -> Any:
+    """Value -> what JSON holds of it; MISSING where some of it is no data."""
     try:
-        return _dump_model(value)
-    except TypeError:
-        return value
+        text = orjson.dumps(value, default=_dump_model, option=orjson.OPT_NON_STR_KEYS)
+    except (TypeError, ValueError, RecursionError):
+        return MISSING
+    return orjson.loads(text)
 
 
 def _dump_model(value: Any) -> Any:
-    """Pydantic's model -> mapping.
+    """Pydantic's model, or a set -> plain data.
 
     Raises:
         TypeError: it is something else.
     """
+    if isinstance(value, set | frozenset):
+        return sorted(value)
     dump = getattr(value, "model_dump", None)
     if dump is None or isinstance(value, type):
         raise TypeError(f"{type(value).__name__} is no data")

@@ -258,6 +258,11 @@ def list_tools(recorded: Recorded) -> list[tuple[str, Any, Any, Any]]:
     )
 
 
+def list_states(recorded: Recorded) -> list[tuple[str, Any]]:
+    """Name and value of every state, in their order."""
+    return [(row["name"], json.loads(row["value"])) for row in recorded.states]
+
+
 RAN = [
     ("stock", "call_a", '{"sku": "A7"}', "A7: 3"),
     ("stock", "call_b", '{"sku": "B8"}', "B8: 3"),

@@ -9,7 +9,17 @@ import pytest
 pytest.importorskip("agent_framework", reason="agent-framework-core is not installed")
 pytest.importorskip("agent_framework_openai", reason="agent-framework-openai is not installed")
 
-from agent_framework import Agent, RawAgent, Workflow, WorkflowBuilder, tool
+from agent_framework import (
+    Agent,
+    Executor,
+    FunctionInvocationContext,
+    RawAgent,
+    Workflow,
+    WorkflowBuilder,
+    WorkflowContext,
+    handler,
+    tool,
+)
 from agent_framework.observability import disable_instrumentation, enable_instrumentation
 from agent_framework_openai import OpenAIChatCompletionClient
 from matrix import Framework
@@ -28,6 +38,7 @@ from scenario import (
     check_trainable,
     check_wire,
     draw,
+    list_states,
     list_tools,
     record,
     stock,
@@ -288,6 +299,58 @@ def test_several_runs_at_once(tmp_path):
     recorded = record(tmp_path, lambda url: asyncio.run(run_three(url)), answer_by_history)
     assert sorted(row["num_turns"] for row in recorded.trajectories) == [2, 2, 2]
     assert len({span.trace_id for span in recorded.spans}) == 3
+
+
+@pytest.mark.shows("state")
+@pytest.mark.parametrize("streams", [False, True])
+def test_the_state_of_a_session(tmp_path, streams):
+    """Recorded at the start of a run and where a tool changed it, without the messages."""
+    call = ToolCall(id="c1", name="put", arguments='{"sku": "A7"}')
+    script = [Reply(tool_calls=[call]), Reply(content=ANSWER)]
+
+    async def talk(url):
+        def put(ctx: FunctionInvocationContext, sku: str) -> str:
+            """Puts an article into the cart."""
+            ctx.session.state["cart"].append(sku)
+            return "Put."
+
+        agent = make_agent(url, tools=(put,))
+        session = agent.create_session()
+        session.state["cart"] = ["B8"]
+        if not streams:
+            await agent.run(QUESTION, session=session)
+            return
+        async for _ in agent.run(QUESTION, session=session, stream=True):
+            pass
+
+    recorded = record(tmp_path, lambda url: asyncio.run(talk(url)), script)
+    check_wire(recorded, script)
+    assert list_states(recorded) == [
+        ("session", {"cart": ["B8"]}),
+        ("session", {"cart": ["B8", "A7"]}),
+    ]
+
+
+@pytest.mark.shows("state")
+def test_the_state_that_a_workflow_shares(tmp_path):
+    """Recorded as the next of its executors see it, where one has changed it."""
+
+    class Counter(Executor):
+        @handler
+        async def count(self, asked: str, ctx: WorkflowContext[str]) -> None:
+            ctx.set_state("asked", [asked])
+            await ctx.send_message(asked)
+
+    async def work(url):
+        counter = Counter(id="counter")
+        shop = make_agent(url, tools=())
+        builder = WorkflowBuilder(name="desk", start_executor=counter)
+        await builder.add_edge(counter, shop).build().run(QUESTION)
+
+    script = [Reply(content="Three.")]
+    recorded = record(tmp_path, lambda url: asyncio.run(work(url)), script)
+    check_wire(recorded, script)
+    assert list_states(recorded) == [("shared", {"asked": [QUESTION]})]
 
 
 def test_put_back():

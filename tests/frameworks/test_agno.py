@@ -10,6 +10,7 @@ pytest.importorskip("agno.models.openai", reason="agno's OpenAI models are not i
 
 from agno.agent import Agent
 from agno.models.openai import OpenAIChat
+from agno.run import RunContext
 from agno.team import Team
 from agno.tools.function import FunctionCall
 from matrix import Framework
@@ -25,6 +26,7 @@ from scenario import (
     check_trainable,
     check_wire,
     draw,
+    list_states,
     list_tools,
     record,
     stock,
@@ -223,6 +225,30 @@ def test_several_runs_at_once(tmp_path):
     roots = [span for span in recorded.spans if span.parent_id is None]
     assert sorted((s.name, s.attributes["gen_ai.conversation.id"]) for s in roots) == [
         (f"invoke_agent a{i}", f"s{i}") for i in range(3)
+    ]
+
+
+def put(run_context: RunContext, sku: str) -> str:
+    """Puts an article into the cart."""
+    run_context.session_state["cart"].append(sku)
+    return "Put."
+
+
+@pytest.mark.shows("state")
+@pytest.mark.parametrize("run", RUNS)
+def test_the_state_of_a_session(tmp_path, run):
+    """Recorded at the start of a run and where a tool changed it, without ids of the run."""
+    call = ToolCall(id="c1", name="put", arguments='{"sku": "A7"}')
+    script = [Reply(tool_calls=[call]), Reply(content=ANSWER)]
+
+    def program(url):
+        run(make_agent(url, tools=(put,), session_state={"cart": ["B8"]}))
+
+    recorded = record(tmp_path, program, script)
+    check_wire(recorded, script)
+    assert list_states(recorded) == [
+        ("session_state", {"cart": ["B8"]}),
+        ("session_state", {"cart": ["B8", "A7"]}),
     ]
 
 

@@ -28,6 +28,7 @@ from scenario import (
     check_trainable,
     check_wire,
     draw,
+    list_states,
     list_tools,
     record,
     stock,
@@ -309,6 +310,31 @@ def test_several_runs_at_once(tmp_path):
     recorded = record(tmp_path, lambda url: asyncio.run(run_three(url)), answer_by_history)
     assert sorted(row["num_turns"] for row in recorded.trajectories) == [2, 2, 2]
     assert len({span.trace_id for span in recorded.spans}) == 3
+
+
+@pytest.mark.shows("state")
+@pytest.mark.parametrize("run", [run, run_async])
+def test_the_state_of_an_agent(tmp_path, run):
+    """What its schema names is recorded at the start and after the step that changed it."""
+    call = ToolCall(id="c1", name="count", arguments='{"sku": "A7"}')
+    script = [Reply(tool_calls=[call]), Reply(content=ANSWER)]
+
+    def count(sku: str) -> dict[str, str | int]:
+        """How many of an article are there."""
+        return {"sku": sku, "count": 3}
+
+    def program(url):
+        told = {"found": {"source": "count"}}
+        tool = create_tool_from_function(count, outputs_to_state=told)
+        schema = {"shop": {"type": str}, "found": {"type": int}}
+        run(make_agent(url, tools=(tool,), state_schema=schema), shop="north")
+
+    recorded = record(tmp_path, program, script)
+    check_wire(recorded, script)
+    assert list_states(recorded) == [
+        ("state", {"shop": "north"}),
+        ("state", {"shop": "north", "found": 3}),
+    ]
 
 
 def test_put_back():

@@ -1,7 +1,6 @@
 """OpenAI Agents SDK: what its model's server saw is what was recorded."""
 
 import asyncio
-import json
 import sys
 import threading
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from scenario import (  # noqa: E402
     check_trainable,
     check_wire,
     draw,
+    list_states,
     list_tools,
     record,
     stock,
@@ -289,8 +289,10 @@ def test_the_context_of_a_run(tmp_path, streams):
 
     recorded = record(tmp_path, lambda url: asyncio.run(run_both(url)), script)
     check_wire(recorded, script, num_trajectories=2)
-    states = [(row["name"], json.loads(row["value"])) for row in recorded.states]
-    assert states == [("context", {"skus": ["B8"]}), ("context", {"skus": ["B8", "A7"]})]
+    assert list_states(recorded) == [
+        ("context", {"skus": ["B8"]}),
+        ("context", {"skus": ["B8", "A7"]}),
+    ]
 
 
 def test_a_tool_that_fails(tmp_path):

@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import json
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
@@ -48,6 +47,7 @@ from scenario import (
     check_trainable,
     check_wire,
     draw,
+    list_states,
     list_tools,
     record,
     stock,
@@ -428,8 +428,7 @@ def test_the_dependencies_of_a_run(tmp_path):
 
     recorded = record(tmp_path, program, script)
     check_wire(recorded, script, num_trajectories=2)
-    states = [(row["name"], json.loads(row["value"])) for row in recorded.states]
-    assert states == [("deps", {"skus": ["B8"]}), ("deps", {"skus": ["B8", "A7"]})]
+    assert list_states(recorded) == [("deps", {"skus": ["B8"]}), ("deps", {"skus": ["B8", "A7"]})]
 
 
 @pytest.mark.shows("error")

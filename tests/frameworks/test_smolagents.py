@@ -17,6 +17,7 @@ from scenario import (  # noqa: E402
     check_trainable,
     check_wire,
     draw,
+    list_states,
     list_tools,
     record,
 )
@@ -176,6 +177,24 @@ def test_tools_called_by_code(tmp_path):
         "  execute_tool stock",
         "  chat m",
         "  execute_tool final_answer",
+    ]
+
+
+@pytest.mark.shows("state")
+def test_variables_of_code(tmp_path):
+    """What the program gives a `CodeAgent`, and what its code makes of it; only what is data."""
+    code = "<code>\nimport math\ncount = first + int(stock('A7')[-1])\n</code>"
+    script = [call(content=code), call(content=f"<code>\nfinal_answer('{ANSWER}')\n</code>")]
+
+    def program(url):
+        agent = make_agent(url, kind=smolagents.CodeAgent)
+        agent.run(QUESTION, additional_args={"first": 1, "shelf": object()})
+
+    recorded = record(tmp_path, program, script)
+    check_wire(recorded, script)
+    assert list_states(recorded) == [
+        ("variables", {"first": 1}),
+        ("variables", {"first": 1, "count": 4}),
     ]
 
 

@@ -13,13 +13,18 @@ from types import ModuleType
 from typing import Any, Final
 
 from opentelemetry import context as otel_context
-from opentelemetry.context import Context
 
 from starpo_trace.capture.agents import AgentRun, Scope, ToolRun, begin_agent, begin_tool
 from starpo_trace.capture.attachment import Attachment
 from starpo_trace.capture.keys import AGENT_KEY
 from starpo_trace.capture.patches.base import PatchSet
-from starpo_trace.capture.patches.scopes import end_scope, find_homes, wrap_scope
+from starpo_trace.capture.patches.scopes import (
+    ContextScope,
+    FollowedScope,
+    end_scope,
+    find_homes,
+    wrap_scope,
+)
 from starpo_trace.capture.states import record_data
 from starpo_trace.guard import Guard
 
@@ -38,17 +43,19 @@ def apply(patches: PatchSet, run: ModuleType) -> None:
         wrap_scope(patches, run.AgentRunner, "_run_single_turn", _open_turn)
         wrap_scope(patches, run.AgentRunner, "_run_single_turn_streamed", _open_turn)
         wrap_scope(patches, steps, "execute_handoffs", _open_handoff)
-        wrap_scope(patches, steps, "_execute_tool_with_hooks", _open_tool)
+        wrap_scope(patches, steps, "_execute_tool_with_hooks", _open_tool, _read_output)
         return
     metadata = "_invoke_function_tool_with_metadata"
-    for module, name, open_scope in (
-        ("run_internal.run_loop", "run_single_turn", _open_turn),
-        ("run_internal.run_loop", "run_single_turn_streamed", _open_turn),
-        ("run_internal.turn_resolution", "execute_handoffs", _open_handoff),
-        ("tool", metadata if hasattr(tools, metadata) else "invoke_function_tool", _open_tool),
+    run_tool = metadata if hasattr(tools, metadata) else "invoke_function_tool"
+    for module, name, open_scope, read in (
+        ("run_internal.run_loop", "run_single_turn", _open_turn, None),
+        ("run_internal.run_loop", "run_single_turn_streamed", _open_turn, None),
+        ("run_internal.turn_resolution", "execute_handoffs", _open_handoff, None),
+        ("tool", run_tool, _open_tool, _read_output),
     ):
         home: Any = sys.modules.get(f"agents.{module}")
-        wrap_scope(patches, find_homes(getattr(home, name), name, home), name, open_scope)
+        homes = find_homes(getattr(home, name), name, home)
+        wrap_scope(patches, homes, name, open_scope, read)
 
 
 class _Run:
@@ -87,31 +94,27 @@ class _RunScope:
         self._scope.finish(error, result)
 
 
-class _TurnScope:
-    """A turn of a handed-off agent: only a Context, nothing that is recorded."""
+class _HandoffScope:
+    """A handoff, whose result is what the model is told of it."""
 
-    def __init__(self, context: Context) -> None:
-        self.context = context
-
-    def finish(self, error: BaseException | None, result: Any = None) -> None:
-        """Nothing to end: the agent may have other turns."""
-
-
-class _ToolScope:
-    """A tool or a handoff, after which the run's context may be another."""
-
-    def __init__(self, scope: Scope, run_context: Any, read: Callable[[Any], Any]) -> None:
+    def __init__(self, scope: Scope, handoff: Any) -> None:
         self.context = scope.context
         self._scope = scope
-        self._run_context = run_context
-        self._read = read
+        self._handoff = handoff
 
     def finish(self, error: BaseException | None, result: Any = None) -> None:
-        """End it with what the model is told."""
-        with Guard("reading a tool's result"):
-            result = None if result is None else self._read(result)
+        """End it; `result` is the turn's."""
+        if result is not None:
+            result = self._handoff.get_transfer_message(result.next_step.new_agent)
         self._scope.finish(error, result)
-        record_data(self._run_context.context, "context")
+
+
+def _begin_step(tool: ToolRun, run_context: Any) -> Scope | None:
+    """A tool or a handoff, after which the run's context may be another."""
+    scope = begin_tool(tool)
+    if scope is None:
+        return None
+    return FollowedScope(scope, lambda: record_data(run_context.context, "context"))
 
 
 def _open_run(_runner: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scope | None:
@@ -159,7 +162,7 @@ def _open_turn(_runner: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     run.give_turn(getattr(bindings, "public_agent", bindings))
     run_context = kwargs.get("context_wrapper") or args[3]
     record_data(run_context.context, "context")
-    return None if run.scope is None else _TurnScope(run.scope.context)
+    return None if run.scope is None else ContextScope(run.scope.context)
 
 
 def _open_tool(_home: Any, _args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scope | None:
@@ -170,8 +173,7 @@ def _open_tool(_home: Any, _args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         arguments=kwargs["arguments"] if call is None else call.arguments,
         call_id=getattr(context, "tool_call_id", None),
     )
-    scope = begin_tool(tool)
-    return None if scope is None else _ToolScope(scope, context, _read_output)
+    return _begin_step(tool, context)
 
 
 def _read_output(result: Any) -> Any:
@@ -182,9 +184,6 @@ def _read_output(result: Any) -> Any:
 def _open_handoff(_home: Any, _args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scope | None:
     asked = kwargs["run_handoffs"][0]  # others are refused
     call = asked.tool_call
-    scope = begin_tool(ToolRun(name=call.name, arguments=call.arguments, call_id=call.call_id))
-
-    def read(result: Any) -> Any:
-        return asked.handoff.get_transfer_message(result.next_step.new_agent)
-
-    return None if scope is None else _ToolScope(scope, kwargs["context_wrapper"], read)
+    tool = ToolRun(name=call.name, arguments=call.arguments, call_id=call.call_id)
+    scope = _begin_step(tool, kwargs["context_wrapper"])
+    return None if scope is None else _HandoffScope(scope, asked.handoff)

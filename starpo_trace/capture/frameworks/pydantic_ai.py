@@ -14,7 +14,12 @@ from opentelemetry import context as otel_context
 
 from starpo_trace.capture.agents import AgentRun, Scope, ToolRun, begin_agent, begin_tool
 from starpo_trace.capture.patches.base import PatchSet
-from starpo_trace.capture.patches.scopes import wrap_context, wrap_scope
+from starpo_trace.capture.patches.scopes import (
+    ContextScope,
+    FollowedScope,
+    wrap_context,
+    wrap_scope,
+)
 from starpo_trace.capture.states import record_data
 
 TESTED: Final = {"pydantic-ai-slim": ">=1.32,<2.69"}
@@ -30,7 +35,7 @@ def apply(patches: PatchSet, agent: ModuleType) -> None:
         wrap_scope(patches, manager, "execute_tool_call", _open_tool, _read_output)
         return
     # Older versions check a call's arguments and run the tool in one method, which has the call.
-    wrap_scope(patches, manager, "_call_function_tool", _CallScope)
+    wrap_scope(patches, manager, "_call_function_tool", _open_call)
     toolset = sys.modules["pydantic_ai.toolsets.combined"].CombinedToolset
     wrap_scope(patches, toolset, "call_tool", _open_checked_tool, _read_output)
 
@@ -50,30 +55,6 @@ class _RunScope:
         self._scope.finish(error, result)
 
 
-class _CallScope:
-    """A tool call that is being checked: only a Context, nothing that is recorded."""
-
-    def __init__(self, _manager: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        self.context = otel_context.set_value(_CALL_KEY, args[0] if args else kwargs["call"])
-
-    def finish(self, error: BaseException | None, result: Any = None) -> None:
-        """Nothing to end."""
-
-
-class _ToolScope:
-    """A tool, after which the dependencies may be others."""
-
-    def __init__(self, scope: Scope, deps: Any) -> None:
-        self.context = scope.context
-        self._scope = scope
-        self._deps = deps
-
-    def finish(self, error: BaseException | None, result: Any = None) -> None:
-        """End it."""
-        self._scope.finish(error, result)
-        record_data(self._deps, "deps")
-
-
 def _open_run(agent: Any, _args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scope | None:
     conversation = kwargs.get("conversation_id")
     if conversation is None:
@@ -90,7 +71,11 @@ def _open_tool(manager: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     validated = args[0] if args else kwargs["validated"]
     if not validated.args_valid or validated.deferral is not None:
         return None  # raised again there; the tool does not run
-    return _begin_tool(validated.call, manager.ctx)
+    return _begin_tool(validated.call, manager.ctx.deps)
+
+
+def _open_call(_manager: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scope:
+    return ContextScope(otel_context.set_value(_CALL_KEY, args[0] if args else kwargs["call"]))
 
 
 def _open_checked_tool(
@@ -99,13 +84,13 @@ def _open_checked_tool(
     call = otel_context.get_value(_CALL_KEY)
     context = args[2]
     is_asked = getattr(call, "tool_call_id", None) == context.tool_call_id  # no output tool
-    return _begin_tool(call, context) if is_asked else None
+    return _begin_tool(call, context.deps) if is_asked else None
 
 
-def _begin_tool(call: Any, context: Any) -> Scope | None:
+def _begin_tool(call: Any, deps: Any) -> Scope | None:
     run = ToolRun(name=call.tool_name, arguments=call.args, call_id=call.tool_call_id)
     scope = begin_tool(run)
-    return None if scope is None else _ToolScope(scope, context.deps)
+    return None if scope is None else FollowedScope(scope, lambda: record_data(deps, "deps"))
 
 
 def _read_output(result: Any) -> str:

@@ -26,7 +26,7 @@ def record_data(value: Any, name: str, within: Context | None = None) -> None:
     """
     with Guard("recording a state"):
         told = _read_data(value)
-        if told is not MISSING:
+        if told is not MISSING and told is not None:
             record_change(told, name, within)
 
 

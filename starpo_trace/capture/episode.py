@@ -76,6 +76,8 @@ class Trajectory:
         """What its spans already hold."""
         self.states: dict[str, tuple[str, Any]] = {}
         """Per state name, hash and value of the latest state."""
+        self.last_states: dict[str, str] = {}
+        """Per state name, what a framework's state was last, in JSON."""
         self.identity: Identity = identity or {}
         """Attributes that say whose run it is."""
         self.part = part
@@ -243,7 +245,7 @@ class Trajectory:
             span.end()
         # A thread that outlives the run may hold this object for long.
         tail = self.history.read_tail()
-        self.history, self.states = History(), {}
+        self.history, self.states, self.last_states = History(), {}, {}
         self.history.restore_tail(tail)
 
     def _describe_end(self, span: Span, error: BaseException | None) -> None:

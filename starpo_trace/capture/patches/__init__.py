@@ -39,6 +39,16 @@ _PATCHES: Final = {
     "pydantic_ai.agent": "starpo_trace.capture.frameworks.pydantic_ai",
     **dict.fromkeys(
         (
+            "google.adk.runners",
+            "google.adk.agents.base_agent",
+            "google.adk.flows.llm_flows.functions",
+            "google.adk.flows.llm_flows.tools._caller",
+            "google.adk.sessions.base_session_service",
+        ),
+        "starpo_trace.capture.frameworks.google_adk",
+    ),
+    **dict.fromkeys(
+        (
             "mistralai.client.basesdk",
             "mistralai.client.chat",
             "mistralai.client.agents",

@@ -39,6 +39,8 @@ class SpanColumns:
     """Trace of each span."""
     span_ids: list[str]
     """Its id."""
+    names: list[str]
+    """Its name."""
     records: list[str | None]
     """Its kind; None once it is rejected."""
     reasons: list[str | None]
@@ -73,6 +75,7 @@ def read_span_columns(spans: pl.DataFrame) -> SpanColumns:
     return SpanColumns(
         trace_ids=spans["trace_id"].to_list(),
         span_ids=spans["span_id"].to_list(),
+        names=spans["name"].to_list(),
         records=spans["record"].to_list(),
         reasons=spans["reason"].to_list(),
         details=spans["detail"].to_list(),
@@ -245,8 +248,9 @@ def _reject_duplicate_calls(
 ) -> dict[int, int]:
     """A call directly around another is one call seen twice; so are two with one answer's id.
 
-    Ours is kept, else the one that has content, else the inner one. Returns which span stands for
-    each that is left out.
+    Ours is kept, else the one that has content, else the inner one. A tool that another library
+    recorded directly around or inside of ours, under the same name, is one too. Returns which span
+    stands for each that is left out.
     """
     records = spans.records
     nearest: list[int] = [NO_PARENT] * len(records)  # nearest agent span above, by record
@@ -256,17 +260,28 @@ def _reject_duplicate_calls(
         if parent == NO_PARENT:
             continue
         above = nearest[i] = parent if records[parent] is not None else nearest[parent]
-        if above == NO_PARENT or records[i] != "llm" or records[above] != "llm":
+        if above == NO_PARENT or records[i] not in ("llm", "step"):
             continue
-        if ids[above] == ids[i]:
-            above = follow_twins(twins, above)
+        above = follow_twins(twins, above)
+        if ids[above] == ids[i] and _may_be_one(spans, above, i):
             worse, better = (i, above) if _worth(spans, above) > _worth(spans, i) else (above, i)
             twins[worse] = better
     if answers:
         twins |= find_same_answers(answers, ids, twins, lambda i: _worth(spans, i))
     for i in twins:
-        spans.reject(i, "duplicate_llm_call", "another span is the same call")
+        if records[i] == "llm":
+            spans.reject(i, "duplicate_llm_call", "another span is the same call")
+        else:
+            spans.reject(i, "duplicate_tool_run", "another span is the same run of a tool")
     return twins
+
+
+def _may_be_one(spans: SpanColumns, above: int, i: int) -> bool:
+    """Whether a span may be the same call or tool as the one above it."""
+    if spans.records[above] != spans.records[i]:
+        return False
+    is_of_both = spans.are_ours[above] != spans.are_ours[i]
+    return spans.records[i] == "llm" or (is_of_both and spans.names[above] == spans.names[i])
 
 
 def _worth(spans: SpanColumns, i: int) -> tuple[bool, bool]:

@@ -177,6 +177,34 @@ def test_one_call_seen_twice_counts_once(spans):
     assert turns["span_id"].to_list() == [lone_inner.span_id]
 
 
+def test_one_tool_seen_twice_counts_once(spans):
+    """Ours wins over another library's of the same name directly around or inside it, only then."""
+    root = spans.root()
+
+    def tool(parent, name="execute_tool f", **fields):
+        return spans.row(
+            {semconv.OPERATION_NAME: "execute_tool"}, name=name, parent=parent, **fields
+        )
+
+    ours_keys = {
+        semconv.RECORD: "step",
+        semconv.OPERATION_NAME: "execute_tool",
+        semconv.STEP_KIND: "tool",
+        semconv.STEP: 0,
+        semconv.TRAJECTORY_ID: "t1",
+    }
+    outer = tool(root, scope="other")
+    ours = spans.row(ours_keys, name="execute_tool f", parent=outer)
+    inner = tool(ours, scope="other")
+    other = tool(ours, "execute_tool g", scope="other")
+    tables = convert_rows([root, outer, ours, inner, other])
+    assert tables["trajectories"]["num_steps"].to_list() == [2]  # ours and g
+    rejected = dict(tables["rejected"].select("span_id", "reason").iter_rows())
+    assert rejected == {each.span_id: "duplicate_tool_run" for each in (outer, inner)}
+    both_theirs = [outer, tool(outer, scope="other")]
+    assert convert_rows([root, *both_theirs])["trajectories"]["num_steps"].to_list() == [2]
+
+
 def test_rejected_spans_name_their_reason(spans):
     """Each kind of span that makes no row, with its reason."""
     cases = {

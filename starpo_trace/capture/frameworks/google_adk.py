@@ -12,7 +12,6 @@ from types import ModuleType
 from typing import Any, Final
 
 from opentelemetry import context as otel_context
-from opentelemetry.context import Context
 
 from starpo_trace.capture.agents import AgentRun, Scope, ToolRun, begin_agent, begin_tool
 from starpo_trace.capture.episode import Trajectory, current_trajectory
@@ -45,7 +44,7 @@ class _RunScope:
     """A run that its program may abort, and that may reach a limit."""
 
     def __init__(self, scope: Scope, running: _Running, abort_signal: asyncio.Event | None) -> None:
-        self.context: Context = otel_context.set_value(_RUNNING_KEY, running, scope.context)
+        self.context = otel_context.set_value(_RUNNING_KEY, running, scope.context)
         self._scope = scope
         self._running = running
         self._abort_signal = abort_signal
@@ -91,9 +90,7 @@ def _open_agent(agent: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     if isinstance(running, _Running) and running.name == agent.name:
         return None  # the run itself; versions 2 run a copy of the runner's agent
     parent = args[0] if args else kwargs["parent_context"]
-    return begin_agent(
-        AgentRun(name=agent.name, owner=agent, conversation_id=parent.session.id)
-    )
+    return begin_agent(AgentRun(name=agent.name, owner=agent, conversation_id=parent.session.id))
 
 
 def _open_tool(_module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scope | None:

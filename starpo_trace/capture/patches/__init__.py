@@ -24,6 +24,7 @@ _PATCHES: Final = {
     "openai._base_client": "starpo_trace.capture.patches.openai",
     "botocore.client": "starpo_trace.capture.patches.bedrock",
     "litellm": "starpo_trace.capture.patches.litellm",
+    "litellm.router_rust.core": "starpo_trace.capture.patches.litellm",
     "ollama._client": "starpo_trace.capture.patches.ollama",
     "agents.run": "starpo_trace.capture.frameworks.openai_agents",
     "smolagents.agents": "starpo_trace.capture.frameworks.smolagents",

@@ -25,6 +25,7 @@ _PATCHES: Final = {
     "openai._base_client": "starpo_trace.capture.patches.openai",
     "botocore.client": "starpo_trace.capture.patches.bedrock",
     "litellm": "starpo_trace.capture.patches.litellm",
+    "litellm.router_rust.core": "starpo_trace.capture.patches.litellm",
     "ollama._client": "starpo_trace.capture.patches.ollama",
     "dspy._vendor.lm15.transports._sync": "starpo_trace.capture.patches.lm15",
     "dspy._vendor.lm15.transports._async": "starpo_trace.capture.patches.lm15",
@@ -85,6 +86,16 @@ _PATCHES: Final = {
             "mcp.shared.session",
         ),
         "starpo_trace.capture.frameworks.mcp",
+    ),
+    **dict.fromkeys(
+        (
+            "google.adk.runners",
+            "google.adk.agents.base_agent",
+            "google.adk.flows.llm_flows.functions",
+            "google.adk.flows.llm_flows.tools._caller",
+            "google.adk.sessions.base_session_service",
+        ),
+        "starpo_trace.capture.frameworks.google_adk",
     ),
     **dict.fromkeys(
         (

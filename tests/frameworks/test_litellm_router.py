@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from dataclasses import replace
+from importlib import metadata
 
 import pytest
 from matrix import Framework
@@ -43,6 +44,7 @@ FRAMEWORK = Framework(
         "state": "a router has no state of a run",
     },
 )
+VERSION = tuple(int(part) for part in metadata.version("litellm").split(".")[:2])
 MESSAGES = [{"role": "user", "content": QUESTION}]
 TOOLS = [
     {
@@ -251,10 +253,8 @@ def test_load_balancing(tmp_path):
 @pytest.mark.parametrize("num_chunks", [0, 2])
 def test_a_fallback_in_the_middle_of_a_stream(tmp_path, num_chunks):
     """One turn: with the prompt and the answer of the attempt that came to its end."""
-    if num_chunks and "enable_mid_stream_fallback_continuation" in str(
-        litellm.Router.__init__.__doc__
-    ):
-        pytest.skip("this version goes on only with models that take a beginning of their answer")
+    if num_chunks and VERSION >= (1, 100):
+        pytest.skip("this version does not ask another deployment once there was text")
 
     def answer(body):
         is_bad = body["model"] == "bad"

@@ -109,6 +109,7 @@ class LLMCall:
         self._attributes: dict[str, AttributeValue] = {}
         self._notes: dict[str, AttributeValue] = {}
         self._failed: list[dict[str, str | int]] = []
+        self._last_failed = 0
         self.num_inner = 0
         """Calls of the SDKs below, so far."""
         self._prompt: Prompt | None = None
@@ -175,8 +176,14 @@ class LLMCall:
         told = attributes if redactor is None else redactor.redact_value(attributes)
         self._notes.update(told)
 
-    def note_failed_attempt(self, error: Exception) -> None:
-        """Remember that an SDK below failed, whose caller may try again."""
+    def note_failed_attempt(self, error: Exception, number: int) -> None:
+        """Remember that an SDK below failed, whose caller may try again.
+
+        Of several layers the lowest that fails does so first, and was begun after the others.
+        """
+        if number <= self._last_failed:
+            return
+        self._last_failed = number
         request = self._request
         status = getattr(error, "status_code", None)
         told = {
@@ -349,9 +356,9 @@ class InnerCall:
             self.fail(error)
 
     def fail(self, error: BaseException) -> None:
-        """Leave the failure to the outer call, which may try again; the lowest of several notes it."""
-        if isinstance(error, Exception) and self._number == self._outer.num_inner:
-            self._outer.note_failed_attempt(error)
+        """Leave the failure to the outer call, which may try again."""
+        if isinstance(error, Exception):
+            self._outer.note_failed_attempt(error, self._number)
 
 
 def begin_call(read_request: Callable[..., LLMRequest], *arguments: Any) -> Call | None:

@@ -24,8 +24,7 @@ from starpo_trace.messages import dump_json
 
 TESTED: Final = {"google-adk": ">=1.14,<2.14"}
 _RUNNING_KEY: Final = otel_context.create_key("starpo-google-adk-run")
-_CALL_TOOL: Final = ("_call_tool_async", "__call_tool_async")
-"""The function that calls a tool, now and in versions 1."""
+_CALLER: Final = "google.adk.flows.llm_flows.tools._caller"
 _OWN_ID: Final = "adk-"
 """Begins the ids that ADK makes up, and shows no model, where a call has none."""
 
@@ -36,8 +35,22 @@ class _Running:
     def __init__(self, name: str, *, is_outermost: bool) -> None:
         self.name = name
         self.is_outermost = is_outermost
-        self.last_event_id: str | None = None
-        self.last_state: str | None = None
+        self._last_event_id: str | None = None
+        self._last_state: str | None = None
+
+    def may_change_state(self, event: Any) -> bool:
+        """Whether an event changes the state, or is the first; versions 1 add each one twice."""
+        if event.id == self._last_event_id:
+            return False
+        self._last_event_id = event.id
+        return self._last_state is None or bool(event.actions and event.actions.state_delta)
+
+    def record_state(self, session: Any) -> None:
+        """Record a session's state, where it is another than before."""
+        told = dump_json(session.state)
+        if told != self._last_state:
+            self._last_state = told
+            state(session.state, self.name)
 
 
 class _RunScope:
@@ -55,8 +68,8 @@ class _RunScope:
             error = asyncio.CancelledError("aborted")
         limit = sys.modules["google.adk.agents.invocation_context"].LlmCallsLimitExceededError
         run = otel_context.get_value(TRAJECTORY_KEY, self.context)
-        is_own = self._running.is_outermost and isinstance(run, Trajectory)
-        if is_own and isinstance(error, limit):
+        is_limited = self._running.is_outermost and isinstance(error, limit)
+        if is_limited and isinstance(run, Trajectory):
             run.end("truncated", reason="max_llm_calls")
         self._scope.finish(error, result)
 
@@ -70,12 +83,17 @@ def apply(patches: PatchSet, module: ModuleType) -> None:
             wrap_scope(patches, module.BaseAgent, "run_async", _open_agent)
         case "google.adk.sessions.base_session_service":
             patches.wrap(module.BaseSessionService, "append_event", _append_event)
+        case name if name == _CALLER:
+            _wrap_tools(patches, module, "_call_tool_async")
+        case _ if _CALLER not in sys.modules:  # versions 1
+            _wrap_tools(patches, module, "__call_tool_async")
         case _:
-            for name in _CALL_TOOL:
-                function = vars(module).get(name)
-                if getattr(function, "__module__", None) == module.__name__:
-                    homes = find_homes(function, name, module)
-                    wrap_scope(patches, homes, name, _open_tool, _read_result)
+            pass
+
+
+def _wrap_tools(patches: PatchSet, module: ModuleType, name: str) -> None:
+    homes = find_homes(getattr(module, name), name, module)
+    wrap_scope(patches, homes, name, _open_tool, _read_result)
 
 
 def _open_run(runner: Any, _args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scope | None:
@@ -110,20 +128,14 @@ async def _append_event(
     wrapped: Callable[..., Any], _service: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
     """Every event of a run is added to its session here; some change its state."""
-    session = event = None
-    has_delta = False
+    running = otel_context.get_value(_RUNNING_KEY)
+    may_change = False
     with Guard("reading an event"):
-        session = args[0] if args else kwargs["session"]
-        event = args[1] if len(args) > 1 else kwargs["event"]
-        has_delta = bool(event.actions and event.actions.state_delta)  # is trimmed there
+        if isinstance(running, _Running):
+            event = args[1] if len(args) > 1 else kwargs["event"]
+            may_change = running.may_change_state(event)  # what it changes is trimmed below
     result = await wrapped(*args, **kwargs)
     with Guard("recording a session's state"):
-        running = otel_context.get_value(_RUNNING_KEY)
-        if isinstance(running, _Running) and running.last_event_id != event.id:
-            running.last_event_id = event.id  # versions 1 add it again, to what is stored
-            if has_delta or running.last_state is None:
-                told = dump_json(session.state)
-                if told != running.last_state:
-                    running.last_state = told
-                    state(session.state, running.name)
+        if may_change and isinstance(running, _Running):
+            running.record_state(args[0] if args else kwargs["session"])
     return result

@@ -1,7 +1,7 @@
 """LiteLLM -> recorded calls, each with what the SDK below it saw on the wire.
 
-Seams are the public functions and the methods of `Router`, which since 1.109 are those of its core,
-a class of another module. They call each other, and for many providers an SDK that is recorded too;
+Seams are the public functions and the methods of `Router`, which newer versions keep in its core, a
+class of another module. They call each other, and for many providers an SDK that is recorded too;
 all of that is one call, retries and fallbacks included: an attempt that failed is an event of it.
 """
 

@@ -86,7 +86,9 @@ def _list_untested(versions: Mapping[str, str], tested: Mapping[str, str]) -> tu
 
 def _is_within(version: str, spec: str) -> bool:
     try:
-        return SpecifierSet(spec).contains(version, prereleases=True)
+        return any(
+            SpecifierSet(each).contains(version, prereleases=True) for each in spec.split(" or ")
+        )
     except InvalidVersion:
         return False
 

@@ -22,7 +22,7 @@ from starpo_trace.capture.steps import state
 from starpo_trace.guard import Guard
 from starpo_trace.messages import dump_json
 
-TESTED: Final = {"google-adk": ">=1.14,<2.14"}
+TESTED: Final = {"google-adk": ">=2.13,<2.14 or >=1.14,<1.15"}
 _RUNNING_KEY: Final = otel_context.create_key("starpo-google-adk-run")
 _CALLER: Final = "google.adk.flows.llm_flows.tools._caller"
 _OWN_ID: Final = "adk-"

@@ -21,7 +21,10 @@ from starpo_trace.capture.patches.scopes import wrap_scope
 from starpo_trace.capture.steps import state
 from starpo_trace.guard import Guard
 
-TESTED: Final = {"langgraph": ">=1.0,<1.3", "langchain-core": ">=1.1,<1.9"}
+TESTED: Final = {
+    "langgraph": ">=1.2,<1.3 or >=1.0,<1.1",
+    "langchain-core": ">=1.7,<1.9 or >=1.1,<1.2",
+}
 _NOT_IN_STATES: Final = {"response_metadata", "usage_metadata"}
 """Of a message: a model call's span has them."""
 

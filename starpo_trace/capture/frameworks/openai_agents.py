@@ -28,7 +28,7 @@ from starpo_trace.capture.patches.scopes import (
 from starpo_trace.capture.states import record_data
 from starpo_trace.guard import Guard
 
-TESTED: Final = {"openai-agents": ">=0.6.9,<0.25"}
+TESTED: Final = {"openai-agents": ">=0.24,<0.25 or >=0.6.9,<0.7"}
 
 
 def apply(patches: PatchSet, run: ModuleType) -> None:

@@ -22,7 +22,7 @@ from starpo_trace.capture.patches.scopes import (
 )
 from starpo_trace.capture.states import record_data
 
-TESTED: Final = {"pydantic-ai-slim": ">=1.32,<2.69"}
+TESTED: Final = {"pydantic-ai-slim": ">=2.68,<2.69 or >=1.32,<1.33"}
 
 _CALL_KEY: Final = otel_context.create_key("starpo-pydantic-ai-call")
 

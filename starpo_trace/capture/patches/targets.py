@@ -1,7 +1,7 @@
 """Modules of SDKs and frameworks to wait for -> the module of ours that patches them.
 
 Adding a provider or a framework is adding its line: `capture/NAME.py` has `apply(patches, module)`,
-called with each of these once it is imported, and `TESTED`, package -> versions.
+called with each of these once it is imported, and `TESTED`, package -> versions (`>=2,<3 or >=1.4,<1.5`).
 """
 
 from typing import Final

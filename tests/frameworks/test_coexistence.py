@@ -20,6 +20,9 @@ from scenario import CALLS, QUESTION, TWO_TURNS, USAGE
 
 from starpo_trace.testing import Reply, ScriptedServer, ToolCall
 
+if find_spec("openinference") is None:
+    pytest.skip("OpenInference is not installed", allow_module_level=True)
+
 HERE = Path(__file__).parent
 PACKAGES = {
     "openinference": "openinference.instrumentation",
@@ -92,7 +95,7 @@ class Recorded:
 @pytest.fixture(scope="module", params=BESIDE, ids=lambda each: f"{each[1]}-{each[2]}")
 def recorded(request, tmp_path_factory):
     shop, peer, framework = request.param
-    if find_spec("openinference") is None or find_spec(f"{PACKAGES[peer]}.{framework}") is None:
+    if find_spec(f"{PACKAGES[peer]}.{framework}") is None:
         pytest.skip(f"{peer} of {framework} is not installed")
     folder = tmp_path_factory.mktemp(f"{peer}-{framework}")
     orders = ["peer,ask", "ours,ask", *APART, *WITHOUT_US, "ours,peer,-peer,ask", *TOGETHER]

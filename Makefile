@@ -23,8 +23,9 @@ INSPECT := .venvs/inspect
 INSPECT_TESTS := tests/trace/sources/test_inspect_logs.py
 # Agent frameworks, really run: a group of them shares an environment, of the versions it pins.
 FRAMEWORKS := .venvs/frameworks
-NEWEST := openai3 openai2 crewai strands semantic_kernel
-YEAR_OLD := a_year_ago crewai_a_year_ago
+ON_PUSH := openai3 openai2
+GROUPS := $(ON_PUSH) crewai strands semantic_kernel a_year_ago crewai_a_year_ago coexistence
+TESTS_coexistence := tests/frameworks/test_launch.py tests/frameworks/test_coexistence.py
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo demo-seeds test test-frameworks matrix check format clean FORCE
@@ -32,18 +33,19 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 demo: $(VENV)/.demo-ready $(if $(filter smollm2,$(MODEL)),$(VENV)/.smollm2-ready)
 	$(BIN)/python examples/frozen_lake/demo.py --model $(MODEL) --seed $(SEED)
 
-test: check $(LITELLM)/.ready $(PEERS)/.ready $(PHOENIX)/.ready $(MLFLOW)/.ready $(INSPECT)/.ready $(NEWEST:%=$(FRAMEWORKS)/%.json)
+test: check $(LITELLM)/.ready $(PEERS)/.ready $(PHOENIX)/.ready $(MLFLOW)/.ready $(INSPECT)/.ready $(ON_PUSH:%=$(FRAMEWORKS)/%.json)
 	$(BIN)/python -m pytest
 	$(LITELLM)/bin/python -m pytest -q -W default $(LITELLM_TESTS)  # its warnings are its own
 	$(BIN)/python -m pytest -q $(PEER_TESTS)
 	$(INSPECT)/bin/python -m pytest -q -W ignore $(INSPECT_TESTS)
 
-# Every framework, at the newest version and at one about a year old.
-test-frameworks: $(NEWEST:%=$(FRAMEWORKS)/%.json) $(YEAR_OLD:%=$(FRAMEWORKS)/%.json)
+# Every framework, at the newest version and the most used at one about a year old, beside other
+# instrumentations and however they are launched. `make test` runs those that go with the openai SDK.
+test-frameworks: $(GROUPS:%=$(FRAMEWORKS)/%.json)
 
 # The same, written into the README.
 matrix: test-frameworks
-	$(PYTHON) tests/frameworks/publish.py $(FRAMEWORKS)/*.json
+	$(PYTHON) tests/frameworks/publish.py $(GROUPS:%=$(FRAMEWORKS)/%.json)
 
 check: $(VENV)/.test-ready
 	$(BIN)/ruff check .
@@ -115,6 +117,6 @@ $(FRAMEWORKS)/%/.ready: tests/frameworks/environments/%.txt pyproject.toml
 
 # What a group showed, for the matrix in the README.
 $(FRAMEWORKS)/%.json: $(FRAMEWORKS)/%/.ready FORCE
-	$(FRAMEWORKS)/$*/bin/python -m pytest -q -W ignore tests/frameworks --matrix $@
+	$(FRAMEWORKS)/$*/bin/python -m pytest -q -W ignore $(or $(TESTS_$*),tests/frameworks) --matrix $@
 FORCE:
 .PRECIOUS: $(FRAMEWORKS)/%/.ready

@@ -74,7 +74,7 @@ def _judge(installed: "Installed") -> "Finding":
         return Finding(
             level="problem",
             what=f"{what} {how}: {'; '.join(installed.failures)}",
-            do=f"use a tested version: {installed.package}{installed.tested}",
+            do=f"use a tested version: {installed.package} {installed.tested}",
         )
     if installed.untested:
         return Finding(

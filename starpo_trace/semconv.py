@@ -114,6 +114,12 @@ STREAM_OUTCOME: Final = "starpo.stream.outcome"
 """exhausted | cut | closed | dropped | cancelled | error."""
 ERROR_BODY: Final = "starpo.error.body"
 """JSON of what a server said of a failure, where the exception's message does not say it all."""
+ROUTER_GROUP: Final = "starpo.router.group"
+"""What a router was asked for: the name of a group of deployments."""
+ROUTER_DEPLOYMENT: Final = "starpo.router.deployment"
+"""A router's id of the deployment that answered."""
+FAILED_ATTEMPTS: Final = "starpo.attempts.failed"
+"""JSON list of the attempts below a call that failed, in their order: model, server, error, status."""
 
 # State, reward -----------------------------------------------------------------------------
 STATE_NAME: Final = "starpo.state.name"

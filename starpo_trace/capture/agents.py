@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from opentelemetry import context as otel_context
-from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import Span, SpanKind
 
 from starpo_trace import semconv
+from starpo_trace.capture.apart import set_current
 from starpo_trace.capture.episode import (
     Trajectory,
     current_trajectory,
@@ -155,7 +155,7 @@ def begin_agent(agent: AgentRun) -> Scope | None:
             **around.describe_part(),
         },
     )
-    context = otel_context.set_value(AGENT_KEY, agent.owner, trace.set_span_in_context(span))
+    context = otel_context.set_value(AGENT_KEY, agent.owner, set_current(span))
     return _AgentScope(span, context, has_content=runtime.history_mode != "off")
 
 

@@ -15,7 +15,7 @@ from opentelemetry.util.types import AttributeValue
 
 from starpo_trace import semconv
 from starpo_trace.capture.history import History
-from starpo_trace.capture.keys import AROUND_KEY, INHERITED_KEY, TRAJECTORY_KEY
+from starpo_trace.capture.keys import AROUND_KEY, INHERITED_KEY, LAYER_KEY, TRAJECTORY_KEY
 from starpo_trace.capture.lineage import list_alive
 from starpo_trace.capture.outcome import (
     EndKind,
@@ -76,6 +76,8 @@ class Trajectory:
         """What its spans already hold."""
         self.states: dict[str, tuple[str, Any]] = {}
         """Per state name, hash and value of the latest state."""
+        self.last_states: dict[str, str] = {}
+        """Per state name, what a framework's state was last, in JSON."""
         self.identity: Identity = identity or {}
         """Attributes that say whose run it is."""
         self.part = part
@@ -243,7 +245,7 @@ class Trajectory:
             span.end()
         # A thread that outlives the run may hold this object for long.
         tail = self.history.read_tail()
-        self.history, self.states = History(), {}
+        self.history, self.states, self.last_states = History(), {}, {}
         self.history.restore_tail(tail)
 
     def _describe_end(self, span: Span, error: BaseException | None) -> None:
@@ -339,7 +341,7 @@ def leave_finished_run() -> Trajectory | None:
     span = trace.get_current_span()
     if span is otel_context.get_value(INHERITED_KEY) or run.is_trace_of(span):
         context = trace.set_span_in_context(trace.get_current_span(around), context)
-    for key in (TRAJECTORY_KEY, AROUND_KEY, INHERITED_KEY):
+    for key in (TRAJECTORY_KEY, AROUND_KEY, INHERITED_KEY, LAYER_KEY):
         context = otel_context.set_value(key, otel_context.get_value(key, around), context)
     # Whoever detaches the Context around this one ends it too.
     otel_context.attach(copy_identity(around, context))

@@ -9,7 +9,7 @@ gets no span of its own: what the inner one saw on the wire completes the outer 
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from opentelemetry import context as otel_context
@@ -18,6 +18,7 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from starpo_trace import semconv
+from starpo_trace.capture.apart import set_current
 from starpo_trace.capture.episode import Trajectory, current_trajectory, mark_error
 from starpo_trace.capture.exchange import (
     LLMRequest,
@@ -34,6 +35,7 @@ from starpo_trace.capture.exchange import (
 from starpo_trace.capture.history import History, Prompt, describe_lone_prompt
 from starpo_trace.capture.keys import CALL_KEY
 from starpo_trace.capture.lineage import Lineage, list_alive
+from starpo_trace.capture.outcome import name_error
 from starpo_trace.capture.runtime import Runtime, get_runtime
 from starpo_trace.capture.spans import has_plain_sampler, put_attributes
 from starpo_trace.guard import handle_failure
@@ -102,11 +104,14 @@ class LLMCall:
         tracer = runtime.get_tracer()  # the first span decides where to, and so the history mode
         self._history_mode: HistoryMode = runtime.history_mode
         self.span: Span = _start_span(tracer, request, runtime.redactor)
-        self.context: Context = otel_context.set_value(
-            CALL_KEY, self, trace.set_span_in_context(self.span)
-        )
+        self.context: Context = otel_context.set_value(CALL_KEY, self, set_current(self.span))
         self._is_recording = self.span.is_recording()
         self._attributes: dict[str, AttributeValue] = {}
+        self._notes: dict[str, AttributeValue] = {}
+        self._failed: list[dict[str, str | int]] = []
+        self._last_failed = 0
+        self.num_inner = 0
+        """Calls of the SDKs below, so far."""
         self._prompt: Prompt | None = None
         if trajectory is not None and self._step is not None:
             trajectory.set_step_span(self._step, self.span, is_llm=not request.is_retrieval)
@@ -163,9 +168,32 @@ class LLMCall:
 
     def note_first_chunk(self) -> None:
         """Record how long the first chunk of a stream took."""
-        self._attributes[semconv.RESPONSE_TIME_TO_FIRST_CHUNK] = (
-            time.perf_counter() - self._started_s
-        )
+        self._notes[semconv.RESPONSE_TIME_TO_FIRST_CHUNK] = time.perf_counter() - self._started_s
+
+    def note_routing(self, attributes: "Mapping[str, AttributeValue]") -> None:
+        """Record where a router sent the call; of several attempts the last one counts."""
+        redactor = self._runtime.redactor
+        told = attributes if redactor is None else redactor.redact_value(attributes)
+        self._notes.update(told)
+
+    def note_failed_attempt(self, error: Exception, number: int) -> None:
+        """Remember that an SDK below failed, whose caller may try again.
+
+        Of several layers the lowest that fails does so first, and was begun after the others.
+        """
+        if number <= self._last_failed:
+            return
+        self._last_failed = number
+        request = self._request
+        status = getattr(error, "status_code", None)
+        told = {
+            "model": request.model,
+            "address": request.address,
+            "port": request.port,
+            "error": name_error(error),
+            "status": status if isinstance(status, int) else None,
+        }
+        self._failed.append({key: value for key, value in told.items() if value is not None})
 
     def finish(
         self,
@@ -201,6 +229,9 @@ class LLMCall:
         outcome: StreamOutcome | None,
     ) -> None:
         attributes = self._attributes
+        attributes.update(self._notes)
+        if self._failed:
+            attributes[semconv.FAILED_ATTEMPTS] = dump_json(self._failed)
         try:
             self._describe_response(response, error, outcome)
         finally:  # what is known of the request is kept whatever is wrong with the answer
@@ -294,11 +325,19 @@ class InnerCall:
         self.is_stream = request.is_stream
         self.context: Context = otel_context.get_current()
         self._outer = outer
+        outer.num_inner += 1
+        self._number = outer.num_inner
         outer.adopt_request(request)
 
     def is_inside(self, call: Call) -> bool:
-        """Whether what this one sees is recorded by the same span."""
-        return call is self._outer or getattr(call, "_outer", None) is self._outer
+        """Whether it was begun by a call, or after it for the same span."""
+        if isinstance(call, InnerCall):
+            return call._outer is self._outer and call._number < self._number
+        return call is self._outer
+
+    def note_routing(self, attributes: "Mapping[str, AttributeValue]") -> None:
+        """Hand it to the outer call."""
+        self._outer.note_routing(attributes)
 
     def note_first_chunk(self) -> None:
         """Leave the time to the outer call."""
@@ -313,9 +352,13 @@ class InnerCall:
         """Hand what was received to the outer call."""
         if error is None or response.messages:
             self._outer.adopt_response(response)
+        if error is not None:
+            self.fail(error)
 
     def fail(self, error: BaseException) -> None:
         """Leave the failure to the outer call, which may try again."""
+        if isinstance(error, Exception):
+            self._outer.note_failed_attempt(error, self._number)
 
 
 def begin_call(read_request: Callable[..., LLMRequest], *arguments: Any) -> Call | None:
@@ -371,6 +414,12 @@ _open_streams: "weakref.WeakValueDictionary[int, OpenStream]" = weakref.WeakValu
 def watch_stream(stream: OpenStream) -> None:
     """Remember an open stream, to finish it with its trajectory at the latest."""
     _open_streams[id(stream)] = stream
+
+
+def note_routing(call: Call, attributes: "Mapping[str, AttributeValue]") -> None:
+    """Record where a router sent a call."""
+    if attributes and isinstance(call, LLMCall | InnerCall):
+        call.note_routing(attributes)
 
 
 def finish_inner_streams(call: Call) -> None:

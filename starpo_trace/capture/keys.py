@@ -14,5 +14,7 @@ AGENT_KEY: Final = create_key("starpo-agent")
 """The framework's agent that runs."""
 TOOL_KEY: Final = create_key("starpo-tool")
 """Name and call id of the framework's tool that runs."""
+LAYER_KEY: Final = create_key("starpo-layer")
+"""The span of ours that is current, and the one around it that is not ours."""
 CALL_KEY: Final = create_key("starpo-llm-call")
 """The model call in progress."""

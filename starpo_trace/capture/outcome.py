@@ -55,16 +55,20 @@ def _is_zero(code: object) -> bool:
 def mark_error(span: Span, error: BaseException, *, has_content: bool) -> None:
     """Record on a span that it failed; the message only where content may be recorded."""
     kind = type(error)
-    qualified = kind.__qualname__
-    if kind.__module__ != "builtins":
-        qualified = f"{kind.__module__}.{qualified}"
-    span.set_attribute(semconv.ERROR_TYPE, qualified)
+    span.set_attribute(semconv.ERROR_TYPE, name_error(error))
     if not has_content:
         span.set_status(Status(StatusCode.ERROR, kind.__name__))
         return
     message = _read_message(error)
     span.set_status(Status(StatusCode.ERROR, f"{kind.__name__}: {message}"))
     _record_body(span, error, message)
+
+
+def name_error(error: BaseException) -> str:
+    """Name of an exception's class, with its module."""
+    kind = type(error)
+    is_builtin = kind.__module__ == "builtins"
+    return kind.__qualname__ if is_builtin else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _record_body(span: Span, error: BaseException, message: str) -> None:

@@ -12,6 +12,7 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
 
 from starpo_trace import semconv
+from starpo_trace.capture.apart import set_current
 from starpo_trace.capture.episode import Trajectory, leave_finished_run
 from starpo_trace.capture.keys import AROUND_KEY, TRAJECTORY_KEY
 from starpo_trace.capture.outcome import redact_text
@@ -60,7 +61,7 @@ def begin_trajectory(
     context = otel_context.set_value(TRAJECTORY_KEY, begun, context)
     if runtime is None:
         return begun, context
-    context = trace.set_span_in_context(span, context)
+    context = set_current(span, context)
     return begun, send_identity(
         context, begun.id, begun, identity=identity, part=part, is_sampled=begun.is_sampled
     )

@@ -37,6 +37,15 @@ class Runtime:
         self._provider: TracerProvider | None = None
         self._destinations: Sequence[Destination] = ()
         self._num_reported_lost = 0
+        self.sdk_tracer: Tracer | None = None
+        """Tracer of the provider that spans go to, once one did."""
+        self.span_processor: object = None
+        """Where its spans go, if it is one of the SDK's."""
+
+    @property
+    def has_own_provider(self) -> bool:
+        """Whether spans go to a provider that Starpo opened, which nobody else uses."""
+        return self._own_provider is not None
 
     @cached_property
     def redactor(self) -> "Redactor | None":
@@ -51,6 +60,8 @@ class Runtime:
             with self._lock:
                 if self._tracer is None:
                     tracer = self._choose_provider().get_tracer(semconv.SCOPE_NAME, _read_version())
+                    self.span_processor = getattr(tracer, "span_processor", None)
+                    self.sdk_tracer = tracer
                     share = self.config.sample
                     if share is not None and self._own_provider is None:
                         from starpo_trace.capture.sampling import SamplingTracer

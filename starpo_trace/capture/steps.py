@@ -14,6 +14,7 @@ from opentelemetry.trace import Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 
 from starpo_trace import semconv
+from starpo_trace.capture.apart import set_current
 from starpo_trace.capture.attachment import Entry, OpenEntries
 from starpo_trace.capture.episode import Trajectory, current_trajectory, mark_error
 from starpo_trace.capture.history import History
@@ -147,7 +148,7 @@ def begin_step(
     span = tracer.start_span(f"{operation} {shown}", kind=SpanKind.INTERNAL, attributes=attributes)
     if trajectory is not None and number is not None:
         trajectory.set_step_span(number, span)
-    context = trace.set_span_in_context(span)
+    context = set_current(span)
     if number is None:
         context = otel_context.set_value(STEP_SAMPLED_KEY, span.is_recording(), context)
     return Step(number=number, span=span, recorder=recorder), context

@@ -15,6 +15,7 @@ import polars as pl
 from starpo_trace.convert.columns import columns_to_frame, polars_schema
 from starpo_trace.convert.copies import CONFLICT, DistinctSpans, drop_copies
 from starpo_trace.convert.deferred import join_deferred
+from starpo_trace.convert.doubles import list_watched
 from starpo_trace.convert.forgotten import list_names
 from starpo_trace.convert.parts import StepOrder, order_steps, renumber_frames
 from starpo_trace.convert.recipe import NO_RECIPE, Recipe
@@ -82,7 +83,9 @@ def build_partition(
     forest = build_span_forest(
         columns.trace_ids, columns.span_ids, frames["spans"]["parent_id"].to_list()
     )
-    assignment = assign_trajectories(forest, columns, list_repeated_answers(frames))
+    assignment = assign_trajectories(
+        forest, columns, list_repeated_answers(frames), list_watched(frames)
+    )
     frames = _move_feedback(frames, assignment)
     order = order_steps(frames, columns, forest, assignment)
     losses = _list_losses(distinct, columns, assignment)

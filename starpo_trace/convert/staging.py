@@ -98,7 +98,7 @@ class ChunkBuilder:
     ) -> None:
         link = row.links[0] if row.links else (None, None)
         if isinstance(span, Rejection):
-            told = (None, span.reason, span.detail, False, None, None, None, None, False)
+            told = (None, span.reason, span.detail, False, *[None] * 4, False, None, None)
         else:
             told = _describe(span)
             self._append_rows(number, span)
@@ -251,4 +251,6 @@ def _describe(span: CanonicalSpan) -> tuple[Any, ...]:
         columns.get("step"),
         columns.get("step_kind"),
         span.call is not None and bool(span.call["has_input"]),
+        columns.get("tool_name"),
+        columns.get("tool_call_id"),
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from starpo_trace.convert.doubles import Watched, find_doubles
 from starpo_trace.convert.targets import index_targets
 from starpo_trace.convert.twins import Answer, find_same_answers, follow_twins
 
@@ -127,7 +128,10 @@ def build_span_forest(
 
 
 def assign_trajectories(
-    forest: SpanForest, spans: SpanColumns, answers: Sequence[Answer] = ()
+    forest: SpanForest,
+    spans: SpanColumns,
+    answers: Sequence[Answer] = (),
+    watched: Sequence[Watched] = (),
 ) -> Assignment:
     """Forest and spans -> each span's trajectory; spans that belong to none are rejected.
 
@@ -148,6 +152,8 @@ def assign_trajectories(
         ids = [one or other for one, other in zip(explicit, generic, strict=True)]
     _reject_conflicting_roots(spans, ids)
     twins = _reject_duplicate_calls(forest, spans, ids, answers)
+    if watched:
+        twins |= _reject_doubles(spans, watched, twins)
     _reject_without_calls(spans, ids, explicit)
     targets = _place_rewards(spans, ids, own, twins)
     return Assignment(trajectory_ids=ids, reward_targets=targets, twins=twins)
@@ -267,6 +273,20 @@ def _reject_duplicate_calls(
     for i in twins:
         spans.reject(i, "duplicate_llm_call", "another span is the same call")
     return twins
+
+
+def _reject_doubles(
+    spans: SpanColumns, watched: Sequence[Watched], known: dict[int, int]
+) -> dict[int, int]:
+    """What others recorded of our calls and tools, wherever in the trace. Returns which is ours."""
+    left = [each for each in watched if spans.records[each.row] is not None or each.row in known]
+    doubles = find_doubles(left, {i: follow_twins(known, i) for i in known})
+    for i in doubles:
+        if spans.records[i] == "llm":
+            spans.reject(i, "duplicate_llm_call", "a span of ours is the same call")
+        else:
+            spans.reject(i, "duplicate_tool_run", "a span of ours is the same run of the tool")
+    return doubles
 
 
 def _worth(spans: SpanColumns, i: int) -> tuple[bool, bool]:

@@ -15,8 +15,8 @@ from typing import Final
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion
 
-from starpo_trace.capture.patches import list_patches
 from starpo_trace.capture.patches.base import PatchSet
+from starpo_trace.capture.patches.targets import TARGETS
 
 _MAX_REASON: Final = 200
 
@@ -47,7 +47,7 @@ def check_installed(advance: Callable[[str], None] | None = None) -> list[Instal
         advance: called with the name of the package that comes next.
     """
     found: dict[str, Installed] = {}
-    for patch_name, targets in list_patches().items():
+    for patch_name, targets in TARGETS.items():
         patch = importlib.import_module(patch_name)
         versions = {name: told for name in patch.TESTED if (told := _find_version(name))}
         if not versions:
@@ -86,12 +86,14 @@ def _list_untested(versions: Mapping[str, str], tested: Mapping[str, str]) -> tu
 
 def _is_within(version: str, spec: str) -> bool:
     try:
-        return SpecifierSet(spec).contains(version, prereleases=True)
+        return any(
+            SpecifierSet(each).contains(version, prereleases=True) for each in spec.split(" or ")
+        )
     except InvalidVersion:
         return False
 
 
-def _try_patches(patch: ModuleType, targets: list[str]) -> tuple[tuple[str, ...], int]:
+def _try_patches(patch: ModuleType, targets: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
     failures, num_patched = [], 0
     for target in targets:
         patches = PatchSet()

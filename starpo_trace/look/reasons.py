@@ -42,6 +42,7 @@ MEANINGS: Final = {
     "unknown_record": "a record of a newer or unknown kind",
     "not_an_agent_span": "no step of an agent",
     "duplicate_llm_call": "the same call is in another span too",
+    "duplicate_tool_run": "the same run of a tool is in another span too",
     "reward_target_missing": "a reward for a run that is not in the sources",
     "reward_target_ambiguous": "a reward that could belong to several runs",
     "reward_target_conflict": "a reward whose link and id name different runs",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from matrix import FEATURES
+from packaging.version import Version
 from picture import draw_tree
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -52,7 +53,11 @@ def judge(runs: Iterable[Mapping[str, Any]], feature: str) -> str:
 
 def order_runs(groups: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Groups of a framework -> its runs, the newest first."""
-    return [groups[name] for name in sorted(groups, key=lambda name: name.endswith("year_ago"))]
+
+    def read_version(run: Mapping[str, Any]) -> Version:
+        return Version(next(iter(run["versions"].values())))
+
+    return sorted(groups.values(), key=read_version, reverse=True)
 
 
 def render_table(merged: Mapping[str, Any], pages: str) -> str:
@@ -69,7 +74,7 @@ def render_table(merged: Mapping[str, Any], pages: str) -> str:
         failed = sum(run["tests"]["failed"] for run in runs)
         told = f"{passed}" if not failed else f"{passed}, **{failed} fail**"
         link = f"[{name}]({pages}{newest['page']}.md)"
-        old = _tell_versions(oldest) if len(runs) > 1 else ""
+        old = "" if oldest["versions"] == newest["versions"] else _tell_versions(oldest)
         row = [link, old, _tell_versions(newest), *cells, told]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)

@@ -151,11 +151,25 @@ def check_trainable(recorded: Recorded, script: Any = TWO_TURNS) -> None:
     path = recorded.dataset.with_suffix(".jsonl")
     write_dataset(recorded.dataset, path, form="trl", options=WriteOptions(split="all"))
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    answer = {"role": "assistant", "content": script[-1].content}
-    if script[-1].reasoning_content is not None:
-        answer["reasoning_content"] = script[-1].reasoning_content
-    last = [*recorded.requests[-1]["messages"], answer]
+    last = [*recorded.requests[-1]["messages"], _write_message(script[-1])]
     assert _identify(last) in [_identify(line["messages"]) for line in lines]
+
+
+def _write_message(reply: Reply) -> dict[str, Any]:
+    """An answer as a chat message."""
+    message: dict[str, Any] = {"role": "assistant", "content": reply.content}
+    if reply.reasoning_content is not None:
+        message["reasoning_content"] = reply.reasoning_content
+    if reply.tool_calls:
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in reply.tool_calls
+        ]
+    return message
 
 
 def _identify(chat: list[dict[str, Any]]) -> list[bytes]:
@@ -179,6 +193,20 @@ async def cancel_soon(run: Awaitable[Any]) -> None:
     await asyncio.sleep(0.5)
     task.cancel()
     await task
+
+
+def check_put_back(*places: tuple[Any, str]) -> None:
+    """Each attribute is another while recording is on, and afterwards the very one it was."""
+
+    def look() -> list[Any]:
+        return [vars(owner).get(name) for owner, name in places]
+
+    before = look()
+    starpo_trace.instrument()
+    during = look()
+    starpo_trace.uninstrument()
+    assert [old is new for old, new in zip(before, during, strict=True)] == [False] * len(places)
+    assert [old is new for old, new in zip(before, look(), strict=True)] == [True] * len(places)
 
 
 LATE = (Reply(content="late", delay_s=2.0),)
@@ -228,6 +256,11 @@ def list_tools(recorded: Recorded) -> list[tuple[str, Any, Any, Any]]:
         for span in recorded.spans
         if span.attributes.get(semconv.OPERATION_NAME) == "execute_tool"
     )
+
+
+def list_states(recorded: Recorded) -> list[tuple[str, Any]]:
+    """Name and value of every state, in their order."""
+    return [(row["name"], json.loads(row["value"])) for row in recorded.states]
 
 
 RAN = [

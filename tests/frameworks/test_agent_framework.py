@@ -9,26 +9,48 @@ import pytest
 pytest.importorskip("agent_framework", reason="agent-framework-core is not installed")
 pytest.importorskip("agent_framework_openai", reason="agent-framework-openai is not installed")
 
-from agent_framework import Agent, RawAgent, Workflow, WorkflowBuilder, tool
+from agent_framework import (
+    Agent,
+    Executor,
+    FunctionInvocationContext,
+    RawAgent,
+    Workflow,
+    WorkflowBuilder,
+    WorkflowContext,
+    handler,
+    tool,
+)
 from agent_framework.observability import disable_instrumentation, enable_instrumentation
 from agent_framework_openai import OpenAIChatCompletionClient
+from matrix import Framework
 from openai import AsyncOpenAI
 from scenario import (
     ANSWER,
+    LATE,
     QUESTION,
     RAN,
     TWO_TURNS,
+    answer_by_history,
     broken_stock,
+    cancel_soon,
+    check_end,
+    check_put_back,
+    check_trainable,
     check_wire,
     draw,
+    list_states,
     list_tools,
     record,
     stock,
 )
 
-import starpo_trace
 from starpo_trace.testing import Reply, ToolCall
 
+FRAMEWORK = Framework(
+    name="Microsoft Agent Framework",
+    packages=("agent-framework-core", "agent-framework-openai"),
+    page="agent_framework",
+)
 TREE = [
     *["  chat m"] * 2,
     "  execute_tool stock #call_a",
@@ -87,9 +109,15 @@ def run_to_the_end(agent):
     return asyncio.run(read())
 
 
-RUNS = [run, run_streamed, run_to_the_end]
+RUNS = [
+    run,
+    pytest.param(run_streamed, marks=pytest.mark.shows("streaming")),
+    pytest.param(run_to_the_end, marks=pytest.mark.shows("streaming")),
+]
 
 
+@pytest.mark.pictured
+@pytest.mark.shows("llm", "async", "tools", "parallel", "reasoning")
 @pytest.mark.parametrize("run", RUNS)
 def test_two_turns(tmp_path, run):
     """Parallel tools, each joined to its call; awaited or streamed."""
@@ -97,12 +125,14 @@ def test_two_turns(tmp_path, run):
     recorded = record(tmp_path, lambda url: answers.append(run(make_agent(url))))
     assert answers[0].endswith(ANSWER)
     check_wire(recorded)
+    check_trainable(recorded)
     assert list_ran(recorded) == EXPECTED
     assert draw(recorded)[0] == "invoke_agent shop"
     assert sorted(draw(recorded)[1:]) == TREE
     assert recorded.trajectories[0]["end"] == "terminated"
 
 
+@pytest.mark.shows("sub-agents")
 @pytest.mark.parametrize("run", RUNS)
 def test_an_agent_as_a_tool(tmp_path, run):
     """Its run is inside of the tool that it is."""
@@ -130,6 +160,7 @@ def test_an_agent_as_a_tool(tmp_path, run):
     ]
 
 
+@pytest.mark.shows("sub-agents")
 @pytest.mark.parametrize("streams", [False, True])
 def test_a_workflow(tmp_path, streams):
     """A workflow that has agents is the run, and they are inside of it."""
@@ -186,6 +217,7 @@ def test_a_tool_that_fails(tmp_path):
     assert recorded.trajectories[0]["end"] == "terminated"
 
 
+@pytest.mark.shows("cancel")
 @pytest.mark.parametrize("streams", [False, True])
 def test_cancelled(tmp_path, streams):
     """A run that is cancelled while its model answers is abandoned."""
@@ -197,30 +229,23 @@ def test_cancelled(tmp_path, streams):
         async for _ in agent.run(QUESTION, stream=True):
             pass
 
-    async def cancel(agent):
-        task = asyncio.ensure_future(ask(agent))
-        await asyncio.sleep(0.5)
-        task.cancel()
-        await task
-
     recorded = record(
         tmp_path,
-        lambda url: asyncio.run(cancel(make_agent(url))),
-        [Reply(content="late", delay_s=2.0)],
+        lambda url: asyncio.run(cancel_soon(ask(make_agent(url)))),
+        LATE,
         raises=asyncio.CancelledError,
     )
-    assert [row["end"] for row in recorded.trajectories] == ["abandoned"]
-    assert [turn["outcome"] for turn in recorded.turns] == ["cancelled"]
+    check_end(recorded, "abandoned", "cancelled")
 
 
+@pytest.mark.shows("error")
 @pytest.mark.parametrize("run", RUNS)
 def test_a_server_that_fails(tmp_path, run):
     """The run ends as an error, with the exception that left it."""
     recorded = record(
         tmp_path, lambda url: run(make_agent(url)), [Reply(status=500)], raises=Exception
     )
-    assert [row["end"] for row in recorded.trajectories] == ["error"]
-    assert [turn["outcome"] for turn in recorded.turns] == ["error"]
+    check_end(recorded, "error", "error")
 
 
 def test_a_stream_that_is_closed(tmp_path):
@@ -271,21 +296,64 @@ def test_several_runs_at_once(tmp_path):
         results = await asyncio.gather(*(agent.run(QUESTION) for _ in range(3)))
         assert [each.messages[-1].text for each in results] == [ANSWER] * 3
 
-    def answer(body):
-        return TWO_TURNS[any(message["role"] == "tool" for message in body["messages"])]
-
-    recorded = record(tmp_path, lambda url: asyncio.run(run_three(url)), answer)
+    recorded = record(tmp_path, lambda url: asyncio.run(run_three(url)), answer_by_history)
     assert sorted(row["num_turns"] for row in recorded.trajectories) == [2, 2, 2]
     assert len({span.trace_id for span in recorded.spans}) == 3
 
 
+@pytest.mark.shows("state")
+@pytest.mark.parametrize("streams", [False, True])
+def test_the_state_of_a_session(tmp_path, streams):
+    """Recorded at the start of a run and where a tool changed it, without the messages."""
+    call = ToolCall(id="c1", name="put", arguments='{"sku": "A7"}')
+    script = [Reply(tool_calls=[call]), Reply(content=ANSWER)]
+
+    async def talk(url):
+        def put(ctx: FunctionInvocationContext, sku: str) -> str:
+            """Puts an article into the cart."""
+            ctx.session.state["cart"].append(sku)
+            return "Put."
+
+        agent = make_agent(url, tools=(put,))
+        session = agent.create_session()
+        session.state["cart"] = ["B8"]
+        if not streams:
+            await agent.run(QUESTION, session=session)
+            return
+        async for _ in agent.run(QUESTION, session=session, stream=True):
+            pass
+
+    recorded = record(tmp_path, lambda url: asyncio.run(talk(url)), script)
+    check_wire(recorded, script)
+    assert list_states(recorded) == [
+        ("session", {"cart": ["B8"]}),
+        ("session", {"cart": ["B8", "A7"]}),
+    ]
+
+
+@pytest.mark.shows("state")
+def test_the_state_that_a_workflow_shares(tmp_path):
+    """Recorded as the next of its executors see it, where one has changed it."""
+
+    class Counter(Executor):
+        @handler
+        async def count(self, asked: str, ctx: WorkflowContext[str]) -> None:
+            ctx.set_state("asked", [asked])
+            await ctx.send_message(asked)
+
+    async def work(url):
+        counter = Counter(id="counter")
+        shop = make_agent(url, tools=())
+        builder = WorkflowBuilder(name="desk", start_executor=counter)
+        await builder.add_edge(counter, shop).build().run(QUESTION)
+
+    script = [Reply(content="Three.")]
+    recorded = record(tmp_path, lambda url: asyncio.run(work(url)), script)
+    check_wire(recorded, script)
+    assert list_states(recorded) == [("shared", {"asked": [QUESTION]})]
+
+
 def test_put_back():
     """Afterwards the methods are the ones that were there."""
-    places = [(Agent, "run"), (RawAgent, "run"), (Workflow, "run")]
-    places.append((type(tool(stock)), "invoke"))
-    before = [vars(owner).get(name) for owner, name in places]
-    starpo_trace.instrument()
-    during = [vars(owner).get(name) for owner, name in places]
-    starpo_trace.uninstrument()
-    assert all(old is not new for old, new in zip(before, during, strict=True))
-    assert [vars(owner).get(name) for owner, name in places] == before
+    owners = [(Agent, "run"), (RawAgent, "run"), (Workflow, "run"), (type(tool(stock)), "invoke")]
+    check_put_back(*owners)

@@ -14,14 +14,21 @@ from haystack.components.generators.chat import OpenAIChatGenerator
 from haystack.dataclasses import ChatMessage
 from haystack.tools import AgentTool, ComponentTool, Tool, create_tool_from_function
 from haystack.utils import Secret
+from matrix import Framework
 from scenario import (
     ANSWER,
+    LATE,
     QUESTION,
     RAN,
-    TWO_TURNS,
+    answer_by_history,
     broken_stock,
+    cancel_soon,
+    check_end,
+    check_put_back,
+    check_trainable,
     check_wire,
     draw,
+    list_states,
     list_tools,
     record,
     stock,
@@ -30,6 +37,7 @@ from scenario import (
 import starpo_trace
 from starpo_trace.testing import Reply, ToolCall
 
+FRAMEWORK = Framework(name="Haystack", packages=("haystack-ai",), page="haystack")
 TREE = [
     *["  chat m"] * 2,
     "  execute_tool stock #call_a",
@@ -97,9 +105,15 @@ def run_async(agent, **options):
     return asyncio.run(agent.run_async(messages=ask(), **options))["last_message"].text
 
 
+@pytest.mark.pictured
+@pytest.mark.shows("llm", "tools", "parallel", "reasoning")
 @pytest.mark.parametrize(
     ("run", "tool"),
-    [(run, stock), (run_async, stock), (run_async, stock_async)],
+    [
+        (run, stock),
+        pytest.param(run_async, stock, marks=pytest.mark.shows("async")),
+        pytest.param(run_async, stock_async, marks=pytest.mark.shows("async")),
+    ],
     ids=["sync", "async", "async tool"],
 )
 def test_two_turns(tmp_path, run, tool):
@@ -108,12 +122,14 @@ def test_two_turns(tmp_path, run, tool):
     recorded = record(tmp_path, lambda url: answers.append(run(make_agent(url, tools=(tool,)))))
     assert answers == [ANSWER]
     check_wire(recorded)
+    check_trainable(recorded)
     assert list_ran(recorded) == EXPECTED
     assert draw(recorded)[0] == "invoke_agent agent"
     assert sorted(draw(recorded)[1:]) == TREE
     assert recorded.trajectories[0]["end"] == "terminated"
 
 
+@pytest.mark.shows("streaming")
 @pytest.mark.parametrize("run", [run, run_async])
 def test_streamed(tmp_path, run):
     """The same from a stream; the callback gets every chunk."""
@@ -131,10 +147,12 @@ def test_streamed(tmp_path, run):
     assert "".join(chunk.content for chunk in chunks).endswith(ANSWER)
     assert all(request["stream"] for request in recorded.requests)
     check_wire(recorded)
+    check_trainable(recorded)
     assert list_ran(recorded) == EXPECTED
     assert sorted(draw(recorded)[1:]) == TREE
 
 
+@pytest.mark.shows("sub-agents")
 @pytest.mark.parametrize("run", [run, run_async])
 @pytest.mark.parametrize("tool_class", [AgentTool, ComponentTool])
 def test_an_agent_as_a_tool(tmp_path, run, tool_class):
@@ -243,6 +261,7 @@ def test_a_tool_that_fails(tmp_path, run):
     assert recorded.trajectories[0]["end"] == "terminated"
 
 
+@pytest.mark.shows("error")
 def test_a_tool_whose_error_ends_the_run(tmp_path):
     """The program gets the exception, and the run ends with it."""
     call = ToolCall(id="c1", name="broken_stock", arguments='{"sku": "A7"}')
@@ -258,33 +277,26 @@ def test_a_tool_whose_error_ends_the_run(tmp_path):
     assert [row["end"] for row in recorded.trajectories] == ["error"]
 
 
+@pytest.mark.shows("cancel")
 def test_cancelled(tmp_path):
     """A run that is cancelled while its model answers is abandoned."""
-
-    async def cancel(agent):
-        task = asyncio.ensure_future(agent.run_async(messages=ask()))
-        await asyncio.sleep(0.5)
-        task.cancel()
-        await task
-
     recorded = record(
         tmp_path,
-        lambda url: asyncio.run(cancel(make_agent(url))),
-        [Reply(content="late", delay_s=2.0)],
+        lambda url: asyncio.run(cancel_soon(make_agent(url).run_async(messages=ask()))),
+        LATE,
         raises=asyncio.CancelledError,
     )
-    assert [row["end"] for row in recorded.trajectories] == ["abandoned"]
-    assert [turn["outcome"] for turn in recorded.turns] == ["cancelled"]
+    check_end(recorded, "abandoned", "cancelled")
 
 
+@pytest.mark.shows("error")
 @pytest.mark.parametrize("run", [run, run_async])
 def test_a_server_that_fails(tmp_path, run):
     """The run ends as an error, with the exception that left it."""
     recorded = record(
         tmp_path, lambda url: run(make_agent(url)), [Reply(status=500)], raises=Exception
     )
-    assert [row["end"] for row in recorded.trajectories] == ["error"]
-    assert [turn["outcome"] for turn in recorded.turns] == ["error"]
+    check_end(recorded, "error", "error")
 
 
 def test_several_runs_at_once(tmp_path):
@@ -295,19 +307,41 @@ def test_several_runs_at_once(tmp_path):
         results = await asyncio.gather(*(agent.run_async(messages=ask()) for _ in range(3)))
         assert [each["last_message"].text for each in results] == [ANSWER] * 3
 
-    def answer(body):
-        return TWO_TURNS[any(message["role"] == "tool" for message in body["messages"])]
-
-    recorded = record(tmp_path, lambda url: asyncio.run(run_three(url)), answer)
+    recorded = record(tmp_path, lambda url: asyncio.run(run_three(url)), answer_by_history)
     assert sorted(row["num_turns"] for row in recorded.trajectories) == [2, 2, 2]
     assert len({span.trace_id for span in recorded.spans}) == 3
+
+
+@pytest.mark.shows("state")
+@pytest.mark.parametrize("run", [run, run_async])
+def test_the_state_of_an_agent(tmp_path, run):
+    """What its schema names is recorded at the start and after the step that changed it."""
+    call = ToolCall(id="c1", name="count", arguments='{"sku": "A7"}')
+    script = [Reply(tool_calls=[call]), Reply(content=ANSWER)]
+
+    def count(sku: str) -> dict[str, str | int]:
+        """How many of an article are there."""
+        return {"sku": sku, "count": 3}
+
+    def program(url):
+        told = {"found": {"source": "count"}}
+        tool = create_tool_from_function(count, outputs_to_state=told)
+        schema = {"shop": {"type": str}, "found": {"type": int}}
+        run(make_agent(url, tools=(tool,), state_schema=schema), shop="north")
+
+    recorded = record(tmp_path, program, script)
+    check_wire(recorded, script)
+    assert list_states(recorded) == [
+        ("state", {"shop": "north"}),
+        ("state", {"shop": "north", "found": 3}),
+    ]
 
 
 def test_put_back():
     """Afterwards the classes and functions are the ones that were there."""
     from haystack.components.agents import tool_calling
 
-    places = [
+    check_put_back(
         (Agent, "run"),
         (Agent, "run_async"),
         (Pipeline, "run"),
@@ -315,10 +349,4 @@ def test_put_back():
         (Pipeline, "run_async_generator"),
         (tool_calling, "_make_context_bound_invoke"),
         (tool_calling, "_make_bounded_invoke_async"),
-    ]
-    before = [vars(owner)[name] for owner, name in places]
-    starpo_trace.instrument()
-    during = [vars(owner)[name] for owner, name in places]
-    starpo_trace.uninstrument()
-    assert all(old is not new for old, new in zip(before, during, strict=True))
-    assert [vars(owner)[name] for owner, name in places] == before
+    )

@@ -6,6 +6,7 @@ import operator
 from typing import Annotated, TypedDict
 
 import pytest
+from matrix import Framework
 
 pytest.importorskip("langgraph", reason="langgraph is not installed")
 langchain_agents = pytest.importorskip("langchain.agents", reason="langchain is not installed")
@@ -26,10 +27,16 @@ from langgraph.pregel._loop import PregelLoop  # noqa: E402
 from langgraph.types import Command, interrupt  # noqa: E402
 from scenario import (  # noqa: E402
     ANSWER,
+    LATE,
     QUESTION,
     RAN,
     TWO_TURNS,
+    answer_by_history,
     broken_stock,
+    cancel_soon,
+    check_end,
+    check_put_back,
+    check_trainable,
     check_wire,
     draw,
     list_tools,
@@ -41,6 +48,9 @@ import starpo_trace  # noqa: E402
 from starpo_trace import semconv  # noqa: E402
 from starpo_trace.testing import Reply, ToolCall  # noqa: E402
 
+FRAMEWORK = Framework(
+    name="LangChain and LangGraph", packages=("langchain", "langgraph"), page="langgraph"
+)
 ASKED = {"messages": [{"role": "user", "content": QUESTION}]}
 
 
@@ -106,8 +116,18 @@ def draw_calls(recorded):
     return [line for line in draw(recorded) if not line.strip().startswith("state ")]
 
 
+@pytest.mark.pictured
+@pytest.mark.shows("llm", "tools", "parallel", "reasoning")
 @pytest.mark.parametrize(
-    "run", [run_sync, run_async, run_stream, run_astream, run_tokens, run_events]
+    "run",
+    [
+        run_sync,
+        pytest.param(run_async, marks=pytest.mark.shows("async")),
+        run_stream,
+        pytest.param(run_astream, marks=pytest.mark.shows("async")),
+        pytest.param(run_tokens, marks=pytest.mark.shows("streaming")),
+        pytest.param(run_events, marks=pytest.mark.shows("async", "streaming")),
+    ],
 )
 def test_two_turns(tmp_path, run):
     """Parallel tools, each joined to its call."""
@@ -115,6 +135,7 @@ def test_two_turns(tmp_path, run):
     recorded = record(tmp_path, lambda url: answers.append(run(make_agent(url))))
     assert answers == [ANSWER]
     check_wire(recorded)
+    check_trainable(recorded)
     assert [(n, i, json.loads(a), r) for n, i, a, r in list_tools(recorded)] == [
         (n, i, json.loads(a), r) for n, i, a, r in RAN
     ]
@@ -127,6 +148,7 @@ def test_two_turns(tmp_path, run):
     assert recorded.trajectories[0]["end"] == "terminated"
 
 
+@pytest.mark.shows("sub-agents")
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_an_agent_as_a_tool(tmp_path, is_async):
     """Its graph is inside of the tool that runs it."""
@@ -163,6 +185,7 @@ def test_an_agent_as_a_tool(tmp_path, is_async):
     assert list_tools(recorded)[0][3] == "Three."
 
 
+@pytest.mark.shows("sub-agents")
 @pytest.mark.parametrize("run", [run_sync, run_async])
 def test_agents_as_tools_at_once(tmp_path, run):
     """Each model call is in the agent that made it, in threads and in tasks."""
@@ -202,6 +225,7 @@ def test_agents_as_tools_at_once(tmp_path, run):
     assert inner == {(f"c{sku}", f"shop-{sku}", f"{sku}: 3") for sku in ("A7", "B8", "C9")}
 
 
+@pytest.mark.shows("error")
 def test_a_tool_that_fails(tmp_path):
     """It ends the run, as LangChain lets it; the step and the run say so."""
     call = ToolCall(id="c1", name="broken_stock", arguments='{"sku": "A7"}')
@@ -227,32 +251,25 @@ def test_arguments_that_do_not_fit(tmp_path):
     assert step.attributes[semconv.ERROR_TYPE].endswith("ValidationError")
 
 
+@pytest.mark.shows("cancel")
 def test_cancelled(tmp_path):
     """A run that is cancelled while its model answers is abandoned."""
-
-    async def cancel(agent):
-        task = asyncio.ensure_future(agent.ainvoke(ASKED))
-        await asyncio.sleep(0.5)
-        task.cancel()
-        await task
-
     recorded = record(
         tmp_path,
-        lambda url: asyncio.run(cancel(make_agent(url))),
-        [Reply(content="late", delay_s=2.0)],
+        lambda url: asyncio.run(cancel_soon(make_agent(url).ainvoke(ASKED))),
+        LATE,
         raises=asyncio.CancelledError,
     )
-    assert [row["end"] for row in recorded.trajectories] == ["abandoned"]
-    assert [turn["outcome"] for turn in recorded.turns] == ["cancelled"]
+    check_end(recorded, "abandoned", "cancelled")
 
 
+@pytest.mark.shows("error")
 def test_a_server_that_fails(tmp_path):
     """The run ends as an error, with the exception that left it."""
     recorded = record(
         tmp_path, lambda url: run_sync(make_agent(url)), [Reply(status=500)], raises=Exception
     )
-    assert [row["end"] for row in recorded.trajectories] == ["error"]
-    assert [turn["outcome"] for turn in recorded.turns] == ["error"]
+    check_end(recorded, "error", "error")
 
 
 def test_several_runs_at_once(tmp_path):
@@ -269,10 +286,7 @@ def test_several_runs_at_once(tmp_path):
         results = make_agent(url).batch([ASKED] * 2)
         assert [each["messages"][-1].content for each in results] == [ANSWER] * 2
 
-    def answer(body):
-        return TWO_TURNS[any(message["role"] == "tool" for message in body["messages"])]
-
-    recorded = record(tmp_path, program, answer)
+    recorded = record(tmp_path, program, answer_by_history)
     assert [row["num_turns"] for row in recorded.trajectories] == [2] * 5
     assert len({span.trace_id for span in recorded.spans}) == 5
 
@@ -303,6 +317,7 @@ def make_graph(url, **options):
     return graph.compile(name="shelf", **options)
 
 
+@pytest.mark.shows("state")
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_states(tmp_path, is_async):
     """The state before the first node and after each; nodes are no agents."""
@@ -332,6 +347,7 @@ def test_states(tmp_path, is_async):
     ]
 
 
+@pytest.mark.shows("state")
 def test_states_of_messages_grow_by_what_is_new(tmp_path):
     """Messages are numbered, so that a later state is written as what it adds."""
     recorded = record(tmp_path, lambda url: run_sync(make_agent(url)))
@@ -514,9 +530,15 @@ def test_a_graph_that_runs_itself(tmp_path):
     ]
 
 
-def test_nothing_is_left_behind(tmp_path):
+def test_put_back():
     """Every class is as it was, once recording is over."""
-    owners = [Pregel, PregelLoop, BaseTool, BaseRetriever]
-    before = [dict(vars(owner)) for owner in owners]
-    record(tmp_path, lambda url: run_sync(make_agent(url)))
-    assert [dict(vars(owner)) for owner in owners] == before
+    check_put_back(
+        (Pregel, "stream"),
+        (Pregel, "astream"),
+        (PregelLoop, "_first"),
+        (PregelLoop, "after_tick"),
+        (BaseTool, "run"),
+        (BaseTool, "arun"),
+        (BaseRetriever, "invoke"),
+        (BaseRetriever, "ainvoke"),
+    )

@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from matrix import Framework
 
 smolagents = pytest.importorskip("smolagents", reason="smolagents is not installed")
 
@@ -11,13 +12,24 @@ from scenario import (  # noqa: E402
     CALLS,
     QUESTION,
     USAGE,
+    check_end,
+    check_put_back,
+    check_trainable,
     check_wire,
     draw,
+    list_states,
     list_tools,
     record,
 )
 
 from starpo_trace.testing import Reply, ToolCall  # noqa: E402
+
+FRAMEWORK = Framework(
+    name="smolagents",
+    packages=("smolagents",),
+    page="smolagents",
+    exempt={"async": "it has no async methods"},
+)
 
 
 def call(*tool_calls, content=None):
@@ -83,7 +95,15 @@ def run_streamed(agent):
     return last.output
 
 
-@pytest.mark.parametrize("stream_outputs", [False, True], ids=["whole-calls", "streamed-calls"])
+@pytest.mark.pictured
+@pytest.mark.shows("llm", "tools", "parallel", "reasoning")
+@pytest.mark.parametrize(
+    "stream_outputs",
+    [
+        pytest.param(False, id="whole-calls"),
+        pytest.param(True, id="streamed-calls", marks=pytest.mark.shows("streaming")),
+    ],
+)
 @pytest.mark.parametrize("run", [run_whole, run_streamed])
 def test_two_turns(tmp_path, run, stream_outputs):
     """Parallel tools, each joined to its call; the steps, or the model's answers, as streams."""
@@ -95,6 +115,7 @@ def test_two_turns(tmp_path, run, stream_outputs):
     )
     assert answers == [ANSWER]
     check_wire(recorded, SCRIPT)
+    check_trainable(recorded, SCRIPT)
     assert list_tools(recorded) == TOOLS_RAN
     assert draw(recorded)[:2] == ["invoke_agent shop", "  chat m"]
     assert sorted(draw(recorded)[2:4]) == [
@@ -105,6 +126,7 @@ def test_two_turns(tmp_path, run, stream_outputs):
     assert recorded.trajectories[0]["end"] == "terminated"
 
 
+@pytest.mark.shows("sub-agents")
 def test_a_managed_agent(tmp_path):
     """Its run is inside of the tool call that asked for it."""
     script = [
@@ -158,6 +180,24 @@ def test_tools_called_by_code(tmp_path):
     ]
 
 
+@pytest.mark.shows("state")
+def test_variables_of_code(tmp_path):
+    """What the program gives a `CodeAgent`, and what its code makes of it; only what is data."""
+    code = "<code>\nimport math\ncount = first + int(stock('A7')[-1])\n</code>"
+    script = [call(content=code), call(content=f"<code>\nfinal_answer('{ANSWER}')\n</code>")]
+
+    def program(url):
+        agent = make_agent(url, kind=smolagents.CodeAgent)
+        agent.run(QUESTION, additional_args={"first": 1, "shelf": object()})
+
+    recorded = record(tmp_path, program, script)
+    check_wire(recorded, script)
+    assert list_states(recorded) == [
+        ("variables", {"first": 1}),
+        ("variables", {"first": 1, "count": 4}),
+    ]
+
+
 def test_a_tool_that_fails(tmp_path):
     """The step has the error; the model is told, and goes on."""
     broken = ToolCall(id="c1", name="broken_stock", arguments='{"sku": "A7"}')
@@ -187,6 +227,7 @@ def test_calls_that_cannot_be_told_apart(tmp_path):
     ]
 
 
+@pytest.mark.shows("error")
 def test_a_server_that_fails(tmp_path):
     """The run ends as an error, with the exception that left it."""
     recorded = record(
@@ -195,10 +236,10 @@ def test_a_server_that_fails(tmp_path):
         [Reply(status=500)],
         raises=smolagents.AgentGenerationError,
     )
-    assert [row["end"] for row in recorded.trajectories] == ["error"]
-    assert [turn["outcome"] for turn in recorded.turns] == ["error"]
+    check_end(recorded, "error", "error")
 
 
+@pytest.mark.shows("cancel")
 def test_ctrl_c(tmp_path):
     """A run that is interrupted in a tool is abandoned, and so is the tool."""
 
@@ -221,6 +262,7 @@ def test_ctrl_c(tmp_path):
     assert draw(recorded) == ["invoke_agent shop", "  chat m", "  execute_tool stock #call_a"]
 
 
+@pytest.mark.shows("cancel")
 def test_interrupted(tmp_path):
     """`interrupt()` lets the step end, then raises: the run is abandoned."""
 
@@ -271,3 +313,13 @@ def test_several_runs_at_once(tmp_path):
     assert sorted(span.name for span in recorded.spans if span.parent_id is None) == [
         f"invoke_agent a{i}" for i in range(3)
     ]
+
+
+def test_put_back():
+    """Afterwards the methods are the ones that were there."""
+    check_put_back(
+        (smolagents.MultiStepAgent, "run"),
+        (smolagents.ToolCallingAgent, "process_tool_calls"),
+        (smolagents.ToolCallingAgent, "execute_tool_call"),
+        (smolagents.Tool, "__call__"),
+    )

@@ -299,15 +299,18 @@ def test_google_adks_calls_are_in_two_spans():
         "gcp.vertex.agent.tool_call_args": "{}",
         "gcp.vertex.agent.tool_response": '{"n": 3}',
     }
+    merged = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "(merged tools)"}
     rows = [make_row(1, outer), make_row(2, inner, parent=1), make_row(3, tool, parent=1)]
+    rows.append(make_row(4, merged, parent=1))
     tables = convert_rows(rows)
     [turn] = tables["turns"].to_dicts()
+    assert tables["trajectories"]["num_steps"].to_list() == [2]
     assert (turn["text"], turn["reasoning"], turn["temperature"]) == ("3", "hm", 0.5)
     assert (turn["finish_reason"], turn["input_tokens"]) == ("STOP", 5)
     roles = tables["messages"].sort("depth")["role"].to_list()
     assert roles == ["system", "user", "assistant", "tool", "assistant"]
     assert tables["trajectories"]["trajectory_id"].to_list() == ["s1"]
-    assert tables["rejected"]["reason"].to_list() == ["duplicate_llm_call"]
+    assert sorted(tables["rejected"]["reason"]) == ["container", "duplicate_llm_call"]
 
 
 def annotation(name, score, prefix="annotations", item="annotation", **more):

@@ -63,7 +63,7 @@ def test_an_sdk_that_is_not_known(tmp_path):
     told = ask(tmp_path, code=1, PYTHONPATH=str(tmp_path / "site"))
     (problem,) = [each for each in told["Installed packages"] if each["level"] == "problem"]
     assert problem["what"].startswith("ollama 99.0: model calls NOT recorded: ollama._client: ")
-    assert problem["do"] == "use a tested version: ollama>=0.6,<0.7"
+    assert problem["do"] == "use a tested version: ollama >=0.6,<0.7"
 
 
 def test_nothing_recorded_yet(tmp_path):

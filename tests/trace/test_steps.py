@@ -1,6 +1,8 @@
 """States, steps and observations -> spans."""
 
 import json
+import threading
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 import starpo_trace
 from starpo_trace import semconv
+from starpo_trace.capture.states import record_data, record_fields
 from starpo_trace.mergepatch import apply_merge_patch, make_merge_patch
 from starpo_trace.testing import record_spans
 
@@ -28,6 +31,42 @@ def test_a_state_is_whole_first_and_a_patch_later():
     assert second[semconv.STATE_BASE] == first[semconv.STATE_HASH]
     assert second[semconv.STATE_DIFF] == '{"row":1}'
     assert second[semconv.STATE_NAME] == "lake"
+
+
+def read_states(record):
+    """Values of the states that are recorded in a run."""
+    with record_spans() as store, starpo_trace.trajectory():
+        record()
+    return [json.loads(told[semconv.STATE_VALUE]) for told in store.select("state")]
+
+
+def test_a_frameworks_state_is_recorded_where_it_changed():
+    """Not again as it was, not where it is empty at first, and not outside of a run."""
+    cart = {"skus": {"B8", "A7"}}
+
+    def record():
+        record_fields({}, "cart")
+        for skus in (cart, cart, {"skus": []}):
+            record_fields({**skus, "_own": 1, "lock": threading.Lock()}, "cart")
+
+    assert read_states(record) == [{"skus": ["A7", "B8"]}, {"skus": []}]
+    with record_spans() as store:
+        record()
+    assert store.select("state") == []
+
+
+def test_an_object_of_the_programs_is_a_state_where_all_of_it_is_data():
+    """A dataclass is; one that holds a lock is not, nor is a number's class."""
+
+    @dataclass
+    class Cart:
+        skus: list
+
+    def record():
+        for value in (Cart(["A7"]), Cart([threading.Lock()]), Cart, None):
+            record_data(value, "cart")
+
+    assert read_states(record) == [{"skus": ["A7"]}]
 
 
 def test_a_state_that_a_patch_cannot_say_is_whole():

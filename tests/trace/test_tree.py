@@ -177,6 +177,25 @@ def test_one_call_seen_twice_counts_once(spans):
     assert turns["span_id"].to_list() == [lone_inner.span_id]
 
 
+def test_one_tool_seen_twice_counts_once(spans):
+    """Of two libraries' spans for one call ours stays; a tool that another call asked for is one."""
+
+    def run_tool(parent, call_id, ours=None):
+        told = {semconv.OPERATION_NAME: "execute_tool", semconv.TOOL_CALL_ID: call_id}
+        scope = "another library" if ours is None else semconv.SCOPE_NAME
+        times = {"start_ns": 9_000_000_000, "end_ns": 9_500_000_000}
+        return spans.row({**told, **(ours or {})}, parent=parent, scope=scope, **times)
+
+    root = spans.root()
+    call = spans.call(root, 0, [{"role": "user", "content": "hi"}], None)
+    ours = run_tool(root, "c1", {semconv.RECORD: "step", semconv.TRAJECTORY_ID: "t1"})
+    again, other = run_tool(ours, "c1"), run_tool(ours, "c2")
+    tables = convert_rows([root, call, ours, again, other])
+    rejected = [(row["span_id"], row["reason"]) for row in tables["rejected"].to_dicts()]
+    assert rejected == [(again.span_id, "duplicate_tool_run")]
+    assert tables["trajectories"]["num_steps"].to_list() == [3]
+
+
 def test_rejected_spans_name_their_reason(spans):
     """Each kind of span that makes no row, with its reason."""
     cases = {

@@ -1,4 +1,4 @@
-"""Microsoft Agent Framework -> runs of agents and of workflows that have one, sub-agents, and tools.
+"""Microsoft Agent Framework -> runs of agents and of workflows that have one, tools, and states.
 
 What `run` gives is awaited, or a stream that is pulled from wherever the program likes. Model calls
 are the SDK's below.
@@ -11,10 +11,20 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Final
 
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+
 from starpo_trace.capture.agents import AgentRun, Scope, ToolRun, begin_agent, begin_tool
 from starpo_trace.capture.attachment import Attachment
 from starpo_trace.capture.patches.base import PatchSet, Wrapper
-from starpo_trace.capture.patches.scopes import Open, end_scope, wrap_scope
+from starpo_trace.capture.patches.scopes import (
+    ContextScope,
+    FollowedScope,
+    Open,
+    end_scope,
+    wrap_scope,
+)
+from starpo_trace.capture.states import record_fields
 from starpo_trace.guard import Guard
 
 TESTED: Final = {"agent-framework-core": ">=1.23,<1.24"}
@@ -24,6 +34,8 @@ def apply(patches: PatchSet, module: ModuleType) -> None:
     """Patch agents and tools, or workflows, once their module has been imported."""
     if module.__name__ == "agent_framework._workflows._workflow":
         _wrap_run(patches, module.Workflow, _open_workflow)
+        state = sys.modules["agent_framework._workflows._state"].State
+        wrap_scope(patches, state, "commit", _watch_shared_state)
         return
     _wrap_run(patches, module.RawAgent, _open_agent)
     _wrap_run(patches, module.Agent, _open_agent)
@@ -40,8 +52,47 @@ def _wrap_run(patches: PatchSet, owner: Any, open_run: Open) -> None:
 
 
 def _open_agent(agent: Any, _args: Any, kwargs: Mapping[str, Any]) -> Scope | None:
-    conversation = getattr(kwargs.get("session"), "session_id", None)
-    return begin_agent(AgentRun(name=agent.name, owner=agent, conversation_id=conversation))
+    session = kwargs.get("session")
+    conversation = getattr(session, "session_id", None)
+    scope = begin_agent(AgentRun(name=agent.name, owner=agent, conversation_id=conversation))
+    if scope is None or session is None:
+        return scope
+    _record_state(session, scope.context)
+    return _SessionScope(scope, session)
+
+
+class _SessionScope:
+    """An agent that runs with a session, which has a state."""
+
+    def __init__(self, scope: Scope, session: Any) -> None:
+        self.context = scope.context
+        self._scope = scope
+        self._session = session
+
+    def finish(self, error: BaseException | None, result: Any = None) -> None:
+        """Record the state that it leaves, and end it."""
+        _record_state(self._session, self.context)
+        self._scope.finish(error, result)
+
+
+def _record_state(session: Any, within: Context | None = None) -> None:
+    """The state of a session, without messages, which prompts have, and the framework's own keys."""
+    state = getattr(session, "state", None)
+    if not isinstance(state, Mapping):
+        return
+    told = {
+        key: {k: v for k, v in each.items() if k != "messages"} if isinstance(each, dict) else each
+        for key, each in state.items()
+        if not key.startswith("workflow.")
+    }
+    record_fields({key: each for key, each in told.items() if each != {}}, "session", within)
+
+
+def _watch_shared_state(state: Any, _args: Any, _kwargs: Any) -> Scope:
+    """What the executors of a workflow share, as the next of them see it."""
+    return ContextScope(
+        otel_context.get_current(), lambda: record_fields(state._committed, "shared")
+    )
 
 
 def _open_workflow(workflow: Any, _args: Any, _kwargs: Any) -> Scope | None:
@@ -104,9 +155,13 @@ def _open_tool(tool: Any, _args: Any, kwargs: Mapping[str, Any]) -> Scope | None
         arguments = getattr(kwargs.get("context"), "arguments", None)
     if hasattr(arguments, "model_dump"):
         arguments = arguments.model_dump()
-    return begin_tool(
+    scope = begin_tool(
         ToolRun(name=tool.name, arguments=arguments, call_id=kwargs.get("tool_call_id"))
     )
+    session = getattr(kwargs.get("context"), "session", None)
+    if scope is None or session is None:
+        return scope
+    return FollowedScope(scope, lambda: _record_state(session))
 
 
 def _read_result(result: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Agno -> runs of agents and teams, and their tools.
+"""Agno -> runs of agents and teams, their tools, and the state of a session.
 
 `Agent.run` does not raise what ended a run but notes it on the run's output, which a stream does not
 hand out; so what it dispatches to is wrapped, which is given that output, in the background too. A
@@ -13,13 +13,17 @@ from contextlib import aclosing, closing
 from types import ModuleType
 from typing import Any, Final
 
+from opentelemetry.context import Context
+
 from starpo_trace.capture.agents import AgentRun, Scope, ToolRun, begin_agent, begin_tool
 from starpo_trace.capture.patches.base import PatchSet
-from starpo_trace.capture.patches.scopes import relay, relay_async, wrap_scope
+from starpo_trace.capture.patches.scopes import FollowedScope, relay, relay_async, wrap_scope
+from starpo_trace.capture.states import record_fields
 
 TESTED: Final = {"agno": ">=3.1,<3.2"}
 
 _RUNNERS: Final = ("_run", "_run_stream", "_arun", "_arun_stream")
+_IDS: Final = ("current_user_id", "current_session_id", "current_run_id")
 _CONTENT_EVENTS: Final = ("RunContent", "TeamRunContent")
 
 
@@ -36,13 +40,15 @@ def apply(patches: PatchSet, module: ModuleType) -> None:
 class _RunScope:
     """An agent or team that runs: how it ended is on its output."""
 
-    def __init__(self, scope: Scope, output: Any) -> None:
+    def __init__(self, scope: Scope, output: Any, run_context: Any) -> None:
         self.context = scope.context
         self._scope = scope
         self._output = output
+        self._run_context = run_context
 
     def finish(self, error: BaseException | None, result: Any = None) -> None:
         """End it."""
+        _record_state(self._run_context, self.context)
         self._scope.finish(error or _find_error(self._output), result)
 
 
@@ -107,10 +113,24 @@ def _open_run(_module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     agent, output = args[0], kwargs["run_response"]
     name = agent.name or type(agent).__name__
     scope = begin_agent(AgentRun(name=name, owner=agent, conversation_id=output.session_id))
-    return None if scope is None else _RunScope(scope, output)
+    if scope is None:
+        return None
+    _record_state(kwargs.get("run_context"), scope.context)
+    return _RunScope(scope, output, kwargs.get("run_context"))
 
 
 def _open_tool(call: Any, _args: tuple[Any, ...], _kwargs: Mapping[str, Any]) -> Scope | None:
     tool = ToolRun(name=call.function.name, arguments=call.arguments, call_id=call.call_id)
+    _record_state(call.function._run_context)
     scope = begin_tool(tool)
-    return None if scope is None else _ToolScope(scope, call)
+    if scope is None:
+        return None
+    return _ToolScope(FollowedScope(scope, lambda: _record_state(call.function._run_context)), call)
+
+
+def _record_state(run_context: Any, within: Context | None = None) -> None:
+    """The state of a session, without the ids that Agno puts there while it runs."""
+    values = getattr(run_context, "session_state", None)
+    if isinstance(values, Mapping):
+        told = {key: each for key, each in values.items() if key not in _IDS}
+        record_fields(told, "session_state", within)

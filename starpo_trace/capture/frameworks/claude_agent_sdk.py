@@ -22,7 +22,7 @@ from starpo_trace.capture.patches.scopes import wrap_scope
 from starpo_trace.capture.runtime import get_runtime
 from starpo_trace.guard import Guard
 
-TESTED: Final = {"claude-agent-sdk": ">=0.1.7,<0.3"}
+TESTED: Final = {"claude-agent-sdk": ">=0.2.187,<0.3 or >=0.1.7,<0.1.8"}
 
 _KEY: Final = create_key("starpo-claude-conversation")
 _conversations: "WeakKeyDictionary[Any, Conversation]" = WeakKeyDictionary()

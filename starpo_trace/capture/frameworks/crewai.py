@@ -24,7 +24,7 @@ from starpo_trace.capture.steps import state
 from starpo_trace.guard import Guard
 from starpo_trace.messages import dump_json
 
-TESTED: Final = {"crewai": ">=1.15,<1.16"}  # and 1.6.1, not those between
+TESTED: Final = {"crewai": ">=1.15,<1.16 or >=1.6,<1.7"}
 
 _RUN_KEY: Final = otel_context.create_key("starpo-crewai-run")
 _CALLER_KEY: Final = otel_context.create_key("starpo-crewai-caller")

@@ -1,4 +1,4 @@
-"""Haystack -> runs of agents and of pipelines that have one, sub-agents, and tools.
+"""Haystack -> runs of agents and of pipelines that have one, sub-agents, tools, and states.
 
 `Tool.invoke` knows no call id; the functions that make an invocation out of a tool call do, so what
 they are given in the tool's place is watched. Model calls are the SDK's below.
@@ -14,7 +14,8 @@ from opentelemetry import context as otel_context
 from starpo_trace.capture.agents import AgentRun, Scope, ToolRun, begin_agent, begin_tool
 from starpo_trace.capture.keys import TOOL_KEY
 from starpo_trace.capture.patches.base import PatchSet
-from starpo_trace.capture.patches.scopes import wrap_scope
+from starpo_trace.capture.patches.scopes import ContextScope, wrap_scope
+from starpo_trace.capture.states import record_fields
 from starpo_trace.guard import Guard
 
 TESTED: Final = {"haystack-ai": ">=3.4,<3.5"}
@@ -32,6 +33,8 @@ def apply(patches: PatchSet, module: ModuleType) -> None:
 
     wrap_scope(patches, agent_class, "run", _open_agent)
     wrap_scope(patches, agent_class, "run_async", _open_agent)
+    for name in ("_run_step", "_run_step_async"):
+        wrap_scope(patches, agent_class, name, _watch_state)
     pipelines = sys.modules["haystack.core.pipeline.pipeline"]
     for name in ("run", "run_async", "run_async_generator"):
         wrap_scope(patches, pipelines.Pipeline, name, open_pipeline)
@@ -47,6 +50,18 @@ def _open_agent(agent: Any, _args: Any, _kwargs: Any) -> Scope | None:
     if name is None and isinstance(tool, tuple):
         name = tool[0]
     return begin_agent(AgentRun(name=name, owner=agent))
+
+
+def _watch_state(agent: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scope:
+    """A step: the state before it, and after it where it changed; without what every state has."""
+    run = args[0] if args else kwargs["exe_context"]
+
+    def record() -> None:
+        told = {key: run.state.data.get(key) for key in agent.state_schema if key != "messages"}
+        record_fields({key: each for key, each in told.items() if each is not None}, "state")
+
+    record()
+    return ContextScope(otel_context.get_current(), record)
 
 
 class _WatchedTool:

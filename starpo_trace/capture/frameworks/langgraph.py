@@ -21,7 +21,10 @@ from starpo_trace.capture.patches.scopes import wrap_scope
 from starpo_trace.capture.steps import state
 from starpo_trace.guard import Guard
 
-TESTED: Final = {"langgraph": ">=1.2,<1.3", "langchain-core": ">=1.7,<1.8"}
+TESTED: Final = {
+    "langgraph": ">=1.2,<1.3 or >=1.0,<1.1",
+    "langchain-core": ">=1.7,<1.9 or >=1.1,<1.2",
+}
 _NOT_IN_STATES: Final = {"response_metadata", "usage_metadata"}
 """Of a message: a model call's span has them."""
 
@@ -67,7 +70,8 @@ def apply(patches: PatchSet, module: ModuleType) -> None:
         loop = sys.modules["langgraph.pregel._loop"].PregelLoop
         patches.wrap(loop, "_first", _record_first_state)
         patches.wrap(loop, "after_tick", _record_next_state)
-        patches.wrap(loop, "_push_graph_lifecycle_event", _record_interrupt)
+        patches.wrap(module.SyncPregelLoop, "__exit__", _record_interrupt)
+        patches.wrap(module.AsyncPregelLoop, "__aexit__", _record_interrupt)
 
 
 def _open_graph(graph: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scope | None:
@@ -118,11 +122,12 @@ def _record_state(loop: Any) -> None:
 
 
 def _record_interrupt(
-    wrapped: Callable[..., Any], _loop: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    wrapped: Callable[..., Any], loop: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
     """Where an interrupt goes no further, the graph ends for now."""
     with Guard("recording an interrupt"):
-        if "interrupt" in (*args, kwargs.get("kind")):
+        interrupt = sys.modules["langgraph.errors"].GraphInterrupt
+        if isinstance(args[1], interrupt) and not loop.is_nested:
             _end_run_early(otel_context.get_current(), "interrupt")
     return wrapped(*args, **kwargs)
 

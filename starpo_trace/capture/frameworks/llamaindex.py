@@ -25,7 +25,10 @@ from starpo_trace.capture.steps import state
 from starpo_trace.guard import Guard
 from starpo_trace.messages import dump_json
 
-TESTED: Final = {"llama-index-core": ">=0.14.10,<0.15", "llama-index-workflows": ">=2.11,<3"}
+TESTED: Final = {
+    "llama-index-core": ">=0.14.10,<0.15",
+    "llama-index-workflows": ">=2.26,<2.27 or >=2.11,<2.12",
+}
 _AGENTS: Final = "llama_index.core.agent.workflow"
 
 

@@ -30,7 +30,7 @@ from starpo_trace.capture.patches.scopes import wrap_scope
 from starpo_trace.capture.runtime import get_runtime
 from starpo_trace.guard import Guard
 
-TESTED: Final = {"mcp": ">=1.30,<2.4"}
+TESTED: Final = {"mcp": ">=2.1,<2.4 or >=1.30,<1.31"}
 
 _CARRIED: Final = ("traceparent", "tracestate", "baggage")
 _PROPAGATORS: Final = (TraceContextTextMapPropagator(), W3CBaggagePropagator())

@@ -1,4 +1,4 @@
-"""smolagents -> runs, managed agents, and tools, called by the model or by the code it wrote.
+"""smolagents -> runs, managed agents, tools, called by the model or by its code, and variables.
 
 The one method that runs a tool call is not told its id; the model's message, which has it, is kept
 in the Context while its calls are processed. Model calls are the SDK's below.
@@ -14,7 +14,8 @@ from opentelemetry import context as otel_context
 
 from starpo_trace.capture.agents import AgentRun, Scope, ToolRun, begin_agent, begin_tool
 from starpo_trace.capture.patches.base import PatchSet
-from starpo_trace.capture.patches.scopes import relay, wrap_scope
+from starpo_trace.capture.patches.scopes import ContextScope, relay, wrap_scope
+from starpo_trace.capture.states import record_fields
 
 TESTED: Final = {"smolagents": ">=1.26,<1.27"}
 
@@ -27,16 +28,9 @@ def apply(patches: PatchSet, agents: ModuleType) -> None:
     patches.wrap(agents.ToolCallingAgent, "process_tool_calls", _process_tool_calls)
     wrap_scope(patches, agents.ToolCallingAgent, "execute_tool_call", _open_call)
     wrap_scope(patches, sys.modules["smolagents.tools"].Tool, "__call__", _open_tool)
-
-
-class _CallsScope:
-    """The tool calls of one message: only a Context, nothing that is recorded."""
-
-    def __init__(self, calls: Any) -> None:
-        self.context = otel_context.set_value(_CALLS_KEY, calls)
-
-    def finish(self, error: BaseException | None, result: Any = None) -> None:
-        """Nothing to end."""
+    executor = sys.modules["smolagents.local_python_executor"].LocalPythonExecutor
+    wrap_scope(patches, executor, "send_variables", _watch_variables)
+    wrap_scope(patches, executor, "__call__", _watch_variables)
 
 
 class _RunScope:
@@ -59,12 +53,20 @@ def _open_run(agent: Any, _args: tuple[Any, ...], _kwargs: Mapping[str, Any]) ->
     return None if scope is None else _RunScope(scope, agent)
 
 
+def _watch_variables(executor: Any, _args: tuple[Any, ...], _kwargs: Mapping[str, Any]) -> Scope:
+    """What an agent gives its code, or its code runs: the variables may be others then."""
+    return ContextScope(
+        otel_context.get_current(), lambda: record_fields(executor.state, "variables")
+    )
+
+
 def _process_tool_calls(
     wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
     message = args[0] if args else kwargs.get("chat_message")
     calls = getattr(message, "tool_calls", None)
-    return relay(lambda: _CallsScope(calls), wrapped(*args, **kwargs))
+    generator = wrapped(*args, **kwargs)
+    return relay(lambda: ContextScope(otel_context.set_value(_CALLS_KEY, calls)), generator)
 
 
 def _open_call(_agent: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scope | None:

@@ -1,7 +1,6 @@
 """Installed SDKs -> patched SDKs, and back.
 
-One small module per SDK, applied when the SDK is imported, at once if it already is. Adding a
-provider is adding its module to `_PATCHES`.
+One small module per SDK, applied when the SDK is imported, at once if it already is.
 """
 
 import importlib
@@ -12,97 +11,10 @@ from typing import Any, Final
 import wrapt
 
 from starpo_trace.capture.patches.base import PatchSet
+from starpo_trace.capture.patches.targets import TARGETS
 from starpo_trace.guard import Guard, warn_once
 
-_PATCHES: Final = {
-    "threading": "starpo_trace.capture.patches.threads",
-    "concurrent.futures.thread": "starpo_trace.capture.patches.threads",
-    "anthropic._base_client": "starpo_trace.capture.patches.anthropic",
-    "anthropic.lib.tools._beta_runner": "starpo_trace.capture.patches.anthropic_tools",
-    "google.genai._api_client": "starpo_trace.capture.patches.google_genai",
-    "google.genai._extra_utils": "starpo_trace.capture.patches.google_genai_tools",
-    "openai._base_client": "starpo_trace.capture.patches.openai",
-    "botocore.client": "starpo_trace.capture.patches.bedrock",
-    "litellm": "starpo_trace.capture.patches.litellm",
-    "ollama._client": "starpo_trace.capture.patches.ollama",
-    "dspy._vendor.lm15.transports._sync": "starpo_trace.capture.patches.lm15",
-    "dspy._vendor.lm15.transports._async": "starpo_trace.capture.patches.lm15",
-    "agents.run": "starpo_trace.capture.frameworks.openai_agents",
-    "smolagents.agents": "starpo_trace.capture.frameworks.smolagents",
-    "agno.agent._run": "starpo_trace.capture.frameworks.agno",
-    "agno.team._run": "starpo_trace.capture.frameworks.agno",
-    "agno.tools.function": "starpo_trace.capture.frameworks.agno",
-    "haystack.components.agents.agent": "starpo_trace.capture.frameworks.haystack",
-    "agent_framework._agents": "starpo_trace.capture.frameworks.agent_framework",
-    "agent_framework._workflows._workflow": "starpo_trace.capture.frameworks.agent_framework",
-    "ag2.agent": "starpo_trace.capture.frameworks.ag2",
-    "ag2.middleware.builtin.telemetry": "starpo_trace.capture.frameworks.ag2",
-    "autogen_agentchat.agents": "starpo_trace.capture.frameworks.autogen",
-    "autogen_agentchat.teams": "starpo_trace.capture.frameworks.autogen_teams",
-    "autogen_core._single_threaded_agent_runtime": "starpo_trace.capture.frameworks.autogen_teams",
-    "autogen_core.tools": "starpo_trace.capture.frameworks.autogen",
-    "claude_agent_sdk": "starpo_trace.capture.frameworks.claude_agent_sdk",
-    "langchain_core.retrievers": "starpo_trace.capture.frameworks.langgraph",
-    "langchain_core.tools.base": "starpo_trace.capture.frameworks.langgraph",
-    "langgraph.pregel.main": "starpo_trace.capture.frameworks.langgraph",
-    "crewai": "starpo_trace.capture.frameworks.crewai",
-    "crewai.lite_agent": "starpo_trace.capture.frameworks.crewai",
-    "crewai.agents.agent_executor": "starpo_trace.capture.frameworks.crewai",
-    "crewai.agents.crew_agent_executor": "starpo_trace.capture.frameworks.crewai",
-    "crewai.agents.step_executor": "starpo_trace.capture.frameworks.crewai",
-    "pydantic_ai.agent": "starpo_trace.capture.frameworks.pydantic_ai",
-    "strands.agent.agent": "starpo_trace.capture.frameworks.strands",
-    "strands.multiagent.graph": "starpo_trace.capture.frameworks.strands",
-    "strands.multiagent.swarm": "starpo_trace.capture.frameworks.strands",
-    **dict.fromkeys(
-        (
-            "semantic_kernel.kernel",
-            "semantic_kernel.functions.kernel_function",
-            "semantic_kernel.connectors.ai.chat_completion_client_base",
-            "semantic_kernel.agents.chat_completion.chat_completion_agent",
-            "semantic_kernel.agents.open_ai.openai_responses_agent",
-            "semantic_kernel.agents.group_chat.agent_group_chat",
-            "semantic_kernel.agents.orchestration.orchestration_base",
-            "semantic_kernel.agents.orchestration.group_chat",
-            "semantic_kernel.agents.runtime.in_process.in_process_runtime",
-        ),
-        "starpo_trace.capture.frameworks.semantic_kernel",
-    ),
-    "dspy": "starpo_trace.capture.frameworks.dspy",
-    "workflows.runtime.control_loop": "starpo_trace.capture.frameworks.llamaindex",
-    "llama_index.core.agent.workflow": "starpo_trace.capture.frameworks.llamaindex",
-    "llama_index.core.tools": "starpo_trace.capture.frameworks.llamaindex_tools",
-    "llama_index.core.base.base_retriever": "starpo_trace.capture.frameworks.llamaindex_tools",
-    **dict.fromkeys(
-        (
-            "mcp.client.client",
-            "mcp.client.session",
-            "mcp.server._otel",
-            "mcp.server.lowlevel.server",
-            "mcp.server.runner",
-            "mcp.shared.jsonrpc_dispatcher",
-            "mcp.shared.session",
-        ),
-        "starpo_trace.capture.frameworks.mcp",
-    ),
-    **dict.fromkeys(
-        (
-            "mistralai.client.basesdk",
-            "mistralai.client.chat",
-            "mistralai.client.agents",
-            "mistralai.client.fim",
-            "mistralai.client.embeddings",
-            "mistralai.client._hooks.tracing",
-            "mistralai.azure.client.basesdk",
-            "mistralai.azure.client.chat",
-            "mistralai.gcp.client.basesdk",
-            "mistralai.gcp.client.chat",
-            "mistralai.gcp.client.fim",
-        ),
-        "starpo_trace.capture.patches.mistral",
-    ),
-}
-"""Module to wait for -> module with `apply(patches, module)` and `TESTED`, package -> versions."""
+_PATCHES: Final = {target: patch for patch, targets in TARGETS.items() for target in targets}
 
 _applied = PatchSet()
 _active_targets: set[str] = set()
@@ -120,14 +32,6 @@ def apply_patches() -> None:
         if target not in _hooked_targets:
             _hooked_targets.add(target)
             wrapt.register_post_import_hook(_on_import, target)
-
-
-def list_patches() -> dict[str, list[str]]:
-    """Modules that patch -> the modules that they wait for."""
-    patches: dict[str, list[str]] = {}
-    for target, patch in _PATCHES.items():
-        patches.setdefault(patch, []).append(target)
-    return patches
 
 
 def remove_patches() -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from starpo_trace.capture.invocation import Call
 
 MISSING: Final = object()
+_MAX_WRAPPED: Final = 32
 
 _T = TypeVar("_T")
 
@@ -93,19 +94,60 @@ def _find_by_name(function: Any) -> Any:
     return pkgutil.resolve_name, (f"{function.__module__}:{function.__qualname__}",)
 
 
+def _list_wrapped(function: Any) -> list[Any]:
+    """A function, what it wraps, and so on; the last one wraps nothing."""
+    found: list[Any] = []
+    while function is not MISSING and len(found) < _MAX_WRAPPED:
+        found.append(getattr(function, "__func__", function))
+        function = getattr(found[-1], "__wrapped__", MISSING)
+    return found
+
+
+def _has_ours(wrapped: Sequence[Any]) -> bool:
+    return any(isinstance(each, _Function | _BoundFunction) for each in wrapped)
+
+
+def _find_wrapped_below(owner: Any, name: str, function: Any) -> list[type]:
+    """Classes below one whose method is its function, wrapped by others but not by us."""
+    found: list[type] = []
+    waiting = type.__subclasses__(owner) if isinstance(owner, type) else []
+    for below in waiting:  # grows while it is read
+        waiting += [each for each in type.__subclasses__(below) if each not in waiting]
+        wrapped = _list_wrapped(vars(below)[name]) if name in vars(below) else [None]
+        if wrapped[-1] is function and not _has_ours(wrapped):
+            found.append(below)
+    return found
+
+
 class PatchSet:
     """Patches that are put back together."""
 
     def __init__(self) -> None:
         self._patches: list[Patch] = []
+        self._left: list[Patch] = []
+        """Wrapped by somebody else when they were to be put back: they are there still."""
 
     def wrap(self, owner: Any, name: str, wrapper: Wrapper) -> None:
         """Wrap `owner.name`; `wrapper(wrapped, instance, args, kwargs)` is called instead.
+
+        Who wrapped it before us on a class below has the function as it was; it is wrapped there, too.
 
         Raises:
             AttributeError: there is no such attribute (an SDK we do not know).
         """
         raw = vars(owner).get(name, MISSING)
+        original = getattr(owner, name) if raw is MISSING else raw
+        if self._is_left(owner, name, original):
+            return  # it records again
+        for below in _find_wrapped_below(owner, name, _list_wrapped(original)[-1]):
+            self._replace(below, name, vars(below)[name], wrapper)
+        self._replace(owner, name, raw, wrapper)
+
+    def _is_left(self, owner: Any, name: str, function: Any) -> bool:
+        is_known = any(each.owner is owner and each.name == name for each in self._left)
+        return is_known and _has_ours(_list_wrapped(function))
+
+    def _replace(self, owner: Any, name: str, raw: Any, wrapper: Wrapper) -> None:
         original = getattr(owner, name) if raw is MISSING else raw
         # Positionally: wrapt 2 renamed the parameters.
         replacement = _Function(original, wrapper)
@@ -131,6 +173,7 @@ class PatchSet:
             if vars(patch.owner).get(patch.name, MISSING) is not patch.replacement:
                 # Somebody wrapped ours; taking theirs away would break them, and ours passes
                 # calls through while Starpo is off.
+                self._left.append(patch)
                 warn_once(
                     f"restore {patch.owner}.{patch.name}",
                     "%r.%s was patched again after Starpo and stays so",

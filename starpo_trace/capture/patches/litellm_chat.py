@@ -218,9 +218,13 @@ def _join_blocks(blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return whole
 
 
+_NOT_THOUGHT: Final = frozenset({"type", "thinking", "index"})
+"""The last is LiteLLM's, of a stream."""
+
+
 def _read_thinking(block: Mapping[str, Any]) -> dict[str, Any]:
     part: dict[str, Any] = {"type": "reasoning", "content": block.get("thinking") or ""}
-    meta = {name: value for name, value in block.items() if name not in {"type", "thinking"}}
+    meta = {name: value for name, value in block.items() if name not in _NOT_THOUGHT}
     if block.get("type") != "thinking":
         meta["type"] = block.get("type")
     if meta:

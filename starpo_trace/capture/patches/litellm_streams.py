@@ -10,6 +10,7 @@ from contextlib import suppress
 from contextvars import ContextVar, Token
 from typing import Any, Final
 
+from starpo_trace.capture.attachment import Attachment
 from starpo_trace.capture.invocation import Call, finish_inner_streams
 from starpo_trace.capture.patches.base import PatchSet
 from starpo_trace.capture.patches.streams import ChunkAccumulator, StreamRecording
@@ -94,6 +95,7 @@ class StreamWatch:
             return wrapped(*args, **kwargs)
         recording.is_reading = True
         mark = _read_recording.set(recording)
+        attachment = Attachment(recording.call.context)  # a router may ask another server now
         try:
             chunk = wrapped(*args, **kwargs)
         except StopIteration:
@@ -103,6 +105,7 @@ class StreamWatch:
             recording.note_failure(error)
             raise
         finally:
+            attachment.detach()
             recording.is_reading = False
             _reset(mark)
         recording.note_chunk(chunk)
@@ -120,6 +123,7 @@ class StreamWatch:
             return await wrapped(*args, **kwargs)
         recording.is_reading = True
         mark = _read_recording.set(recording)
+        attachment = Attachment(recording.call.context)
         try:
             chunk = await wrapped(*args, **kwargs)
         except StopAsyncIteration:
@@ -132,6 +136,7 @@ class StreamWatch:
             recording.note_failure(error)
             raise
         finally:
+            attachment.detach()
             recording.is_reading = False
             _reset(mark)
         recording.note_chunk(chunk)

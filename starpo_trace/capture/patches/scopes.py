@@ -12,6 +12,7 @@ from types import ModuleType, TracebackType
 from typing import Any, TypeAlias
 
 from opentelemetry import context as otel_context
+from opentelemetry.context import Context
 
 from starpo_trace.capture.agents import Scope
 from starpo_trace.capture.attachment import Attachment, Entry
@@ -116,6 +117,35 @@ class _ScopedContext(AbstractAsyncContextManager[Any]):
             (scope, entry), self._opened = self._opened, None
             entry.leave()
             end_scope(scope, error)
+
+
+class ContextScope:
+    """Only a Context for what a framework does, and what is to be done once it has."""
+
+    def __init__(self, context: Context, follow: Callable[[], None] | None = None) -> None:
+        self.context = context
+        self._follow = follow
+
+    def finish(self, error: BaseException | None, result: Any = None) -> None:
+        """Do what follows; nothing is recorded of it."""
+        if self._follow is not None:
+            self._follow()
+
+
+class FollowedScope:
+    """A scope, and what is to be done once it has ended."""
+
+    def __init__(self, scope: Scope, follow: Callable[[], None]) -> None:
+        self.context = scope.context
+        self._scope = scope
+        self._follow = follow
+
+    def finish(self, error: BaseException | None, result: Any = None) -> None:
+        """End it, and do what follows."""
+        try:
+            self._scope.finish(error, result)
+        finally:
+            self._follow()
 
 
 def find_homes(function: Any, name: str, home: ModuleType) -> list[ModuleType]:

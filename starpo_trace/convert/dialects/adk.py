@@ -1,7 +1,8 @@
 """Google ADK's own spans (v1) -> canonical span, through GenAI attributes.
 
 `call_llm` holds request and response as JSON of the Gemini API in snake case; the GenAI span below
-it holds no content. A tool's arguments and response have keys of ADK's own beside GenAI's.
+it holds no content. A tool's arguments and response have keys of ADK's own beside GenAI's. After
+several tools of one answer there is a span more (in v2 too), with the results of all.
 """
 
 import re
@@ -29,6 +30,7 @@ _PARAMETERS: Final = {
     "top_p": keys.REQUEST_TOP_P,
     "top_k": keys.REQUEST_TOP_K,
 }
+_MERGED: Final = "(merged tools)"
 _NO_CONTENT: Final = frozenset({None, "", "{}"})
 _SNAKE: Final = re.compile("_([a-z])")
 
@@ -36,6 +38,8 @@ _SNAKE: Final = re.compile("_([a-z])")
 def matches(span: SpanRow) -> bool:
     """Whether it is ADK's span of a call or of a tool."""
     attributes = span.attributes
+    if attributes.get(keys.TOOL_NAME) == _MERGED:
+        return True
     is_call = _REQUEST in attributes and keys.OPERATION_NAME not in attributes
     return is_call or any(key in attributes for key in _TOOL_KEYS.values())
 
@@ -47,6 +51,8 @@ def convert(span: SpanRow) -> CanonicalSpan | Rejection:
         ValueError, TypeError: an attribute has a value that cannot be read.
     """
     attributes = dict(span.attributes)
+    if attributes.get(keys.TOOL_NAME) == _MERGED:
+        return Rejection(reason="container", detail="the results of several tools")
     if keys.OPERATION_NAME in attributes:
         for own, name in _TOOL_KEYS.items():
             if attributes.get(name) not in _NO_CONTENT:

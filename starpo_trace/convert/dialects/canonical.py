@@ -40,6 +40,8 @@ SPANS: Final[dict[str, str]] = {
     "step": "i64",  # as recorded
     "step_kind": "str",
     "has_input": "bool",  # a call whose prompt was recorded
+    "tool_name": "str",  # of a step
+    "tool_call_id": "str",
 }
 
 RUNS: Final[dict[str, str]] = {  # of spans that say any of it

@@ -117,6 +117,8 @@ def convert(span: SpanRow) -> CanonicalSpan | Rejection:
     elif record == "step":
         kind = _STEP_KIND_OF_OPERATION.get(attributes.get(keys.OPERATION_NAME, ""), "other")
         columns["step_kind"] = columns["step_kind"] or kind
+        columns["tool_name"] = text_or_none(attributes.get(keys.TOOL_NAME))
+        columns["tool_call_id"] = text_or_none(attributes.get(keys.TOOL_CALL_ID))
     elif record == "state":
         if attributes.get(keys.STATE_VALUE, attributes.get(keys.STATE_DIFF)) is None:
             return Rejection(reason="no_content", detail="a state recorded with content off")

@@ -56,9 +56,10 @@ class ModelSection:
     """0 trains every weight, otherwise a LoRA of this rank on the linear layers."""
     lora_alpha: float | None = None
     """LoRA scale; twice the rank when absent."""
-    attention: Literal["auto", "packed", "rows"] = "auto"
-    """packed: several rows per forward pass, each its own causal segment; rows: one at a time.
-    auto packs when a check on the loaded model shows that both give the same numbers."""
+    attention: Literal["auto", "tree", "packed", "rows"] = "auto"
+    """tree: several rows per forward pass, what they share at their beginning computed once;
+    packed: each row its own causal segment; rows: one at a time. auto takes the first that gives
+    the loaded model's own numbers in a check."""
     device: str = "auto"
     """cpu | cuda | cuda:1 ...; auto: cuda when there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

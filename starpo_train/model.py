@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from starpo_train.errors import ModelError
 from starpo_train.head import compute_logprobs
 from starpo_train.modelfolder import require_model
 from starpo_train.norms import fuse_norms
-from starpo_train.pack import TokenBatch
+from starpo_train.pack import TokenBatch, pack_rows
+from starpo_train.tokens import TokenSequence
 
 PROBE_TOLERANCE = 1e-4
 
@@ -45,6 +47,8 @@ class Policy:
     """Matrix products in bfloat16."""
     packed: bool
     """Several rows per forward pass; False: one at a time."""
+    shared_up_to: int
+    """Longest row that may share its prefix with others; 0: none may."""
     fast_head: bool
     """The output head is one plain linear layer, so its logits may be computed in chunks."""
     lora: bool
@@ -52,14 +56,31 @@ class Policy:
     def score_actions(self, batch: TokenBatch) -> PolicyScores:
         """Log-probabilities and entropies of a pack's trained tokens, with gradient."""
         ids_A = batch.action_ids_A.to(self.device)
-        before_A = batch.action_at_A.to(self.device) - 1  # a token is predicted from the last one
+        before_A = batch.predicted_at_A.to(self.device)
         with self._precision():
             if not self.fast_head:
                 return _score_logits(self._compute_logits(batch), ids_A)
-            hidden_AH = self._compute_hidden(batch)[before_A]
+            hidden_TH = self._compute_hidden(batch)
             head = self.model.get_output_embeddings()
-            logprobs_A, entropies_A = compute_logprobs(hidden_AH, head.weight, head.bias, ids_A)
-            return PolicyScores(logprobs_A=logprobs_A, entropies_A=entropies_A)
+            if batch.layout.is_flat:
+                hidden_AH = hidden_TH[before_A]
+                scores = compute_logprobs(hidden_AH, head.weight, head.bias, ids_A)
+                return PolicyScores(logprobs_A=scores[0], entropies_A=scores[1])
+            # what several rows sampled at one place is scored once
+            pairs_U, of_A = torch.unique(
+                before_A * self.num_vocabulary + ids_A, return_inverse=True
+            )
+            hidden_UH, ids_U = (
+                hidden_TH[pairs_U // self.num_vocabulary],
+                pairs_U % self.num_vocabulary,
+            )
+            scores = compute_logprobs(hidden_UH, head.weight, head.bias, ids_U)
+            return PolicyScores(logprobs_A=scores[0][of_A], entropies_A=scores[1][of_A])
+
+    @property
+    def attention(self) -> str:
+        """`tree`, `packed` or `rows`, as in the configuration."""
+        return "tree" if self.shared_up_to else "packed" if self.packed else "rows"
 
     @torch.no_grad()
     def compute_state_features(self, batch: TokenBatch) -> Tensor:
@@ -85,7 +106,7 @@ class Policy:
 
     def _compute_logits(self, batch: TokenBatch) -> Tensor:
         """Logits [A, V] through whatever the model puts around its head (scaling, capping)."""
-        before_A = batch.action_at_A - 1
+        before_A = batch.predicted_at_A
         logits = []
         for inputs, (start, end) in self._forward_inputs(batch):
             inside_A = before_A[(before_A >= start) & (before_A < end)] - start
@@ -105,13 +126,13 @@ class Policy:
                     "input_ids": ids_T[None],
                     "position_ids": positions_T[None],
                     "use_cache": False,
-                    "row_lengths": batch.row_lengths_R,
+                    "tree": batch.layout,
                 },
                 (0, len(ids_T)),
             )
             return
         start = 0
-        for length in batch.row_lengths_R:
+        for length in batch.layout.lengths_M:
             row_T = ids_T[start : start + length]
             yield {"input_ids": row_T[None], "use_cache": False}, (start, start + length)
             start += length
@@ -159,6 +180,7 @@ def build_policy(model: Any, tokenizer: Any, section: ModelSection, *, seed: int
         autocast=section.precision == "bfloat16"
         or (section.precision == "auto" and device.type == "cuda"),
         packed=False,
+        shared_up_to=0,
         fast_head=False,
         lora=section.lora_rank > 0,
     )
@@ -266,7 +288,7 @@ def _configure(policy: Policy, section: ModelSection) -> Policy:
     if wanted != "rows":
         policy.model.set_attn_implementation(PACKED_ATTENTION)
     candidates = [(True, True), (True, False)] if wanted != "rows" else []
-    if wanted != "packed":
+    if wanted in ("auto", "rows"):
         candidates += [(False, True), (False, False)]
     worst = float("inf")
     for packed, fast_head in candidates:
@@ -275,14 +297,29 @@ def _configure(policy: Policy, section: ModelSection) -> Policy:
         if not packed and policy.model.config._attn_implementation == PACKED_ATTENTION:
             policy.model.set_attn_implementation("sdpa")
         trial = replace(policy, packed=packed, fast_head=fast_head, autocast=False)
-        error = _probe_error(trial, rows, expected_A)
+        error = _probe_error(trial, rows, expected_A, share=False)
+        shared_up_to = 0
+        # on CUDA a tree has not been run yet, and is for those who ask for it
+        is_wanted = wanted == "tree" or (wanted == "auto" and policy.device.type == "cpu")
+        if packed and error <= PROBE_TOLERANCE and is_wanted:
+            error_in_tree = _probe_error(trial, rows, expected_A, share=True)
+            if error_in_tree <= PROBE_TOLERANCE:
+                shared_up_to = _find_window(policy.model)
+            elif wanted == "tree":
+                error = error_in_tree
         worst = min(worst, error)
         if error <= PROBE_TOLERANCE:
-            return replace(trial, autocast=policy.autocast)
+            return replace(trial, autocast=policy.autocast, shared_up_to=shared_up_to)
     raise ModelError(
         f"model.attention = {wanted!r}: log-probabilities of {section.path!r} differ by {worst:.2g} "
         "nats from the model's own forward pass; use 'auto' or 'rows'."
     )
+
+
+def _find_window(model: Any) -> int:
+    """Longest row in which every token sees all before it."""
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    return 1 << 62 if window is None else int(window)
 
 
 def _score_logits(logits_AV: Tensor, ids_A: Tensor) -> PolicyScores:
@@ -294,36 +331,39 @@ def _score_logits(logits_AV: Tensor, ids_A: Tensor) -> PolicyScores:
 
 
 def _probe_rows(policy: Policy) -> list[Tensor]:
+    """Random rows, two of which begin alike."""
     generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randint(policy.num_vocabulary, (length,), generator=generator).to(policy.device)
+    rows = [
+        torch.randint(policy.num_vocabulary, (length,), generator=generator)
         for length in (7, 12, 3)
     ]
+    rows[1][:4] = rows[0][:4]
+    return [ids_T.to(policy.device) for ids_T in rows]
 
 
-def _probe_error(policy: Policy, rows: list[Tensor], expected_A: Tensor) -> float:
-    lengths = [len(ids_T) for ids_T in rows]
-    ids_T = torch.cat(rows)
-    positions_T = torch.cat([torch.arange(length) for length in lengths])
-    action_at_A = torch.nonzero(positions_T > 0).flatten()
-    batch = TokenBatch(
-        input_ids_T=ids_T,
-        position_ids_T=positions_T,
-        row_lengths_R=tuple(lengths),
-        rows_R=tuple(range(len(rows))),
-        action_at_A=action_at_A,
-        action_ids_A=ids_T[action_at_A],
-        row_of_A=torch.zeros_like(action_at_A),
-        weights_A=torch.ones(len(action_at_A)),
-        behaviour_logprobs_A=None,
-        turn_starts_S=torch.empty(0, dtype=torch.long),
-    )
+def _probe_error(policy: Policy, rows: list[Tensor], expected_A: Tensor, *, share: bool) -> float:
+    batch = pack_rows([_as_row(ids_T) for ids_T in rows], range(len(rows)), share=share)
     try:
         with torch.no_grad():
             scores = policy.score_actions(batch)
     except (TypeError, NotImplementedError, AttributeError, KeyError, RuntimeError):
         return float("inf")  # an architecture that cannot be run this way
     return float((scores.logprobs_A - expected_A).abs().max())
+
+
+def _as_row(ids_T: Tensor) -> TokenSequence:
+    """A row of which every token but the first is trained."""
+    trained_T = np.arange(len(ids_T)) > 0
+    return TokenSequence(
+        trajectory=0,
+        input_ids_T=ids_T.cpu().numpy(),
+        action_mask_T=trained_T,
+        turn_T=trained_T - 1,
+        turn_end_mask_T=np.zeros_like(trained_T),
+        turn_start_mask_T=np.zeros_like(trained_T),
+        logprobs_T=None,
+        recorded=True,
+    )
 
 
 def _plain_logprobs(model: Any, ids_T: Tensor) -> Tensor:

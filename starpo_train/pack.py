@@ -1,38 +1,48 @@
 """TokenSequence rows -> packed TokenBatch, within a budget of tokens per forward pass.
 
-Rows lie one after another; positions restart with each, and attention never leaves its row.
-Suffixes: T packed tokens, A action tokens among them, R rows, S turn starts.
+Rows lie one after another, or as a tree in which what they share lies once; positions are those of
+their rows, and attention never leaves a row. Suffixes: T packed tokens, A action tokens of the rows, R
+rows, S turn starts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from starpo_train.tokens import TokenSequence
+from starpo_train.tree import TreeLayout, build_tree, sort_rows
+
+_LEAST_SHARED: Final = 16
+"""Tokens from which on rows that share them are kept in one pack."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBatch:
     """One pack.
 
-    Two rows, `p` prompt and `A` action tokens::
+    Two rows, `p` prompt and `A` action tokens, one after another and as a tree::
 
-        input_ids_T     p p A A p A | p A A
-        position_ids_T  0 1 2 3 4 5 | 0 1 2
-        row_lengths_R   6, 3
-        action_at_A     2 3 5 7 8      predicted from the token before: 1 2 4 6 7
+        input_ids_T      p p A A p A | p p A B        p p A | A p A | B
+        position_ids_T   0 1 2 3 4 5 | 0 1 2 3        0 1 2 | 3 4 5 | 3
+        predicted_at_A   1 2 4 7 8                    1 2 4 1 2
+
+    A token that several rows sampled is several times in A, once in T.
     """
 
     input_ids_T: Tensor
     position_ids_T: Tensor
-    row_lengths_R: tuple[int, ...]
+    layout: TreeLayout
+    """What sees what."""
     rows_R: tuple[int, ...]
     """Position of each row in the list that was packed."""
-    action_at_A: Tensor
-    """Index in T of each trained token."""
+    num_row_tokens: int
+    """Tokens of the rows, shared ones as often as they are in one."""
+    predicted_at_A: Tensor
+    """Index in T of the token before each trained one, from which that is predicted."""
     action_ids_A: Tensor
     row_of_A: Tensor
     """Index in R of each trained token."""
@@ -45,13 +55,63 @@ class TokenBatch:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the pack."""
+        """Tokens that are computed."""
         return len(self.input_ids_T)
 
     @property
     def num_actions(self) -> int:
-        """Trained tokens of the pack."""
-        return len(self.action_at_A)
+        """Trained tokens of the rows."""
+        return len(self.action_ids_A)
+
+
+def pack_all(
+    rows: Sequence[TokenSequence],
+    chosen: Sequence[int],
+    *,
+    tokens_per_pack: int,
+    shared_up_to: int,
+) -> Iterator[tuple[list[int], TokenBatch]]:
+    """Rows `chosen` -> packs, each with the rows that are in it.
+
+    They share their prefixes unless one has more than `shared_up_to` tokens.
+    """
+    share = max((rows[i].num_tokens for i in chosen), default=0) <= shared_up_to
+    for pack in plan_rows(rows, chosen, tokens_per_pack=tokens_per_pack, share=share):
+        yield pack, pack_rows(rows, pack, share=share)
+
+
+def plan_rows(
+    rows: Sequence[TokenSequence], chosen: Sequence[int], *, tokens_per_pack: int, share: bool
+) -> list[list[int]]:
+    """Rows `chosen` -> packs of them, within a budget of computed tokens each.
+
+    With `share`, rows that begin alike are kept together as far as the budget allows; a row above
+    it gets a pack of its own. Deterministic.
+    """
+    if share:
+        units, sizes = _gather_units([rows[i].input_ids_T for i in chosen], tokens_per_pack)
+    else:
+        units, sizes = [[i] for i in range(len(chosen))], [rows[i].num_tokens for i in chosen]
+    packs = plan_packs(sizes, tokens_per_pack=tokens_per_pack)
+    return [[chosen[i] for unit in pack for i in units[unit]] for pack in packs]
+
+
+def _gather_units(
+    ids: Sequence[np.ndarray], tokens_per_pack: int
+) -> tuple[list[list[int]], list[int]]:
+    """Rows that share a prefix worth it, and how many tokens the tree of each unit has."""
+    order, shared = sort_rows(ids)
+    units: list[list[int]] = []
+    sizes: list[int] = []
+    for row, num_shared in zip(order, shared, strict=True):
+        is_near = units and num_shared >= min(_LEAST_SHARED, len(ids[row]))
+        if is_near and sizes[-1] + len(ids[row]) - num_shared <= tokens_per_pack:
+            units[-1].append(row)
+            sizes[-1] += len(ids[row]) - num_shared
+        else:
+            units.append([row])
+            sizes.append(len(ids[row]))
+    return units, sizes
 
 
 def plan_packs(lengths: Sequence[int], *, tokens_per_pack: int) -> list[list[int]]:
@@ -78,33 +138,36 @@ def plan_packs(lengths: Sequence[int], *, tokens_per_pack: int) -> list[list[int
     return packs
 
 
-def pack_rows(rows: Sequence[TokenSequence], chosen: Sequence[int]) -> TokenBatch:
-    """Rows `chosen` -> one TokenBatch on the CPU."""
+def pack_rows(
+    rows: Sequence[TokenSequence], chosen: Sequence[int], *, share: bool = False
+) -> TokenBatch:
+    """Rows `chosen` -> one TokenBatch on the CPU; with `share` as a tree."""
     picked = [rows[i] for i in chosen]
-    lengths = np.array([row.num_tokens for row in picked])
-    mask_T = np.concatenate([row.action_mask_T for row in picked])
-    ids_T = np.concatenate([row.input_ids_T for row in picked])
-    starts_R = np.cumsum(lengths) - lengths
-    positions_T = np.arange(len(ids_T)) - np.repeat(starts_R, lengths)
-    row_of_T = np.repeat(np.arange(len(picked)), lengths)
-    action_at_A = np.flatnonzero(mask_T)
+    tree = build_tree([row.input_ids_T for row in picked], share=share)
+    actions = [np.flatnonzero(row.action_mask_T) for row in picked]
+    before = [place[at - 1] for place, at in zip(tree.places, actions, strict=True)]
+    starts = [place[row.turn_start_mask_T] for place, row in zip(tree.places, picked, strict=True)]
+    ids = [row.input_ids_T[at] for row, at in zip(picked, actions, strict=True)]
+    row_of_A = np.repeat(np.arange(len(picked)), [len(at) for at in actions])
     weights_R = np.array([row.weight for row in picked], dtype=np.float32)
-    row_of_A = row_of_T[action_at_A]
     behaviour = None
     if all(row.logprobs_T is not None for row in picked):
-        logprobs = [row.logprobs_T for row in picked if row.logprobs_T is not None]
-        behaviour = torch.from_numpy(np.concatenate(logprobs)[action_at_A])
+        logprobs = [
+            row.logprobs_T[at]
+            for row, at in zip(picked, actions, strict=True)
+            if row.logprobs_T is not None
+        ]
+        behaviour = torch.from_numpy(np.concatenate(logprobs))
     return TokenBatch(
-        input_ids_T=torch.from_numpy(ids_T),
-        position_ids_T=torch.from_numpy(positions_T),
-        row_lengths_R=tuple(int(length) for length in lengths),
+        input_ids_T=torch.from_numpy(tree.input_ids_T),
+        position_ids_T=torch.from_numpy(tree.positions_T),
+        layout=tree.layout,
         rows_R=tuple(chosen),
-        action_at_A=torch.from_numpy(action_at_A),
-        action_ids_A=torch.from_numpy(ids_T[action_at_A]),
+        num_row_tokens=sum(row.num_tokens for row in picked),
+        predicted_at_A=torch.from_numpy(np.concatenate(before)),
+        action_ids_A=torch.from_numpy(np.concatenate(ids)),
         row_of_A=torch.from_numpy(row_of_A),
         weights_A=torch.from_numpy(weights_R[row_of_A]),
         behaviour_logprobs_A=behaviour,
-        turn_starts_S=torch.from_numpy(
-            np.flatnonzero(np.concatenate([row.turn_start_mask_T for row in picked]))
-        ),
+        turn_starts_S=torch.from_numpy(np.concatenate(starts)),
     )

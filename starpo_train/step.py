@@ -18,7 +18,7 @@ from starpo_train.losses.filtered_bc import compute_filtered_bc_loss
 from starpo_train.losses.output import LossOutput
 from starpo_train.losses.ppo_clip import compute_ppo_clip_loss
 from starpo_train.model import Policy
-from starpo_train.pack import TokenBatch, pack_rows, plan_packs
+from starpo_train.pack import TokenBatch, pack_all
 
 if TYPE_CHECKING:
     from starpo_train.prepare import TrainingData
@@ -36,7 +36,11 @@ class StepPack:
 
 
 def build_step_packs(
-    data: "TrainingData", config: RunConfig, trajectories: Sequence[int]
+    data: "TrainingData",
+    config: RunConfig,
+    trajectories: Sequence[int],
+    *,
+    shared_up_to: int = 0,
 ) -> list[StepPack]:
     """Rows of some trajectories -> packs that share the step's denominators."""
     rows = [r for n in trajectories for r in data.rows_of_N[n]]
@@ -44,11 +48,13 @@ def build_step_packs(
     coefficients_N = compute_coefficients(weight_sums_N, mode=config.algorithm.aggregation)
     coefficient_of = dict(zip(trajectories, coefficients_N.tolist(), strict=True))
     owner_of = {r: n for n in trajectories for r in data.rows_of_N[n]}
-    lengths = [data.rows[r].num_tokens for r in rows]
     packs = []
-    for plan in plan_packs(lengths, tokens_per_pack=config.train.tokens_per_pack):
-        chosen = [rows[i] for i in plan]
-        batch = pack_rows(data.rows, chosen)
+    for chosen, batch in pack_all(
+        data.rows,
+        rows,
+        tokens_per_pack=config.train.tokens_per_pack,
+        shared_up_to=shared_up_to,
+    ):
         coefficients_R = torch.tensor([coefficient_of[owner_of[r]] for r in chosen])
         advantages_A = None
         if data.advantages_R:
@@ -99,10 +105,13 @@ def measure_drift(
     """
     rows = [r for n in trajectories for r in data.rows_of_N[n]]
     exact = [r for r in rows if data.rows[r].logprobs_T is not None]
-    lengths = [data.rows[r].num_tokens for r in exact]
     total, count = 0.0, 0
-    for plan in plan_packs(lengths, tokens_per_pack=config.train.tokens_per_pack):
-        batch = pack_rows(data.rows, [exact[i] for i in plan])
+    for _, batch in pack_all(
+        data.rows,
+        exact,
+        tokens_per_pack=config.train.tokens_per_pack,
+        shared_up_to=policy.shared_up_to,
+    ):
         if batch.behaviour_logprobs_A is not None:
             logprobs_A = policy.score_actions(batch).logprobs_A.cpu()
             total += float((logprobs_A - batch.behaviour_logprobs_A).abs().double().sum())

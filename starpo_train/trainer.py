@@ -174,7 +174,7 @@ class Trainer:
     def train_step(self, trajectories: list[int]) -> dict[str, Any] | None:
         """One optimizer step on some trajectories; None when the KL ceiling forbids it."""
         started = time.perf_counter()
-        packs = build_step_packs(self.data, self.config, trajectories)
+        packs = self._build_packs(trajectories)
         sums = self._accumulate_gradients(packs)
         if self._is_above_kl_ceiling(sums):
             return None
@@ -195,6 +195,10 @@ class Trainer:
         )
         return [part.tolist() for part in np.array_split(order, self._batches_per_epoch)]
 
+    def _build_packs(self, trajectories: list[int]) -> list[StepPack]:
+        shared_up_to = self.policy.shared_up_to
+        return build_step_packs(self.data, self.config, trajectories, shared_up_to=shared_up_to)
+
     def _accumulate_gradients(self, packs: list[StepPack]) -> dict[str, float]:
         """Forward and backward of every pack; sums over the step's trained tokens."""
         totals: dict[str, Tensor] = {}
@@ -212,7 +216,8 @@ class Trainer:
             for name, value in sums.items():
                 totals[name] = totals[name] + value if name in totals else value
         return {
-            "num_tokens": sum(pack.batch.num_tokens for pack in packs),
+            "num_tokens": sum(pack.batch.num_row_tokens for pack in packs),
+            "num_computed": sum(pack.batch.num_tokens for pack in packs),
             "num_actions": sum(pack.batch.num_actions for pack in packs),
         } | {name: float(value) for name, value in totals.items()}
 
@@ -258,7 +263,7 @@ class Trainer:
             with torch.no_grad():
                 parts = [
                     compute_pack_loss(self.policy, alone, self.config.algorithm)[0].loss
-                    for alone in build_step_packs(self.data, self.config, [n])
+                    for alone in self._build_packs([n])
                 ]
             if not all(bool(torch.isfinite(part)) for part in parts):
                 guilty.append(n)
@@ -279,6 +284,7 @@ class Trainer:
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
             "tokens": int(sums["num_tokens"]),
+            "computed_tokens": int(sums["num_computed"]),
             "action_tokens": int(count),
             "tokens_per_s": sums["num_tokens"] / wall_s,
             "wall_s": wall_s,
@@ -301,7 +307,7 @@ class Trainer:
             drift = measure_drift(self.policy, self.data, self.config, sample)
             record = {"event": "start", "logprob_drift_mean_abs": drift}
             record |= {
-                "attention": "packed" if self.policy.packed else "rows",
+                "attention": self.policy.attention,
                 "has_chat_template": bool(getattr(self.policy.tokenizer, "chat_template", None)),
             }
         self._report(record | self.data.facts | {"num_steps": self._total_steps})

@@ -1,6 +1,7 @@
 """Ways to keep attention within packed rows: time of a forward and backward pass, and error."""
 
 from collections.abc import Callable
+from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ from clock import free, measure, summarize
 from torch import Tensor
 
 from starpo_train.attention import attend_packed
+from starpo_train.tree import make_layout
 
 PACKS = {
     "1 x 8192": [8192],
@@ -23,7 +25,8 @@ TINY_PACKS = {"1 x 64": [64], "4 x 16": [16] * 4}
 def attend_ours(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tensor:
     """`starpo_train`'s: [1, heads, T, D] -> [1, T, heads, D]."""
     module = SimpleNamespace(num_key_value_groups=query.shape[1] // key.shape[1])
-    return attend_packed(module, query, key, value, None, row_lengths=tuple(lengths))[0]
+    layout = make_layout(lengths, list(accumulate(lengths)), depth=max(lengths))
+    return attend_packed(module, query, key, value, None, tree=layout)[0]
 
 
 def build_flex(lengths: list[int], device: str) -> Callable[..., Tensor]:

@@ -17,7 +17,7 @@ from starpo_train.credit.group import compute_group_advantages, select_groups
 from starpo_train.dataset import Trajectory
 from starpo_train.errors import DataError
 from starpo_train.model import Policy
-from starpo_train.pack import pack_rows, plan_packs
+from starpo_train.pack import pack_all
 from starpo_train.tokens import TokenSequence
 
 
@@ -101,9 +101,13 @@ def _fit_critic(
 ) -> TurnValues:
     """Values of all turn starts, turns in row order."""
     features_R: list[Tensor] = [torch.empty(0)] * len(tokenized.rows)
-    lengths = [row.num_tokens for row in tokenized.rows]
-    for chosen in plan_packs(lengths, tokens_per_pack=config.train.tokens_per_pack):
-        features_SH = policy.compute_state_features(pack_rows(tokenized.rows, chosen)).cpu()
+    for chosen, batch in pack_all(
+        tokenized.rows,
+        range(len(tokenized.rows)),
+        tokens_per_pack=config.train.tokens_per_pack,
+        shared_up_to=policy.shared_up_to,
+    ):
+        features_SH = policy.compute_state_features(batch).cpu()
         counts = [int(tokenized.rows[r].turn_start_mask_T.sum()) for r in chosen]
         for r, features in zip(chosen, features_SH.split(counts), strict=True):
             features_R[r] = features

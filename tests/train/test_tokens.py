@@ -208,8 +208,9 @@ def test_pack_lays_rows_one_after_another():
     batch = pack_rows(rows, [0, 1])
     assert batch.input_ids_T.tolist() == [1, 2, 10, 11, 3, 20, 5, 6]
     assert batch.position_ids_T.tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
-    assert batch.row_lengths_R == (6, 2)
-    assert batch.action_at_A.tolist() == [2, 3, 5, 7]
+    assert batch.layout.lengths_M == (6, 2)
+    assert batch.layout.is_flat
+    assert batch.predicted_at_A.tolist() == [1, 2, 4, 6]
     assert batch.action_ids_A.tolist() == [10, 11, 20, 6]
     assert batch.row_of_A.tolist() == [0, 0, 0, 1]
     assert batch.turn_starts_S.tolist() == [1, 4, 6]

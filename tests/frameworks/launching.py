@@ -9,7 +9,7 @@ import time
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from rows import read_tables
+from rows import mask_ids, read_tables
 from scenario import TWO_TURNS
 
 from starpo_trace.testing import ScriptedServer
@@ -87,7 +87,7 @@ def start(folder, how, arguments, environment):
 
 
 def run(folder, how, arguments, script=TWO_TURNS, *, stop=None, others=False):
-    """How a program ends, and the tables of what was recorded of it.
+    """How a program ends (code, output, errors but for the frames), and what was recorded of it.
 
     OpenTelemetry's launcher exports; what it sends is collected. The others write a store. With
     `others` it also starts the other instrumentations that are installed.
@@ -124,4 +124,5 @@ def _finish(process, server, stop):
         time.sleep(0.2)
         process.send_signal(stop)
     output, errors = process.communicate(timeout=120)
-    return process.returncode, output, errors.strip().rpartition("\n")[2]
+    told = [line for line in errors.splitlines() if line and not line.startswith(" ")]
+    return process.returncode, output, mask_ids("\n".join(told))

@@ -77,9 +77,14 @@ def _number_trajectories(raw: Mapping[str, list[dict[str, Any]]]) -> dict[str, i
     return {trajectory_id: number for number, trajectory_id in enumerate(order)}
 
 
+def mask_ids(text: str) -> str:
+    """Text -> the same without ids and times."""
+    return _ID.sub("ID", text)
+
+
 def _tell_row(row: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[str, Any]:
     told = {
-        name: _ID.sub("ID", value) if isinstance(value, str) else value
+        name: mask_ids(value) if isinstance(value, str) else value
         for name, value in row.items()
         if name not in _LEFT_OUT and not name.endswith("_ns")
     }
@@ -118,7 +123,7 @@ def tell_spans(spans: list[dict[str, Any]]) -> list[str]:
         }
         for span in spans
     ]
-    return sorted(_ID.sub("ID", json.dumps(each, sort_keys=True)) for each in told)
+    return sorted(mask_ids(json.dumps(each, sort_keys=True)) for each in told)
 
 
 def _find_path(span: dict[str, Any], index: Mapping[str, dict[str, Any]]) -> list[str]:

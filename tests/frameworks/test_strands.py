@@ -367,7 +367,8 @@ def test_a_tool_that_fails(tmp_path, run):
     recorded = record(tmp_path, program, script)
     check_wire(recorded, script)
     assert "no shelf for A7" in recorded.requests[1]["messages"][-1]["content"]
-    assert list_ran(recorded) == [("broken_stock", "c1", {"sku": "A7"}, None)]
+    told = "Error: RuntimeError - no shelf for A7"
+    assert list_ran(recorded) == [("broken_stock", "c1", {"sku": "A7"}, told)]
     assert list_errors(recorded) == ["RuntimeError"]
     check_end(recorded, "terminated", "ok", "ok")
 
@@ -388,7 +389,7 @@ def test_a_tool_that_says_it_failed(tmp_path):
     script = [Reply(tool_calls=calls), Reply(content=ANSWER)]
     recorded = record(tmp_path, lambda url: run(make_agent(url, tools=(stock,))), script)
     check_wire(recorded, script)
-    assert list_ran(recorded) == [("stock", "c1", {"sku": "A7"}, None)]
+    assert list_ran(recorded) == [("stock", "c1", {"sku": "A7"}, "no A7")]
     assert list_errors(recorded) == ["RuntimeError"]
 
 

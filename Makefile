@@ -25,6 +25,8 @@ INSPECT_TESTS := tests/trace/sources/test_inspect_logs.py
 FRAMEWORKS := .venvs/frameworks
 ON_PUSH := openai3 openai2
 GROUPS := $(ON_PUSH) crewai strands semantic_kernel a_year_ago crewai_a_year_ago coexistence
+TESTS_crewai := tests/frameworks/test_crewai.py
+TESTS_crewai_a_year_ago := $(TESTS_crewai)
 TESTS_coexistence := tests/frameworks/test_launch.py tests/frameworks/test_coexistence.py
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 

@@ -549,7 +549,8 @@ def test_a_tool_that_fails(tmp_path, tool, arguments, error):
 
     recorded = record(tmp_path, ask(program), script)
     check_wire(recorded, script)
-    assert list_tools(recorded) == [(tool.__name__, "c1", arguments, None)]
+    told = recorded.requests[1]["messages"][-1]["content"]
+    assert list_tools(recorded) == [(tool.__name__, "c1", arguments, told)]
     (step,) = [span for span in recorded.spans if span.name.startswith("execute_tool")]
     assert step.attributes[semconv.ERROR_TYPE] == error
     assert recorded.trajectories[0]["end"] == "terminated"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from starpo_trace.arguments import parse_path
+from starpo_trace.errors import StarpoTraceError
 from starpo_trace.plain import escape_controls
 
 if TYPE_CHECKING:
@@ -42,14 +43,14 @@ def _examine(options: argparse.Namespace) -> int:
     from starpo_trace.doctor.installed import check_installed
     from starpo_trace.doctor.settings import check_destination, check_settings, read_environment
 
+    config, unusable = read_environment()
     logging.disable(logging.ERROR)  # what packages log while they are imported
-    config = read_environment()
     store, _ = choose_destinations(config)
     installed = check_installed(_show_progress if sys.stderr.isatty() else None)
     findings = {
         "Installed packages": [_judge(each) for each in installed],
         "Where spans go": list(check_destination(config)),
-        "Settings": list(check_settings(config)),
+        "Settings": [*unusable, *check_settings(config)],
     }
     traces = options.traces or (store if store is not None and store.is_dir() else None)
     findings["What was recorded" if traces is None else f"What is in {traces}"] = _look_at(traces)
@@ -105,7 +106,10 @@ def _look_at(traces: Path | None) -> "list[Finding]":
                 do="pip install 'starpo[dataset]'",
             )
         ]
-    return list(check_recorded(traces))
+    try:
+        return list(check_recorded(traces))
+    except (StarpoTraceError, OSError) as error:
+        return [Finding(level="problem", what=str(error))]
 
 
 def _show_progress(package: str) -> None:

@@ -19,9 +19,10 @@ _ADVICE: Final = {
     'extra_body={"return_token_ids": True}; else they are made from the text',
     "logprob_missing": "logprobs=True in the agent's call; else only what needs none can be used",
     "logprob_estimated": "logprobs=True in the agent's call",
-    "no_llm_call": "is the model called by a package above, in this process, after instrument()?",
+    "no_llm_call": "did it end before its first? else: is the model called by a package above, in "
+    "this process, after instrument()?",
     "unended": "the process ended without its atexit handlers, or still runs",
-    "no_content": "content is switched off: see the settings",
+    "no_content": "a call failed before its answer, or content is switched off: see the settings",
     "missing_history": "another process recorded the beginning: export its store, too",
     "content_truncated": "raise STARPO_MAX_CONTENT_BYTES, or the provider's attribute limits",
     "dropped_attributes": "raise the TracerProvider's span limits (OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT)",

@@ -1,5 +1,6 @@
 """Environment -> where spans go, and what settings leave out of trajectories."""
 
+import logging
 import os
 import shutil
 import socket
@@ -17,16 +18,42 @@ from starpo_trace.config import (
     read_config,
 )
 from starpo_trace.doctor.finding import Finding
+from starpo_trace.errors import ConfigError
+from starpo_trace.privacy.build import build_redactor
 
 _WAIT_S: Final = 3.0
 _LEAST_FREE: Final = 1 << 30
 
 
-def read_environment() -> CaptureConfig:
-    """What `instrument()` without arguments records in this environment."""
-    return read_config(
-        store=None, endpoint=None, tracer_provider=None, history=None, policy_id=None
-    )
+def read_environment() -> tuple[CaptureConfig, list[Finding]]:
+    """What `instrument()` without arguments records here, and the variables that it cannot use."""
+    logger, handler = logging.getLogger("starpo_trace"), _Gatherer()
+    logger.addHandler(handler)
+    propagates, logger.propagate = logger.propagate, False
+    try:
+        config = read_config(
+            store=None, endpoint=None, tracer_provider=None, history=None, policy_id=None
+        )
+        build_redactor(config.redaction)
+    except ConfigError as error:
+        handler.findings.append(Finding(level="problem", what=str(error)))
+        config = CaptureConfig()
+    finally:
+        logger.propagate = propagates
+        logger.removeHandler(handler)
+    return config, handler.findings
+
+
+class _Gatherer(logging.Handler):
+    """Warnings -> findings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.findings: list[Finding] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep what was logged."""
+        self.findings.append(Finding(level="problem", what=record.getMessage()))
 
 
 def check_destination(config: CaptureConfig) -> Iterator[Finding]:
@@ -118,12 +145,7 @@ def check_settings(config: CaptureConfig) -> Iterator[Finding]:
             what=f"{SAMPLE_VARIABLE}={config.sample:g}: so many of the runs are recorded, whole",
         )
     elif environment.get("OTEL_TRACES_SAMPLER"):
-        yield Finding(
-            level="note",
-            what=f"OTEL_TRACES_SAMPLER={environment['OTEL_TRACES_SAMPLER']} decides which runs "
-            "are recorded",
-            do=f"unset it, or use {SAMPLE_VARIABLE}",
-        )
+        yield _check_sampler(environment)
     if config.max_content_bytes is not None:
         yield Finding(
             level="note",
@@ -136,3 +158,22 @@ def check_settings(config: CaptureConfig) -> Iterator[Finding]:
             what="no policy: runs do not say which checkpoint or prompt made them",
             do="set STARPO_POLICY_ID, or trajectory(policy_id=...)",
         )
+
+
+def _check_sampler(environment: Mapping[str, str]) -> Finding:
+    sampler = environment["OTEL_TRACES_SAMPLER"].strip().lower()
+    argument = environment.get("OTEL_TRACES_SAMPLER_ARG", "")
+    told = f"OTEL_TRACES_SAMPLER={sampler}"
+    is_share = sampler.endswith("traceidratio")
+    if is_share:
+        told += f" with OTEL_TRACES_SAMPLER_ARG={argument}"
+    try:
+        is_nothing = sampler.endswith("always_off") or (is_share and float(argument) == 0.0)
+    except ValueError:
+        is_nothing = False
+    what = "records no run" if is_nothing else "decides which runs are recorded"
+    return Finding(
+        level="problem" if is_nothing else "note",
+        what=f"{told} {what}",
+        do=f"unset it, or use {SAMPLE_VARIABLE}",
+    )

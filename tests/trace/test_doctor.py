@@ -111,6 +111,23 @@ def test_settings_that_leave_everything_out(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("STARPO_SAMPLE", "abc"),
+        ("STARPO_STORE_MAX_BYTES", "lots"),
+        ("STARPO_REDACTION", "maybe"),
+        ("OTEL_TRACES_SAMPLER", "always_off"),
+    ],
+)
+def test_a_variable_that_cannot_be_used(tmp_path, name, value):
+    """It is a problem, and named; so is a sampler that leaves out everything."""
+    told = ask(tmp_path, code=1, **{name: value})
+    (problem,) = list_what(told["Settings"], "problem")
+    assert problem.startswith(name)
+    assert value in problem
+
+
 def test_an_endpoint(tmp_path):
     """It is asked whether it answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -133,13 +150,9 @@ def test_a_store_that_cannot_be(tmp_path):
 
 
 def test_traces_that_are_not_there(tmp_path):
-    """A path that was named is an error like everywhere."""
-    done = subprocess.run(
-        [sys.executable, "-m", "starpo_trace.cli", "doctor", "missing"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith("starpo-trace: missing")
+    """A path without traces is a problem among the others."""
+    told = ask(tmp_path, "missing", code=1)
+    (problem,) = told["What is in missing"]
+    assert problem["level"] == "problem"
+    assert problem["what"].startswith("missing")
+    assert told["Installed packages"]

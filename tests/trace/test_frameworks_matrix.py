@@ -45,7 +45,9 @@ def test_every_framework_is_in_it():
     merged = json.loads(RESULTS.read_text())
     pages = {run["page"] for groups in merged.values() for run in groups.values()}
     modules = {name.rpartition(".")[2] for name in TARGETS if ".frameworks." in name}
-    assert modules - pages == set()
+    assert [
+        name for name in modules if not any(f"{name}_".startswith(f"{p}_") for p in pages)
+    ] == []
     for page in pages:
         assert (ROOT / "docs" / "frameworks" / f"{page}.md").is_file()
         assert (ROOT / "docs" / "images" / "frameworks" / f"{page}.svg").is_file()

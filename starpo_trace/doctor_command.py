@@ -75,7 +75,9 @@ def _judge(installed: "Installed") -> "Finding":
         return Finding(
             level="problem",
             what=f"{what} {how}: {'; '.join(installed.failures)}",
-            do=f"use a tested version: {installed.package} {installed.tested}",
+            do=f"use a tested version: {installed.package} {installed.tested}"
+            if installed.untested
+            else "mend the installation",
         )
     if installed.untested:
         return Finding(

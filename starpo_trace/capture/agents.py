@@ -17,6 +17,7 @@ from opentelemetry.trace import Span, SpanKind
 from starpo_trace import semconv
 from starpo_trace.capture.apart import set_current
 from starpo_trace.capture.episode import (
+    EndKind,
     Trajectory,
     current_trajectory,
     leave_finished_run,
@@ -69,6 +70,14 @@ class Scope(Protocol):
         ...
 
 
+class AgentScope(Scope, Protocol):
+    """An agent in progress."""
+
+    def end_early(self, reason: str, end: EndKind = "truncated") -> None:
+        """It stops before its end. Where it is the run, so does that; else the run may go on."""
+        ...
+
+
 class _RunScope:
     """The outermost agent: a trajectory."""
 
@@ -76,6 +85,10 @@ class _RunScope:
         self.context = context
         self._run = run
         self._is_over = False
+
+    def end_early(self, reason: str, end: EndKind = "truncated") -> None:
+        """Say how the run ends."""
+        self._run.end(end, reason=reason)
 
     def finish(self, error: BaseException | None, result: Any = None) -> None:
         """End the run."""
@@ -96,6 +109,9 @@ class _AgentScope:
         self._has_content = has_content
         self._num_forks = Lineage.num_forks
         self._is_over = False
+
+    def end_early(self, reason: str, end: EndKind = "truncated") -> None:
+        """Nothing: it is not the run that ends."""
 
     def finish(self, error: BaseException | None, result: Any = None) -> None:
         """End its span."""
@@ -130,7 +146,7 @@ class _ToolScope:
             self._step.end(error)
 
 
-def begin_agent(agent: AgentRun) -> Scope | None:
+def begin_agent(agent: AgentRun) -> AgentScope | None:
     """An agent that runs -> its scope; None where it is not recorded, or runs already."""
     runtime = get_runtime()
     if runtime is None or not is_instrumentation_enabled():

@@ -61,10 +61,10 @@ def check_installed(advance: Callable[[str], None] | None = None) -> list[Instal
             package=package,
             version=versions[package],
             is_framework=".frameworks." in patch_name,
-            tested=patch.TESTED[package] if before is None else before.tested,
+            tested=before.tested if before else patch.TESTED[package],
             untested=_list_untested(versions, patch.TESTED),
-            failures=(() if before is None else before.failures) + failures,
-            num_patched=(0 if before is None else before.num_patched) + num_patched,
+            failures=tuple(dict.fromkeys((*(before.failures if before else ()), *failures))),
+            num_patched=(before.num_patched if before else 0) + num_patched,
         )
     return sorted(found.values(), key=lambda each: (each.is_framework, each.package))
 
@@ -108,7 +108,7 @@ def _try_patches(patch: ModuleType, targets: tuple[str, ...]) -> tuple[tuple[str
         except BaseException as error:  # an import may even leave the process
             if isinstance(error, KeyboardInterrupt):
                 raise
-            failures.append(f"{target}: {type(error).__name__}: {error}"[:_MAX_REASON])
+            failures.append(f"{type(error).__name__}: {error}"[:_MAX_REASON])
         finally:
             patches.restore()
     if not num_patched and not failures:

@@ -7,12 +7,13 @@ from typing import Final
 import polars as pl
 
 from starpo_trace.convert.dataset import convert_sources
-from starpo_trace.convert.manifest import scan_table
+from starpo_trace.convert.manifest import read_manifest, scan_table
 from starpo_trace.convert.sources.files import find_source_files
 from starpo_trace.doctor.finding import Finding, Level
 from starpo_trace.schema import MANIFEST_FILE
 
 MAX_BYTES: Final = 64 << 20
+_NAMED_FILES: Final = 3
 _ADVICE: Final = {
     "no_reward": "reward(1.0, name=...) in the run, or `starpo-trace reward` when it is known",
     "token_ids_missing": "a server that gives them: vLLM with "
@@ -42,13 +43,19 @@ def check_recorded(path: Path) -> Iterator[Finding]:
         DatasetError: a damaged dataset.
     """
     if (path / MANIFEST_FILE).is_file():
+        accounting, what = read_manifest(path).accounting, "runs"
         tables = {name: scan_table(path, name).collect() for name in ("trajectories", "turns")}
-        what = "runs"
     else:
         files = [file.path for file in find_source_files([path])]
         chosen = _choose_newest(files)
-        tables = convert_sources(chosen).tables
+        conversion = convert_sources(chosen)
+        accounting, tables = conversion.accounting, conversion.tables
         what = "runs" if len(chosen) == len(files) else "of the newest runs"
+    if accounting.damaged_records:
+        told = "; ".join(accounting.damage[:_NAMED_FILES])
+        yield _tell(
+            "problem", f"{accounting.damaged_records:,} damaged records, skipped: {told}", ""
+        )
     yield from _check_tables(tables["trajectories"], tables["turns"], what)
 
 

@@ -39,6 +39,15 @@ def stock(sku: str) -> str:
     return f"{sku}: 3"
 
 
+async def stock_async(sku: str) -> str:
+    """How many of an article are there."""
+    await asyncio.sleep(0)
+    return stock(sku)
+
+
+stock_async.__name__ = "stock"
+
+
 def broken_stock(sku: str) -> str:
     """How many of an article are there."""
     raise RuntimeError(f"no shelf for {sku}")
@@ -145,6 +154,19 @@ def check_wire(recorded: Recorded, script: Any = TWO_TURNS, *, num_trajectories:
             assert usage == (reply.usage["prompt_tokens"], reply.usage["completion_tokens"])
 
 
+def check_two_turns(recorded: Recorded) -> None:
+    """`TWO_TURNS` by one agent: every call and tool, in one run that came to its end."""
+    check_wire(recorded)
+    assert list_tools(recorded) == RAN
+    assert draw(recorded)[0] == "invoke_agent shop"
+    assert sorted(draw(recorded)[1:]) == [
+        *["  chat m"] * 2,
+        "  execute_tool stock #call_a",
+        "  execute_tool stock #call_b",
+    ]
+    assert recorded.trajectories[0]["end"] == "terminated"
+
+
 def check_trainable(recorded: Recorded, script: Any = TWO_TURNS) -> None:
     """The dataset's conversations for a trainer: one is the last request and its answer."""
     assert {row["usable_for"] for row in recorded.trajectories} <= {"rl", "sft"}
@@ -221,6 +243,11 @@ def draw(recorded: Recorded) -> list[str]:
     ]
 
 
+def draw_calls(recorded: Recorded) -> list[str]:
+    """The tree without its states."""
+    return [line for line in draw(recorded) if not line.strip().startswith("state ")]
+
+
 def describe_spans(recorded: Recorded) -> list[dict[str, Any]]:
     """Spans in order of start: depth, name, kind, tool call; start and end in milliseconds."""
     above = {span.span_id: span.parent_id for span in recorded.spans}
@@ -268,3 +295,12 @@ RAN = [
     ("stock", "call_b", '{"sku": "B8"}', "B8: 3"),
 ]
 """What `list_tools` gives of `TWO_TURNS`."""
+
+
+def list_ran(recorded: Recorded) -> list[tuple[str, Any, Any, Any]]:
+    """As `list_tools`, arguments parsed: for frameworks that no longer have the model's text."""
+    return [(name, call, json.loads(told), gave) for name, call, told, gave in list_tools(recorded)]
+
+
+RAN_PARSED = [(name, call, json.loads(told), gave) for name, call, told, gave in RAN]
+"""What `list_ran` gives of `TWO_TURNS`."""

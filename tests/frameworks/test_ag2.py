@@ -31,18 +31,19 @@ from scenario import (
     ANSWER,
     LATE,
     QUESTION,
-    RAN,
     TWO_TURNS,
     answer_by_history,
     broken_stock,
     cancel_soon,
     check_end,
     check_trainable,
+    check_two_turns,
     check_wire,
     draw,
     list_tools,
     record,
     stock,
+    stock_async,
 )
 
 import starpo_trace
@@ -51,15 +52,6 @@ from starpo_trace.capture.runtime import get_runtime
 from starpo_trace.testing import Reply, ToolCall
 
 FRAMEWORK = Framework(name="AG2", packages=("ag2",), page="ag2")
-
-
-async def stock_async(sku: str) -> str:
-    """How many of an article are there."""
-    await asyncio.sleep(0)
-    return stock(sku)
-
-
-stock_async.__name__ = "stock"
 
 
 def make_agent(base_url, *, tools=(stock,), name="shop", streaming=False, **options):
@@ -96,23 +88,6 @@ def drive(program):
 
 def call(name, arguments="{}", *, call_id="c1"):
     return Reply(tool_calls=[ToolCall(id=call_id, name=name, arguments=arguments)])
-
-
-def draw_calls(recorded):
-    """The tree without its states."""
-    return [line for line in draw(recorded) if not line.strip().startswith("state ")]
-
-
-def check_two_turns(recorded):
-    check_wire(recorded)
-    assert list_tools(recorded) == RAN
-    assert draw(recorded)[0] == "invoke_agent shop"
-    assert sorted(draw(recorded)[1:]) == [
-        *["  chat m"] * 2,
-        "  execute_tool stock #call_a",
-        "  execute_tool stock #call_b",
-    ]
-    assert recorded.trajectories[0]["end"] == "terminated"
 
 
 @pytest.mark.shows("llm", "async", "tools", "parallel", "reasoning")

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import json
 
 import pytest
 
@@ -28,7 +27,7 @@ from scenario import (
     ANSWER,
     LATE,
     QUESTION,
-    RAN,
+    RAN_PARSED,
     TWO_TURNS,
     answer_by_history,
     broken_stock,
@@ -38,8 +37,8 @@ from scenario import (
     check_trainable,
     check_wire,
     draw,
+    list_ran,
     list_states,
-    list_tools,
     record,
     stock,
 )
@@ -57,16 +56,6 @@ TREE = [
     "  execute_tool stock #call_b",
 ]
 """Spans of `TWO_TURNS` below the run, in order of their names."""
-
-
-def list_ran(recorded):
-    """Tools that ran, their arguments as the framework has parsed them."""
-    return [
-        (name, call, json.loads(given), gave) for name, call, given, gave in list_tools(recorded)
-    ]
-
-
-EXPECTED = [(name, call, json.loads(given), gave) for name, call, given, gave in RAN]
 
 
 def make_agent(base_url, *, tools=(stock,), name="shop"):
@@ -126,7 +115,7 @@ def test_two_turns(tmp_path, run):
     assert answers[0].endswith(ANSWER)
     check_wire(recorded)
     check_trainable(recorded)
-    assert list_ran(recorded) == EXPECTED
+    assert list_ran(recorded) == RAN_PARSED
     assert draw(recorded)[0] == "invoke_agent shop"
     assert sorted(draw(recorded)[1:]) == TREE
     assert recorded.trajectories[0]["end"] == "terminated"

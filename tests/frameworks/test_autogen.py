@@ -55,11 +55,14 @@ from scenario import (
     cancel_soon,
     check_end,
     check_trainable,
+    check_two_turns,
     check_wire,
     draw,
+    draw_calls,
     list_tools,
     record,
     stock,
+    stock_async,
 )
 
 import starpo_trace
@@ -79,15 +82,6 @@ _INFO = {
     "structured_output": False,
     "multiple_system_messages": True,
 }
-
-
-async def stock_async(sku: str) -> str:
-    """How many of an article are there."""
-    await asyncio.sleep(0)
-    return stock(sku)
-
-
-stock_async.__name__ = "stock"
 
 
 def make_client(base_url):
@@ -134,23 +128,6 @@ RUNS = [run, run_stream, on_messages, on_messages_stream]
 def ask(program):
     """Coroutine function of a URL -> program."""
     return lambda url: asyncio.run(program(url))
-
-
-def draw_calls(recorded):
-    """The tree without its states."""
-    return [line for line in draw(recorded) if not line.strip().startswith("state ")]
-
-
-def check_two_turns(recorded):
-    check_wire(recorded)
-    assert list_tools(recorded) == RAN
-    assert draw(recorded)[0] == "invoke_agent shop"
-    assert sorted(draw(recorded)[1:]) == [
-        *["  chat m"] * 2,
-        "  execute_tool stock #call_a",
-        "  execute_tool stock #call_b",
-    ]
-    assert recorded.trajectories[0]["end"] == "terminated"
 
 
 @pytest.mark.shows("llm", "async", "tools", "parallel", "reasoning")

@@ -16,10 +16,11 @@ from dspy._vendor.lm15.transports._async import StdlibAsyncTransport  # noqa: E4
 from dspy._vendor.lm15.transports._sync import StdlibTransport  # noqa: E402
 from dspy.predict.react_v2 import ReActV2  # noqa: E402
 from scenario import (  # noqa: E402
+    ANSWER,
     CALLS,
     LATE,
     QUESTION,
-    RAN,
+    RAN_PARSED,
     USAGE,
     broken_stock,
     cancel_soon,
@@ -27,9 +28,11 @@ from scenario import (  # noqa: E402
     check_trainable,
     check_wire,
     draw,
+    list_ran,
     list_tools,
     record,
     stock,
+    stock_async,
 )
 from servers_scripted import Answer, AnswerServer  # noqa: E402
 
@@ -43,7 +46,6 @@ FRAMEWORK = Framework(
     page="dspy",
     exempt={"state": "a module keeps none from step to step; what an agent did is in its prompts"},
 )
-ANSWER = "Three of each."
 SUBMIT = Reply(
     tool_calls=[ToolCall(id="call_c", name="submit", arguments=json.dumps({"answer": ANSWER}))],
     usage=USAGE,
@@ -113,14 +115,6 @@ def run_async(base_url, agent=None, **options):
     return asyncio.run(ask(base_url, agent, **options))
 
 
-def list_ran(recorded):
-    """Tools that ran, their arguments as DSPy has parsed them."""
-    return [
-        (name, call, json.loads(given), gave) for name, call, given, gave in list_tools(recorded)
-    ]
-
-
-EXPECTED = [(name, call, json.loads(given), gave) for name, call, given, gave in RAN]
 GIVEN = {"answer": ANSWER}
 
 
@@ -134,7 +128,7 @@ def test_two_turns(tmp_path, run, engine):
     recorded = record(tmp_path, lambda url: answers.append(run(url, engine=engine)), NATIVE)
     assert answers == [ANSWER]
     check_wire(recorded, NATIVE)
-    assert list_ran(recorded)[:2] == EXPECTED
+    assert list_ran(recorded)[:2] == RAN_PARSED
     assert list_tools(recorded)[2][:2] == ("submit", "call_c")
     assert json.loads(list_tools(recorded)[2][3]) == GIVEN
     assert draw(recorded) == TREE
@@ -269,18 +263,12 @@ def test_an_agent_as_a_tool(tmp_path, run):
     ]
 
 
-async def stock_async(sku: str) -> str:
-    """How many of an article are there."""
-    await asyncio.sleep(0)
-    return stock(sku)
-
-
 def test_an_async_tool(tmp_path):
     """Recorded as any other is."""
     tool = dspy.Tool(stock_async, name="stock")
     recorded = record(tmp_path, lambda url: run_async(url, make_agent(tools=(tool,))), NATIVE)
     check_wire(recorded, NATIVE)
-    assert list_ran(recorded)[:2] == EXPECTED
+    assert list_ran(recorded)[:2] == RAN_PARSED
 
 
 @pytest.mark.shows("error")

@@ -41,6 +41,7 @@ from scenario import (
     list_tools,
     record,
     stock,
+    stock_async,
 )
 from servers_google import answer_chunks, answer_json, make_answer
 from servers_scripted import AnswerServer
@@ -60,15 +61,6 @@ TOLD = [
 ]
 """`RAN` as ADK has it: arguments are parsed, a result is an object."""
 STREAMED = RunConfig(streaming_mode=StreamingMode.SSE)
-
-
-async def stock_async(sku: str) -> str:
-    """How many of an article are there."""
-    await asyncio.sleep(0.01)
-    return stock(sku)
-
-
-stock_async.__name__ = "stock"
 
 
 def make_agent(base_url, *, tools=(stock,), name="shop", **options):

@@ -19,7 +19,7 @@ from scenario import (
     ANSWER,
     LATE,
     QUESTION,
-    RAN,
+    RAN_PARSED,
     answer_by_history,
     broken_stock,
     cancel_soon,
@@ -28,10 +28,11 @@ from scenario import (
     check_trainable,
     check_wire,
     draw,
+    list_ran,
     list_states,
-    list_tools,
     record,
     stock,
+    stock_async,
 )
 
 import starpo_trace
@@ -44,22 +45,6 @@ TREE = [
     "  execute_tool stock #call_b",
 ]
 """Spans of `TWO_TURNS` below the run, in order of their names."""
-
-
-def list_ran(recorded):
-    """Tools that ran, their arguments as Haystack has parsed them."""
-    return [
-        (name, call, json.loads(given), gave) for name, call, given, gave in list_tools(recorded)
-    ]
-
-
-EXPECTED = [(name, call, json.loads(given), gave) for name, call, given, gave in RAN]
-
-
-async def stock_async(sku: str) -> str:
-    """How many of an article are there."""
-    await asyncio.sleep(0)
-    return stock(sku)
 
 
 def make_tool(function):
@@ -123,7 +108,7 @@ def test_two_turns(tmp_path, run, tool):
     assert answers == [ANSWER]
     check_wire(recorded)
     check_trainable(recorded)
-    assert list_ran(recorded) == EXPECTED
+    assert list_ran(recorded) == RAN_PARSED
     assert draw(recorded)[0] == "invoke_agent agent"
     assert sorted(draw(recorded)[1:]) == TREE
     assert recorded.trajectories[0]["end"] == "terminated"
@@ -148,7 +133,7 @@ def test_streamed(tmp_path, run):
     assert all(request["stream"] for request in recorded.requests)
     check_wire(recorded)
     check_trainable(recorded)
-    assert list_ran(recorded) == EXPECTED
+    assert list_ran(recorded) == RAN_PARSED
     assert sorted(draw(recorded)[1:]) == TREE
 
 
@@ -222,7 +207,7 @@ def test_a_pipeline(tmp_path, run):
     recorded = record(tmp_path, program)
     assert answers == [ANSWER]
     check_wire(recorded)
-    assert list_ran(recorded) == EXPECTED
+    assert list_ran(recorded) == RAN_PARSED
     assert draw(recorded)[:2] == ["invoke_agent desk", "  invoke_agent shop"]
     assert sorted(draw(recorded)[2:]) == ["  " + line for line in TREE]
 

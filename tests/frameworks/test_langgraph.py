@@ -39,6 +39,7 @@ from scenario import (  # noqa: E402
     check_trainable,
     check_wire,
     draw,
+    draw_calls,
     list_tools,
     record,
     stock,
@@ -109,11 +110,6 @@ def run_events(agent):
 def read_output(recorded, span):
     """What a model call said."""
     return [turn["text"] for turn in recorded.turns if turn["span_id"] == span.span_id]
-
-
-def draw_calls(recorded):
-    """The tree without its states."""
-    return [line for line in draw(recorded) if not line.strip().startswith("state ")]
 
 
 @pytest.mark.pictured

@@ -34,7 +34,7 @@ from scenario import (
     ANSWER,
     LATE,
     QUESTION,
-    RAN,
+    RAN_PARSED,
     TWO_TURNS,
     answer_by_history,
     broken_stock,
@@ -43,9 +43,11 @@ from scenario import (
     check_trainable,
     check_wire,
     draw,
+    list_ran,
     list_tools,
     record,
     stock,
+    stock_async,
 )
 from workflows import Context, Workflow, step
 from workflows.errors import (
@@ -109,16 +111,6 @@ def list_steps(recorded):
     return [span for span in recorded.spans if span.name.startswith("execute_tool")]
 
 
-def list_ran(recorded):
-    """Tools that ran, their arguments as LlamaIndex has parsed them."""
-    return [
-        (name, call, json.loads(given), gave) for name, call, given, gave in list_tools(recorded)
-    ]
-
-
-EXPECTED = [(name, call, json.loads(given), gave) for name, call, given, gave in RAN]
-
-
 CHAT = f"chat {MODEL}"
 
 
@@ -155,7 +147,7 @@ def test_two_turns(tmp_path, make, run, is_streaming):
     assert [bool(request.get("stream")) for request in recorded.requests] == [is_streaming] * 2
     check_wire(recorded)
     check_trainable(recorded)
-    assert list_ran(recorded) == EXPECTED
+    assert list_ran(recorded) == RAN_PARSED
     assert draw(recorded)[0] == "invoke_agent shop"
     assert sorted(draw(recorded)[1:]) == [
         *[f"  {CHAT}"] * 2,
@@ -165,18 +157,12 @@ def test_two_turns(tmp_path, make, run, is_streaming):
     assert recorded.trajectories[0]["end"] == "terminated"
 
 
-async def stock_async(sku: str) -> str:
-    """How many of an article are there."""
-    await asyncio.sleep(0)
-    return stock(sku)
-
-
 def test_an_async_tool(tmp_path):
     """Recorded as one that runs in a thread is."""
     tool = FunctionTool.from_defaults(async_fn=stock_async, name="stock")
     recorded = record(tmp_path, lambda url: run(make_agent(url, tools=(tool,))))
     check_wire(recorded)
-    assert list_ran(recorded) == EXPECTED
+    assert list_ran(recorded) == RAN_PARSED
 
 
 @pytest.mark.shows("sub-agents")

@@ -17,12 +17,14 @@ from scenario import (  # noqa: E402
     LATE,
     QUESTION,
     RAN,
+    TWO_TURNS,
     answer_by_history,
     broken_stock,
     cancel_soon,
     check_end,
     check_put_back,
     check_trainable,
+    check_two_turns,
     check_wire,
     draw,
     list_states,
@@ -86,16 +88,8 @@ def test_two_turns(tmp_path, run):
     answers = []
     recorded = record(tmp_path, lambda url: answers.append(run(make_agent(url))))
     assert answers == [ANSWER]
-    check_wire(recorded)
+    check_two_turns(recorded)
     check_trainable(recorded)
-    assert list_tools(recorded) == RAN
-    assert draw(recorded)[0] == "invoke_agent shop"
-    assert sorted(draw(recorded)[1:]) == [
-        *["  chat m"] * 2,
-        "  execute_tool stock #call_a",
-        "  execute_tool stock #call_b",
-    ]
-    assert recorded.trajectories[0]["end"] == "terminated"
 
 
 @pytest.mark.shows("streaming")
@@ -325,6 +319,23 @@ def test_a_server_that_fails(tmp_path):
         tmp_path, lambda url: run_sync(make_agent(url)), [Reply(status=500)], raises=Exception
     )
     check_end(recorded, "error", "error")
+
+
+@pytest.mark.parametrize("run", [run_sync, run_async, run_streamed])
+def test_too_many_turns(tmp_path, run):
+    """A limit on turns cuts the run short; the program gets its exception."""
+
+    def limit(function):
+        return lambda *args, **kwargs: function(*args, max_turns=1, **kwargs)
+
+    def program(url):
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("run", "run_sync", "run_streamed"):
+                patch.setattr(agents.Runner, name, limit(getattr(agents.Runner, name)))
+            run(make_agent(url))
+
+    recorded = record(tmp_path, program, TWO_TURNS[:1], raises=agents.MaxTurnsExceeded)
+    check_end(recorded, "truncated", "ok")
 
 
 def test_several_runs_at_once(tmp_path):

@@ -26,11 +26,12 @@ from pydantic_ai import (
     exceptions,
 )
 from pydantic_ai import agent as pydantic_ai_agent
-from pydantic_ai.exceptions import ModelHTTPError
+from pydantic_ai.exceptions import ModelHTTPError, UsageLimitExceeded
 from pydantic_ai.models.instrumented import InstrumentationSettings
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.result import StreamedRunResultSync
+from pydantic_ai.usage import UsageLimits
 from scenario import (
     ANSWER,
     CALLS,
@@ -502,6 +503,18 @@ def test_stopped(tmp_path, stop, raises, end):
         raises=raises,
     )
     check_end(recorded, end, "cancelled")
+
+
+def test_too_many_requests(tmp_path):
+    """A limit on what a run may use cuts it short; the program gets its exception."""
+    limits = UsageLimits(request_limit=1)
+    recorded = record(
+        tmp_path,
+        lambda url: make_agent(url).run_sync(QUESTION, usage_limits=limits),
+        TWO_TURNS[:1],
+        raises=UsageLimitExceeded,
+    )
+    check_end(recorded, "truncated", "ok")
 
 
 def test_several_runs_at_once(tmp_path):

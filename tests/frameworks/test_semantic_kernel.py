@@ -28,6 +28,7 @@ from scenario import (
     list_tools,
     record,
     stock,
+    stock_async,
 )
 from semantic_kernel import Kernel
 from semantic_kernel.agents import (
@@ -109,12 +110,6 @@ TREE = [
 ]
 """Spans of `SCRIPT` below the run, in order of their names."""
 CALL = ToolCall(id="c1", name="shop-stock", arguments='{"sku": "A7"}')
-
-
-async def stock_async(sku: str) -> str:
-    """How many of an article are there."""
-    await asyncio.sleep(0)
-    return stock(sku)
 
 
 def make_service(base_url):

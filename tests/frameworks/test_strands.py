@@ -15,7 +15,7 @@ from scenario import (  # noqa: E402
     ANSWER,
     LATE,
     QUESTION,
-    RAN,
+    RAN_PARSED,
     TWO_TURNS,
     answer_by_history,
     broken_stock,
@@ -24,9 +24,10 @@ from scenario import (  # noqa: E402
     check_trainable,
     check_wire,
     draw,
-    list_tools,
+    list_ran,
     record,
     stock,
+    stock_async,
 )
 from strands.agent.conversation_manager import SlidingWindowConversationManager  # noqa: E402
 from strands.hooks import AfterToolCallEvent, BeforeToolCallEvent, HookRegistry  # noqa: E402
@@ -51,25 +52,10 @@ TREE = [
 """Spans of `TWO_TURNS` below the run, in order of their names."""
 
 
-async def stock_async(sku: str) -> str:
-    """How many of an article are there."""
-    return stock(sku)
-
-
 async def stock_streamed(sku: str):
     """How many of an article are there."""
     yield "looking"
     yield stock(sku)
-
-
-def list_ran(recorded):
-    """Tools that ran, their arguments as the framework has parsed them."""
-    return [
-        (name, call, json.loads(given), gave) for name, call, given, gave in list_tools(recorded)
-    ]
-
-
-EXPECTED = [(name, call, json.loads(given), gave) for name, call, given, gave in RAN]
 
 
 def make_model(base_url):
@@ -134,7 +120,7 @@ def test_two_turns(tmp_path, run, tool):
     assert answers == [ANSWER]
     check_wire(recorded)
     check_trainable(recorded)
-    assert list_ran(recorded) == EXPECTED
+    assert list_ran(recorded) == RAN_PARSED
     assert draw(recorded)[0] == "invoke_agent shop"
     assert sorted(draw(recorded)[1:]) == TREE
     check_end(recorded, "terminated", "ok", "ok")
@@ -146,7 +132,7 @@ def test_tools_one_after_the_other(tmp_path):
         tmp_path, lambda url: run(make_agent(url, tool_executor=SequentialToolExecutor()))
     )
     check_wire(recorded)
-    assert list_ran(recorded) == EXPECTED
+    assert list_ran(recorded) == RAN_PARSED
     assert draw(recorded)[1:] == [TREE[0], *TREE[2:], TREE[1]]
 
 
@@ -655,7 +641,7 @@ def test_own_spans_change_no_row(tmp_path, monkeypatch):
     assert describe(here) == describe(alone)
     assert len({span.trace_id for span in here.spans}) == 1
     assert len({span.trace_id for span in apart.spans}) == 1
-    assert list_ran(here) == EXPECTED
+    assert list_ran(here) == RAN_PARSED
     assert "execute_event_loop_cycle" in {span.name for span in here.spans}
     reasons = sorted(row["reason"] for row in here.rejected)
     assert reasons == ["container"] * 2 + ["duplicate_llm_call"] * 2

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from starpo_trace import instrument, reward, trajectory, uninstrument
+from starpo_trace import flush, instrument, reward, trajectory, uninstrument
 from starpo_trace.doctor.installed import check_installed
 
 pytestmark = pytest.mark.slow
@@ -62,7 +62,7 @@ def test_an_sdk_that_is_not_known(tmp_path):
         path.write_text(text)
     told = ask(tmp_path, code=1, PYTHONPATH=str(tmp_path / "site"))
     (problem,) = [each for each in told["Installed packages"] if each["level"] == "problem"]
-    assert problem["what"].startswith("ollama 99.0: model calls NOT recorded: ollama._client: ")
+    assert problem["what"].startswith("ollama 99.0: model calls NOT recorded: AttributeError: ")
     assert problem["do"] == "use a tested version: ollama >=0.6,<0.7"
 
 
@@ -147,6 +147,34 @@ def test_a_store_that_cannot_be(tmp_path):
     told = ask(tmp_path, code=1, STARPO_STORE=str(tmp_path / "taken" / "traces"))
     (problem,) = list_what(told["Where spans go"], "problem")
     assert problem.endswith("taken is no folder")
+
+
+def test_a_package_that_is_broken(tmp_path):
+    """Its error is told once, however many of its modules need it."""
+    (tmp_path / "site" / "mistralai").mkdir(parents=True)
+    (tmp_path / "site" / "mistralai" / "__init__.py").write_text("raise SystemExit('broken')\n")
+    told = ask(tmp_path, code=1, PYTHONPATH=str(tmp_path / "site"))
+    (problem,) = [each for each in told["Installed packages"] if each["level"] == "problem"]
+    assert problem["what"].endswith("model calls NOT recorded: SystemExit: broken")
+    assert problem["do"] == "mend the installation"
+
+
+def test_damaged_records(tmp_path):
+    """Named, with the file."""
+    instrument(store=tmp_path / "traces")
+    for _ in range(3):
+        with trajectory("agent", task_id="t"):
+            pass
+        flush()  # a record each
+    uninstrument()
+    (file,) = (tmp_path / "traces").glob("*.otlp")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(data)
+    told = ask(tmp_path, str(tmp_path / "traces"), code=1)
+    problems = list_what(told[f"What is in {tmp_path / 'traces'}"], "problem")
+    assert problems[0].startswith("1 damaged records, skipped: ")
+    assert file.name in problems[0]
 
 
 def test_traces_that_are_not_there(tmp_path):

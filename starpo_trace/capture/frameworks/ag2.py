@@ -14,16 +14,21 @@ from typing import Any, Final
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context, create_key
 
-from starpo_trace.capture.agents import AgentRun, Scope, ToolRun, begin_agent, begin_tool
+from starpo_trace.capture.agents import (
+    AgentRun,
+    AgentScope,
+    Scope,
+    ToolRun,
+    begin_agent,
+    begin_tool,
+)
 from starpo_trace.capture.attachment import Attachment
-from starpo_trace.capture.episode import Trajectory, current_trajectory
-from starpo_trace.capture.keys import TRAJECTORY_KEY
+from starpo_trace.capture.episode import current_trajectory
 from starpo_trace.capture.patches.base import PatchSet
 from starpo_trace.capture.patches.own_spans import writes_where_we_write
 from starpo_trace.capture.patches.scopes import end_scope, wrap_scope
-from starpo_trace.capture.steps import state
+from starpo_trace.capture.states import record_change
 from starpo_trace.guard import Guard
-from starpo_trace.messages import dump_json
 
 TESTED: Final = {"ag2": ">=1.2,<1.3"}
 
@@ -45,7 +50,7 @@ def apply(patches: PatchSet, module: ModuleType) -> None:
 class _TurnScope:
     """A turn of an agent."""
 
-    def __init__(self, scope: Scope, name: str, variables: Any, *, is_outermost: bool) -> None:
+    def __init__(self, scope: AgentScope, name: str, variables: Any) -> None:
         self.context: Context = otel_context.set_value(_TURN_KEY, self, scope.context)
         self.error: BaseException | None = None
         self.halt_reason: str | None = None
@@ -54,23 +59,15 @@ class _TurnScope:
         self._scope = scope
         self._name = name
         self._variables = variables
-        self._last_state = "{}"
-        self._is_outermost = is_outermost
 
     def record_state(self) -> None:
-        """The context variables, where they changed; an agent may have none."""
-        with Guard("recording context variables"):
-            text = dump_json(self._variables)
-            if text != self._last_state:
-                self._last_state = text
-                state(self._variables, self._name)
+        """The context variables, where they changed."""
+        record_change(self._variables, self._name)
 
     def finish(self, error: BaseException | None, result: Any = None) -> None:
         """End it; a run that was named around it may go on."""
-        run = otel_context.get_value(TRAJECTORY_KEY, self.context)
-        is_halted = self._is_outermost and error is None and self.halt_reason is not None
-        if is_halted and isinstance(run, Trajectory):
-            run.end("truncated", reason=self.halt_reason)
+        if error is None and self.halt_reason is not None:
+            self._scope.end_early(self.halt_reason)
         self._scope.finish(error, result)
 
 
@@ -143,13 +140,10 @@ def _scope_turn(
 
 
 def _open_turn(agent: Any, context: Any) -> _TurnScope | None:
-    is_outermost = current_trajectory() is None
     conversation = str(context.stream.id)
     # Entered once for each turn: an agent that asks itself, by a tool, runs twice.
     scope = begin_agent(AgentRun(name=agent.name, owner=object(), conversation_id=conversation))
-    if scope is None:
-        return None
-    return _TurnScope(scope, agent.name, context.variables, is_outermost=is_outermost)
+    return None if scope is None else _TurnScope(scope, agent.name, context.variables)
 
 
 def _get_turn() -> _TurnScope | None:

@@ -13,14 +13,14 @@ from typing import Any, Final
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context, create_key
 
-from starpo_trace.capture.agents import AgentRun, Scope, begin_agent
+from starpo_trace.capture.agents import AgentRun, AgentScope, Scope, begin_agent
 from starpo_trace.capture.attachment import Attachment
-from starpo_trace.capture.episode import EndKind, Trajectory, current_trajectory
+from starpo_trace.capture.episode import EndKind, current_trajectory
 from starpo_trace.capture.frameworks.autogen import TESTED, leave_out, open_agent
 from starpo_trace.capture.keys import TRAJECTORY_KEY
 from starpo_trace.capture.patches.base import PatchSet
 from starpo_trace.capture.patches.scopes import wrap_scope
-from starpo_trace.capture.steps import state
+from starpo_trace.capture.states import record_change
 from starpo_trace.guard import Guard
 
 __all__ = ["TESTED", "apply"]
@@ -55,28 +55,24 @@ def apply(patches: PatchSet, module: ModuleType) -> None:
 class _TeamScope:
     """A team that runs."""
 
-    def __init__(self, scope: Scope, name: str, *, is_outermost: bool) -> None:
+    def __init__(self, scope: AgentScope, name: str) -> None:
         self.context: Context = otel_context.set_value(_TEAM_KEY, self, scope.context)
         self.name = name
-        self.is_outermost = is_outermost
-        """Whether it is the run, not a part of one."""
-        self.last_state: Any = None
         self.end: tuple[EndKind, str] | None = None
         """How and why it stopped, where that was no end of its own."""
         self._scope = scope
 
     def finish(self, error: BaseException | None, result: Any = None) -> None:
         """End it; a run that was named around it may go on."""
-        run = otel_context.get_value(TRAJECTORY_KEY, self.context)
-        if self.is_outermost and error is None and self.end and isinstance(run, Trajectory):
-            run.end(self.end[0], reason=self.end[1])
+        if error is None and self.end:
+            end, reason = self.end
+            self._scope.end_early(reason, end)
         self._scope.finish(error, result)
 
 
 def _open_team(team: Any, _args: tuple[Any, ...], _kwargs: Mapping[str, Any]) -> Scope | None:
-    is_outermost = current_trajectory() is None
     scope = begin_agent(AgentRun(name=team.name, owner=team))
-    return None if scope is None else _TeamScope(scope, team.name, is_outermost=is_outermost)
+    return None if scope is None else _TeamScope(scope, team.name)
 
 
 def _open_member(container: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scope | None:
@@ -155,9 +151,7 @@ async def _record_state(team: _TeamScope, manager: Any) -> None:
         bare._message_thread = []
         saved = {**await bare.save_state()}
         saved.pop("message_thread", None)
-        if saved != team.last_state:
-            team.last_state = saved
-            state(saved, team.name)
+        record_change(saved, team.name)
 
 
 async def _note_end(

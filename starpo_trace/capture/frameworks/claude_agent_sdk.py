@@ -16,7 +16,8 @@ import wrapt
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context, create_key
 
-from starpo_trace.capture.frameworks.claude_stream import Conversation, attach
+from starpo_trace.capture.frameworks.claude_stream import Conversation
+from starpo_trace.capture.frameworks.claude_turns import attach
 from starpo_trace.capture.patches.base import PatchSet
 from starpo_trace.capture.patches.scopes import wrap_scope
 from starpo_trace.capture.runtime import get_runtime

@@ -1,148 +1,36 @@
 """Messages of the Claude Agent SDK's stream -> turns, tools and sub-agents of a run.
 
 Models are called by the SDK's program, which is another process; what is recorded of a call is what
-the stream tells of it. An answer comes as one message per block, under one id, and is over when
-something else follows; its tools may begin before that.
+the stream tells of it (`claude_turns`). Tools of an answer may begin before it is over.
 """
 
 import asyncio
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Final
 
-from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 
 from starpo_trace import semconv
-from starpo_trace.capture.agents import AgentRun, Scope, ToolRun, begin_agent, begin_tool
-from starpo_trace.capture.attachment import Attachment
-from starpo_trace.capture.episode import Trajectory, current_trajectory
-from starpo_trace.capture.exchange import LLMRequest, LLMResponse, StreamOutcome
-from starpo_trace.capture.invocation import Call, begin_call
-from starpo_trace.capture.keys import TRAJECTORY_KEY
+from starpo_trace.capture.agents import (
+    AgentRun,
+    AgentScope,
+    Scope,
+    ToolRun,
+    begin_agent,
+    begin_tool,
+)
+from starpo_trace.capture.exchange import LLMResponse
+from starpo_trace.capture.frameworks.claude_turns import Thread, attach
 from starpo_trace.capture.outcome import redact_text
-from starpo_trace.capture.patches.anthropic_events import MessageEvents
-from starpo_trace.capture.patches.anthropic_messages import read_message, read_messages_response
 from starpo_trace.capture.steps import state
-from starpo_trace.messages import Message, dump_json
+from starpo_trace.messages import dump_json
 
-_ANSWER_FIELDS: Final = ("id", "type", "role", "model", "stop_reason")
 _LIMITS: Final = {"error_max_turns", "error_max_budget_usd"}
 _NO_STATE: Final = {"type", "subtype", "uuid", "session_id"}
 _RESULT_STATE: Final = ("num_turns", "total_cost_usd", "usage", "modelUsage", "permission_denials")
-
-
-class _Turn:
-    """An answer of a model, as far as it came."""
-
-    def __init__(self, answer: Mapping[str, Any], call: Call | None, *, is_stream: bool) -> None:
-        self.id = answer.get("id")
-        self.call = call
-        self.events = MessageEvents() if is_stream else None
-        """The same answer in pieces, where the program asked for them."""
-        self.blocks: list[Any] = []
-        self.ended_ns = 0
-        self.is_aborted = False
-        self._top = {name: answer[name] for name in _ANSWER_FIELDS if name in answer}
-        self._usage = dict(answer.get("usage") or {})
-        self._usage.pop("output_tokens", None)  # counted when the answer began
-
-    def learn_end(self, result: Mapping[str, Any], *, is_only: bool) -> None:
-        """Take from the run's result what it tells of the last answer, or of the only one."""
-        self._top["stop_reason"] = result.get("stop_reason")
-        output_tokens = (result.get("usage") or {}).get("output_tokens")
-        if is_only and output_tokens:
-            self._usage["output_tokens"] = output_tokens
-
-    def read(self) -> LLMResponse:
-        """What was answered."""
-        if self.events is not None:
-            response = self.events.build_response()
-        else:
-            top = {**self._top, "content": self.blocks, "usage": self._usage}
-            response = read_messages_response(top)
-        response.ended_ns = self.ended_ns or None
-        if not any(message["parts"] for message in response.messages):
-            response.messages = ()
-        return response
-
-
-class _Thread:
-    """One agent: its conversation so far, and the answer that comes."""
-
-    def __init__(self, system: str | None, *, is_whole: bool) -> None:
-        self.context: Context | None = None
-        self.scope: Scope | None = None
-        """Of a sub-agent."""
-        self.turn: _Turn | None = None
-        self.is_resumed = False
-        """Whether its conversation began before what is known."""
-        self.num_turns = 0
-        self._is_whole = is_whole
-        """Whether every block of its answers is in the stream."""
-        self._system = system
-        self._messages: list[Message] = []
-        self._pending: list[Message] = []
-        """What came while an answer was not over."""
-        self._latest_ns = time.time_ns()
-        self.forget()
-
-    def forget(self) -> None:
-        """Begin the conversation anew."""
-        self._messages = read_message({"role": "system", "content": self._system or ""})
-        if not self._system:
-            self._messages = []
-
-    def add(self, message: Mapping[str, Any]) -> None:
-        """Go on with a message to the model."""
-        target = self._messages if self.turn is None else self._pending
-        target += read_message(message)
-        self._latest_ns = time.time_ns()
-
-    def open_turn(
-        self, answer: Mapping[str, Any], session_id: str | None, *, is_stream: bool = False
-    ) -> _Turn:
-        """The turn of an answer, begun if it is another one than before."""
-        if self.turn is None or self.turn.id != answer.get("id"):
-            self.end_turn()
-            request = LLMRequest(
-                provider="anthropic",
-                model=str(answer.get("model", "")),
-                messages=list(self._messages),
-                is_stream=is_stream,
-                is_partial=True,
-                conversation_id=session_id if self.is_resumed else None,
-                is_rebased=True,
-                started_ns=self._latest_ns,
-            )
-            with attach(self.context):
-                call = begin_call(lambda: request)
-            self.turn = _Turn(answer, call, is_stream=is_stream)
-            self.num_turns += 1
-        self.turn.ended_ns = self._latest_ns = time.time_ns()
-        return self.turn
-
-    def end_turn(self, *, is_left: bool = False) -> None:
-        """The answer is over; or left, and nobody knows whether there would have been more."""
-        turn, self.turn = self.turn, None
-        if turn is None:
-            return
-        response = turn.read()
-        outcome: StreamOutcome | None = None if self._is_whole else "dropped"
-        if turn.is_aborted or (is_left and not (self._pending or response.finish_reasons)):
-            outcome = "cancelled"
-        elif turn.events is not None:
-            outcome = "exhausted"
-        if turn.call is not None:
-            turn.call.finish(response, outcome=outcome)
-        parts = [part for message in response.messages for part in message["parts"]]
-        if parts:
-            self._messages.append({"role": "assistant", "parts": parts})
-        self._messages += self._pending
-        self._pending = []
 
 
 class _Tool:
@@ -165,14 +53,13 @@ class Conversation:
         self._has_many_runs = has_many_runs
         self._session_id: str | None = getattr(options, "resume", None)
         self._model = ""
-        self._run: Scope | None = None
-        self._is_outermost = False
+        self._run: AgentScope | None = None
         self._result: Mapping[str, Any] | None = None
-        self._main = _Thread(_read_system_prompt(options), is_whole=True)
+        self._main = Thread(_read_system_prompt(options), is_whole=True)
         self._main.is_resumed = bool(
             self._session_id or getattr(options, "continue_conversation", False)
         )
-        self._agents: dict[str, _Thread] = {}
+        self._agents: dict[str, Thread] = {}
         """Sub-agents, by the tool call that asked for them."""
         self._tools: dict[str, _Tool] = {}
         self._tasks: dict[str, str | None] = {}
@@ -182,10 +69,9 @@ class Conversation:
     def begin_run(self) -> Context | None:
         """Begin a run, unless one goes on; the Context for it."""
         if self._run is None:
-            is_outermost = current_trajectory() is None
             agent = AgentRun(name="claude", owner=self, conversation_id=self._session_id)
             self._run = begin_agent(agent)
-            self._is_outermost, self._result = is_outermost, None
+            self._result = None
             self._state, self.is_interrupted, self._main.num_turns = {}, False, 0
             self._main.context = None if self._run is None else self._run.context
         return self._main.context
@@ -239,15 +125,13 @@ class Conversation:
         run.finish(error)
         self._main.context = None
 
-    def _judge_end(self, run: Scope, error: BaseException | None) -> BaseException | None:
+    def _judge_end(self, run: AgentScope, error: BaseException | None) -> BaseException | None:
         result = self._result
         if result is None:
             return error or asyncio.CancelledError("left before its result")
         reason = str(result.get("terminal_reason") or "")
         if result.get("subtype") in _LIMITS:
-            trajectory = otel_context.get_value(TRAJECTORY_KEY, run.context)
-            if self._is_outermost and isinstance(trajectory, Trajectory):
-                trajectory.end("truncated", reason=str(result["subtype"]).removeprefix("error_"))
+            run.end_early(str(result["subtype"]).removeprefix("error_"))
             return error
         if reason.startswith("aborted") or self.is_interrupted:
             return asyncio.CancelledError(reason or "interrupted")
@@ -308,7 +192,7 @@ class Conversation:
                 with attach(thread.context):
                     self._tools[block["id"]] = _Tool(block, begin_tool(tool), thread.context)
 
-    def _note_failure(self, thread: _Thread, message: Mapping[str, Any]) -> None:
+    def _note_failure(self, thread: Thread, message: Mapping[str, Any]) -> None:
         """A model call failed, as often as it was tried."""
         text = "".join(str(block.get("text", "")) for block in message["message"]["content"])
         turn = thread.open_turn({"model": self._model}, self._session_id)
@@ -372,7 +256,7 @@ class Conversation:
                 error = _make_error(message["error"])
             self.end_run(error)
 
-    def _find_thread(self, message: Mapping[str, Any]) -> _Thread:
+    def _find_thread(self, message: Mapping[str, Any]) -> Thread:
         call_id = message.get("parent_tool_use_id")
         if call_id is None or self._run is None:
             return self._main
@@ -381,12 +265,12 @@ class Conversation:
             thread = self._agents[call_id] = self._begin_agent(call_id, message)
         return thread
 
-    def _begin_agent(self, call_id: str, message: Mapping[str, Any]) -> _Thread:
+    def _begin_agent(self, call_id: str, message: Mapping[str, Any]) -> Thread:
         tool = self._tools.get(call_id)
         given = {} if tool is None else tool.input
         name = given.get("subagent_type") or message.get("subagent_type")
         definition = (getattr(self._options, "agents", None) or {}).get(name)
-        thread = _Thread(
+        thread = Thread(
             getattr(definition, "prompt", None),
             is_whole=getattr(self._options, "forward_subagent_text", False),
         )
@@ -419,17 +303,6 @@ _READERS: Final = {
 """Type of a message -> how to read it."""
 _KEPT: Final = frozenset({"user", "conversation_reset"})
 """What counts between runs too: the conversation goes on."""
-
-
-@contextmanager
-def attach(context: Context | None) -> Iterator[None]:
-    """Make a Context current in a block, if there is one."""
-    attachment = None if context is None else Attachment(context)
-    try:
-        yield
-    finally:
-        if attachment is not None:
-            attachment.detach()
 
 
 def _read_system_prompt(options: Any) -> str | None:

@@ -13,16 +13,14 @@ from typing import Any, Final
 
 from opentelemetry import context as otel_context
 
-from starpo_trace.capture.agents import AgentRun, Scope, begin_agent
-from starpo_trace.capture.episode import Trajectory, current_trajectory
+from starpo_trace.capture.agents import AgentRun, AgentScope, Scope, begin_agent
 from starpo_trace.capture.frameworks import crewai_tools
-from starpo_trace.capture.keys import AGENT_KEY, TRAJECTORY_KEY
+from starpo_trace.capture.keys import AGENT_KEY
 from starpo_trace.capture.patches.base import PatchSet
 from starpo_trace.capture.patches.scopes import wrap_scope
 from starpo_trace.capture.runtime import get_runtime
-from starpo_trace.capture.steps import state
+from starpo_trace.capture.states import record_change
 from starpo_trace.guard import Guard
-from starpo_trace.messages import dump_json
 
 TESTED: Final = {"crewai": ">=1.15,<1.16 or >=1.6,<1.7"}
 
@@ -77,11 +75,10 @@ class _Caller:
 class _RunScope:
     """A crew, a flow or an agent that runs, and what stopped it."""
 
-    def __init__(self, scope: Scope, *, is_agent: bool, is_outermost: bool) -> None:
+    def __init__(self, scope: AgentScope, *, is_agent: bool) -> None:
         self.is_agent = is_agent
         self.stopped_by: str | None = None
         self._scope = scope
-        self._is_outermost = is_outermost
         self._around = otel_context.get_value(_RUN_KEY)
         self._caller = otel_context.get_value(_CALLER_KEY)
         self.context = otel_context.set_value(_RUN_KEY, self, scope.context)
@@ -94,10 +91,8 @@ class _RunScope:
             error = self._caller.error
         if isinstance(self._around, _RunScope) and not self._around.is_agent:
             self._around.stopped_by = self.stopped_by
-        run = otel_context.get_value(TRAJECTORY_KEY, self.context)
-        is_stopped = self.stopped_by is not None and error is None
-        if is_stopped and self._is_outermost and isinstance(run, Trajectory):
-            run.end("truncated", reason=self.stopped_by)
+        if error is None and self.stopped_by is not None:
+            self._scope.end_early(self.stopped_by)
         self._scope.finish(error)
 
 
@@ -107,16 +102,11 @@ class _FlowRun:
 
     flow: Any
     name: str
-    last_state: str | None = None
-    """Its state as last recorded, in JSON."""
 
 
 def _begin(run: AgentRun, *, is_agent: bool = False) -> Scope | None:
-    is_outermost = current_trajectory() is None
     scope = begin_agent(run)
-    if scope is None:
-        return None
-    return _RunScope(scope, is_agent=is_agent, is_outermost=is_outermost)
+    return None if scope is None else _RunScope(scope, is_agent=is_agent)
 
 
 def _open_crew(crew: Any, _args: tuple[Any, ...], _kwargs: Mapping[str, Any]) -> Scope | None:
@@ -174,8 +164,4 @@ def _record_state(flow: Any) -> None:
     with Guard("recording a flow's state"):
         running = otel_context.get_value(AGENT_KEY)
         if isinstance(running, _FlowRun) and running.flow is flow:
-            value = flow._copy_and_serialize_state()
-            text = dump_json(value)
-            if text != running.last_state:
-                running.last_state = text
-                state(value, running.name)
+            record_change(flow._copy_and_serialize_state(), running.name)

@@ -13,11 +13,18 @@ from typing import Any, Final
 
 from opentelemetry import context as otel_context
 
-from starpo_trace.capture.agents import AgentRun, Scope, ToolRun, begin_agent, begin_tool
-from starpo_trace.capture.episode import Trajectory, current_trajectory
-from starpo_trace.capture.keys import AGENT_KEY, TRAJECTORY_KEY
+from starpo_trace.capture.agents import (
+    AgentRun,
+    AgentScope,
+    Scope,
+    ToolRun,
+    begin_agent,
+    begin_tool,
+)
+from starpo_trace.capture.episode import current_trajectory
+from starpo_trace.capture.keys import AGENT_KEY
 from starpo_trace.capture.patches.base import PatchSet
-from starpo_trace.capture.patches.scopes import wrap_scope
+from starpo_trace.capture.patches.scopes import ContextScope, wrap_scope
 from starpo_trace.guard import Guard
 
 TESTED: Final = {"dspy": ">=3.4,<3.5"}
@@ -51,7 +58,12 @@ class _Running:
 
     def __init__(self, module: Any, given: Mapping[str, Any]) -> None:
         self.max_iters = given.get("max_iters", getattr(module, "max_iters", None))
-        self.is_outermost = current_trajectory() is None
+        self.scope: AgentScope | None = None
+
+    def end_early(self, reason: str) -> None:
+        """The agent stopped before its end."""
+        if self.scope is not None:
+            self.scope.end_early(reason)
 
 
 class _RunScope:
@@ -69,18 +81,8 @@ class _RunScope:
         if isinstance(steps, dict) and limit:
             last = steps.get(f"tool_name_{limit - 1}")
             if last is not None and last != "finish":
-                _end_early(self.context, _LIMITS["max_iters"])
+                self._running.end_early(_LIMITS["max_iters"])
         self._scope.finish(error, result)
-
-
-class _CallsScope:
-    """The tool calls of one answer: only a Context, nothing that is recorded."""
-
-    def __init__(self, calls: Any) -> None:
-        self.context = otel_context.set_value(_CALLS_KEY, list(calls))
-
-    def finish(self, error: BaseException | None, result: Any = None) -> None:
-        """Nothing to end."""
 
 
 def _open_module(module: Any, _args: Any, kwargs: Mapping[str, Any]) -> Scope | None:
@@ -89,16 +91,8 @@ def _open_module(module: Any, _args: Any, kwargs: Mapping[str, Any]) -> Scope | 
     if is_own and not hasattr(module, "tools") and current_trajectory() is not None:
         return None
     running = _Running(module, kwargs)
-    scope = begin_agent(AgentRun(name=type(module).__name__, owner=running))
+    scope = running.scope = begin_agent(AgentRun(name=type(module).__name__, owner=running))
     return None if scope is None else _RunScope(scope, running)
-
-
-def _end_early(context: Any, reason: str) -> None:
-    """The agent stopped before its end; a run that the program named itself may still go on."""
-    running = otel_context.get_value(AGENT_KEY, context)
-    run = otel_context.get_value(TRAJECTORY_KEY, context)
-    if isinstance(running, _Running) and running.is_outermost and isinstance(run, Trajectory):
-        run.end("truncated", reason=reason)
 
 
 def _note_limit(
@@ -107,13 +101,15 @@ def _note_limit(
     """Where an agent is made to answer; not because it failed to call a tool."""
     with Guard("noting an agent's limit"):
         reason = args[2] if len(args) > 2 else kwargs["break_reason"]
-        if reason in _LIMITS:
-            _end_early(otel_context.get_current(), _LIMITS[reason])
+        running = otel_context.get_value(AGENT_KEY)
+        if reason in _LIMITS and isinstance(running, _Running):
+            running.end_early(_LIMITS[reason])
     return wrapped(*args, **kwargs)
 
 
 def _open_calls(_agent: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scope:
-    return _CallsScope((args[0] if args else kwargs["tool_calls"]).tool_calls)
+    calls = (args[0] if args else kwargs["tool_calls"]).tool_calls
+    return ContextScope(otel_context.set_value(_CALLS_KEY, list(calls)))
 
 
 def _open_tool(tool: Any, _args: Any, kwargs: Mapping[str, Any]) -> Scope | None:

@@ -13,9 +13,15 @@ from typing import Any, Final
 
 from opentelemetry import context as otel_context
 
-from starpo_trace.capture.agents import AgentRun, Scope, ToolRun, begin_agent, begin_tool
-from starpo_trace.capture.episode import Trajectory, current_trajectory
-from starpo_trace.capture.keys import AGENT_KEY, TRAJECTORY_KEY
+from starpo_trace.capture.agents import (
+    AgentRun,
+    AgentScope,
+    Scope,
+    ToolRun,
+    begin_agent,
+    begin_tool,
+)
+from starpo_trace.capture.keys import AGENT_KEY
 from starpo_trace.capture.patches.base import PatchSet
 from starpo_trace.capture.patches.scopes import find_homes, wrap_scope
 from starpo_trace.capture.steps import state
@@ -32,9 +38,8 @@ _OWN_ID: Final = "adk-"
 class _Running:
     """One run of a runner."""
 
-    def __init__(self, name: str, *, is_outermost: bool) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.is_outermost = is_outermost
         self._last_event_id: str | None = None
         self._last_state: str | None = None
 
@@ -46,7 +51,7 @@ class _Running:
         return self._last_state is None or bool(event.actions and event.actions.state_delta)
 
     def record_state(self, session: Any) -> None:
-        """Record a session's state, where it is another than before."""
+        """Record a session's state, where it is another than before; the first, though it be empty."""
         told = dump_json(session.state)
         if told != self._last_state:
             self._last_state = told
@@ -56,10 +61,11 @@ class _Running:
 class _RunScope:
     """A run that its program may abort, and that may reach a limit."""
 
-    def __init__(self, scope: Scope, running: _Running, abort_signal: asyncio.Event | None) -> None:
+    def __init__(
+        self, scope: AgentScope, running: _Running, abort_signal: asyncio.Event | None
+    ) -> None:
         self.context = otel_context.set_value(_RUNNING_KEY, running, scope.context)
         self._scope = scope
-        self._running = running
         self._abort_signal = abort_signal
 
     def finish(self, error: BaseException | None, result: Any = None) -> None:
@@ -67,10 +73,8 @@ class _RunScope:
         if error is None and self._abort_signal is not None and self._abort_signal.is_set():
             error = asyncio.CancelledError("aborted")
         limit = sys.modules["google.adk.agents.invocation_context"].LlmCallsLimitExceededError
-        run = otel_context.get_value(TRAJECTORY_KEY, self.context)
-        is_limited = self._running.is_outermost and isinstance(error, limit)
-        if is_limited and isinstance(run, Trajectory):
-            run.end("truncated", reason="max_llm_calls")
+        if isinstance(error, limit):
+            self._scope.end_early("max_llm_calls")
         self._scope.finish(error, result)
 
 
@@ -97,7 +101,7 @@ def _wrap_tools(patches: PatchSet, module: ModuleType, name: str) -> None:
 
 
 def _open_run(runner: Any, _args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scope | None:
-    running = _Running(runner.agent.name, is_outermost=current_trajectory() is None)
+    running = _Running(runner.agent.name)
     conversation = kwargs.get("session_id")
     scope = begin_agent(AgentRun(name=running.name, owner=running, conversation_id=conversation))
     return None if scope is None else _RunScope(scope, running, kwargs.get("abort_signal"))

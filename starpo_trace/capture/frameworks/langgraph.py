@@ -13,9 +13,15 @@ from typing import Any, Final
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
-from starpo_trace.capture.agents import AgentRun, Scope, ToolRun, begin_agent, begin_tool
-from starpo_trace.capture.episode import Trajectory, current_trajectory
-from starpo_trace.capture.keys import AGENT_KEY, TRAJECTORY_KEY
+from starpo_trace.capture.agents import (
+    AgentRun,
+    AgentScope,
+    Scope,
+    ToolRun,
+    begin_agent,
+    begin_tool,
+)
+from starpo_trace.capture.keys import AGENT_KEY
 from starpo_trace.capture.patches.base import PatchSet
 from starpo_trace.capture.patches.scopes import wrap_scope
 from starpo_trace.capture.steps import state
@@ -29,13 +35,12 @@ _NOT_IN_STATES: Final = {"response_metadata", "usage_metadata"}
 """Of a message: a model call's span has them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class _Running:
     """One run of a graph; a graph may run inside of itself."""
 
     name: str
-    is_outermost: bool
-    """Whether it is the run, not a part of one."""
+    scope: AgentScope | None = None
 
 
 class _GraphScope:
@@ -52,7 +57,7 @@ class _GraphScope:
         if errors is not None and isinstance(error, errors.GraphBubbleUp):
             error = None
         elif errors and self._is_graph and isinstance(error, errors.GraphRecursionError):
-            _end_run_early(self.context, "recursion limit")
+            _end_early(self.context, "recursion limit")
         self._scope.finish(error, result)
 
 
@@ -79,18 +84,18 @@ def _open_graph(graph: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     thread_id = None
     for config in (graph.config, given):
         thread_id = ((config or {}).get("configurable") or {}).get("thread_id", thread_id)
-    running = _Running(name=graph.get_name(), is_outermost=current_trajectory() is None)
+    running = _Running(name=graph.get_name())
     conversation = None if thread_id is None else str(thread_id)
     scope = begin_agent(AgentRun(name=running.name, owner=running, conversation_id=conversation))
+    running.scope = scope
     return None if scope is None else _GraphScope(scope, is_graph=True)
 
 
-def _end_run_early(context: Context, reason: str) -> None:
-    """The graph stopped before its end; a run that the program named itself may still go on."""
+def _end_early(context: Context, reason: str) -> None:
+    """The graph stopped before its end."""
     running = otel_context.get_value(AGENT_KEY, context)
-    run = otel_context.get_value(TRAJECTORY_KEY, context)
-    if isinstance(running, _Running) and running.is_outermost and isinstance(run, Trajectory):
-        run.end("truncated", reason=reason)
+    if isinstance(running, _Running) and running.scope is not None:
+        running.scope.end_early(reason)
 
 
 def _record_first_state(
@@ -128,7 +133,7 @@ def _record_interrupt(
     with Guard("recording an interrupt"):
         interrupt = sys.modules["langgraph.errors"].GraphInterrupt
         if isinstance(args[1], interrupt) and not loop.is_nested:
-            _end_run_early(otel_context.get_current(), "interrupt")
+            _end_early(otel_context.get_current(), "interrupt")
     return wrapped(*args, **kwargs)
 
 

@@ -13,17 +13,15 @@ from typing import Any, Final
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
-from starpo_trace.capture.agents import AgentRun, Scope, begin_agent
+from starpo_trace.capture.agents import AgentRun, AgentScope, Scope, begin_agent
 from starpo_trace.capture.attachment import Attachment
-from starpo_trace.capture.episode import Trajectory, current_trajectory
 from starpo_trace.capture.frameworks.llamaindex_store import read_store, write_state
 from starpo_trace.capture.frameworks.llamaindex_tools import CALL_KEY, open_agent_tool
-from starpo_trace.capture.keys import AGENT_KEY, TRAJECTORY_KEY
+from starpo_trace.capture.keys import AGENT_KEY
 from starpo_trace.capture.patches.base import PatchSet
-from starpo_trace.capture.patches.scopes import end_scope, wrap_scope
-from starpo_trace.capture.steps import state
+from starpo_trace.capture.patches.scopes import ContextScope, end_scope, wrap_scope
+from starpo_trace.capture.states import record_change
 from starpo_trace.guard import Guard
-from starpo_trace.messages import dump_json
 
 TESTED: Final = {
     "llama-index-core": ">=0.14.10,<0.15",
@@ -52,9 +50,7 @@ class _Running:
         self.workflow = workflow
         self.store = store
         self.name = _find_name(workflow)
-        self.is_outermost = current_trajectory() is None
         self.turn: tuple[str, Scope] | None = None
-        self._recorded = "{}"
 
     def enter_agent(self, name: str) -> Context:
         """An agent of the workflow has its turn, until another one has -> its Context."""
@@ -81,16 +77,14 @@ class _Running:
     def record_state(self) -> None:
         """Record what the store holds, where that has changed."""
         told = write_state(self.store, is_agent=_is_agent(self.workflow))
-        text = "{}" if told is None else dump_json(told)
-        if text != self._recorded:
-            self._recorded = text
-            state(told, self.name)
+        if told is not None:
+            record_change(told, self.name)
 
 
 class _RunScope:
     """A workflow that runs: how it ended is told by its error and by its store."""
 
-    def __init__(self, scope: Scope, running: _Running) -> None:
+    def __init__(self, scope: AgentScope, running: _Running) -> None:
         self.context = scope.context
         self._scope = scope
         self._running = running
@@ -106,26 +100,11 @@ class _RunScope:
         if isinstance(error, errors.WorkflowCancelledByUser):
             error = CancelledError(str(error))
         elif isinstance(error, errors.WorkflowTimeoutError):
-            self._end_early("timeout")
+            self._scope.end_early("timeout")
         elif _has_used_its_iterations(running):
-            self._end_early("max iterations")
+            self._scope.end_early("max iterations")
         running.leave_agent(error)
         self._scope.finish(error, result)
-
-    def _end_early(self, reason: str) -> None:
-        run = otel_context.get_value(TRAJECTORY_KEY, self.context)
-        if self._running.is_outermost and isinstance(run, Trajectory):
-            run.end("truncated", reason=reason)
-
-
-class _StepScope:
-    """A step of an agent's turn: only a Context, nothing that is recorded."""
-
-    def __init__(self, context: Context) -> None:
-        self.context = context
-
-    def finish(self, error: BaseException | None, result: Any = None) -> None:
-        """Nothing to end."""
 
 
 def _open_run(runner: Any, _args: Any, kwargs: Mapping[str, Any]) -> Scope | None:
@@ -187,7 +166,7 @@ def _open_turn(workflow: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     if not isinstance(running, _Running) or len(workflow.agents) < 2:
         return None
     event = kwargs["ev"] if "ev" in kwargs else args[1]
-    return _StepScope(running.enter_agent(event.current_agent_name))
+    return ContextScope(running.enter_agent(event.current_agent_name))
 
 
 def _open_call(workflow: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scope | None:
@@ -200,4 +179,4 @@ def _open_call(workflow: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     module: Any = sys.modules[_AGENTS]
     writes_text = isinstance(running.find_agent(), module.ReActAgent | module.CodeActAgent)
     call_id = None if writes_text else event.tool_id
-    return _StepScope(otel_context.set_value(CALL_KEY, call_id, context))
+    return ContextScope(otel_context.set_value(CALL_KEY, call_id, context))

@@ -14,7 +14,14 @@ from typing import Any, Final
 
 from opentelemetry import context as otel_context
 
-from starpo_trace.capture.agents import AgentRun, Scope, ToolRun, begin_agent, begin_tool
+from starpo_trace.capture.agents import (
+    AgentRun,
+    AgentScope,
+    Scope,
+    ToolRun,
+    begin_agent,
+    begin_tool,
+)
 from starpo_trace.capture.attachment import Attachment
 from starpo_trace.capture.keys import AGENT_KEY
 from starpo_trace.capture.patches.base import PatchSet
@@ -83,13 +90,15 @@ class _Run:
 class _RunScope:
     """The scope of a run, and of what was handed off in it."""
 
-    def __init__(self, scope: Scope, run: _Run) -> None:
+    def __init__(self, scope: AgentScope, run: _Run) -> None:
         self.context = scope.context
         self._scope = scope
         self._run = run
 
     def finish(self, error: BaseException | None, result: Any = None) -> None:
-        """End both."""
+        """End both; a limit on turns cuts the run short."""
+        if isinstance(error, sys.modules["agents"].MaxTurnsExceeded):
+            self._scope.end_early("max turns")
         self._run.end_turns(error)
         self._scope.finish(error, result)
 
@@ -146,12 +155,20 @@ def _run_streamed(
         attachment.detach()
     with Guard("watching an agent that streams"):
         task = getattr(result, "run_loop_task", None) or result._run_impl_task
-        task.add_done_callback(lambda task: end_scope(scope, _error_of(task)))
+        task.add_done_callback(lambda task: end_scope(scope, _error_of(task, result)))
     return result
 
 
-def _error_of(task: "asyncio.Task[Any]") -> BaseException | None:
-    return asyncio.CancelledError() if task.cancelled() else task.exception()
+def _error_of(task: "asyncio.Task[Any]", result: Any) -> BaseException | None:
+    """What ended a run that streams; its limit on turns is raised later, to who reads it."""
+    if task.cancelled():
+        return asyncio.CancelledError()
+    exceeded: Any = sys.modules["agents"].MaxTurnsExceeded
+    is_handled = getattr(result, "_max_turns_handled", False)  # by the program, or told the reader
+    is_beyond = result.max_turns is not None and result.current_turn > result.max_turns
+    if isinstance(result._stored_exception, exceeded) or (is_beyond and not is_handled):
+        return exceeded("max turns")
+    return task.exception()
 
 
 def _open_turn(_runner: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Scope | None:

@@ -12,7 +12,14 @@ from typing import Any, Final
 
 from opentelemetry import context as otel_context
 
-from starpo_trace.capture.agents import AgentRun, Scope, ToolRun, begin_agent, begin_tool
+from starpo_trace.capture.agents import (
+    AgentRun,
+    AgentScope,
+    Scope,
+    ToolRun,
+    begin_agent,
+    begin_tool,
+)
 from starpo_trace.capture.patches.base import PatchSet
 from starpo_trace.capture.patches.scopes import (
     ContextScope,
@@ -43,13 +50,16 @@ def apply(patches: PatchSet, agent: ModuleType) -> None:
 class _RunScope:
     """An agent that its program may cancel: what the framework raises then is no error."""
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: AgentScope) -> None:
         self.context = scope.context
         self._scope = scope
 
     def finish(self, error: BaseException | None, result: Any = None) -> None:
-        """End the run; one that took too long has failed."""
-        cancelled = getattr(sys.modules["pydantic_ai.exceptions"], "RunCancelled", ())
+        """End the run; one that took too long has failed, one beyond its limits was cut short."""
+        exceptions: Any = sys.modules["pydantic_ai.exceptions"]
+        if isinstance(error, exceptions.UsageLimitExceeded):
+            self._scope.end_early("usage limit")
+        cancelled = getattr(exceptions, "RunCancelled", ())
         if isinstance(error, cancelled) and not isinstance(error, TimeoutError):
             error = asyncio.CancelledError(str(error))
         self._scope.finish(error, result)

@@ -16,16 +16,22 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 
-from starpo_trace.capture.agents import AgentRun, Scope, ToolRun, begin_agent, begin_tool
+from starpo_trace.capture.agents import (
+    AgentRun,
+    AgentScope,
+    Scope,
+    ToolRun,
+    begin_agent,
+    begin_tool,
+)
 from starpo_trace.capture.attachment import Attachment
-from starpo_trace.capture.episode import Trajectory, current_trajectory
-from starpo_trace.capture.keys import AGENT_KEY, TOOL_KEY, TRAJECTORY_KEY
+from starpo_trace.capture.episode import current_trajectory
+from starpo_trace.capture.keys import AGENT_KEY, TOOL_KEY
 from starpo_trace.capture.patches.base import PatchSet
 from starpo_trace.capture.patches.own_spans import writes_where_we_write
 from starpo_trace.capture.patches.scopes import end_scope, relay_async, wrap_scope
-from starpo_trace.capture.steps import state
+from starpo_trace.capture.states import record_change
 from starpo_trace.guard import Guard
-from starpo_trace.messages import dump_json
 
 TESTED: Final = {"semantic-kernel": ">=1.45,<1.46"}
 
@@ -67,28 +73,22 @@ class _Run:
     """A run of an agent, a chat or an orchestration."""
 
     context: Context
-    scope: Scope
+    scope: AgentScope
 
     def __init__(self, name: str, arguments: Mapping[str, Any]) -> None:
         self.name = name
-        self.is_outermost = current_trajectory() is None  # itself the run, not a part of one
         self.early_stop: str | None = None
         self.arguments = arguments
-        self._recorded = "{}"
 
     def record_arguments(self) -> None:
         """Record the kernel's arguments as a state, where they are others than before."""
         told = {key: value for key, value in self.arguments.items() if value is not None}
-        text = dump_json(told)
-        if text != self._recorded:
-            self._recorded = text
-            state(told, self.name)
+        record_change(told, self.name, self.context)
 
     def finish(self, error: BaseException | None, result: Any = None) -> None:
         """Record how it ended."""
-        run = otel_context.get_value(TRAJECTORY_KEY, self.context)
-        if error is None and self.early_stop and self.is_outermost and isinstance(run, Trajectory):
-            run.end("truncated", reason=self.early_stop)
+        if error is None and self.early_stop:
+            self.scope.end_early(self.early_stop)
         self.scope.finish(error, result)
 
 
@@ -100,12 +100,7 @@ def _open_run(
     if scope is None:
         return None
     run.scope, run.context = scope, scope.context
-    if run.arguments:
-        attachment = Attachment(run.context)
-        try:
-            run.record_arguments()
-        finally:
-            attachment.detach()
+    run.record_arguments()
     return run
 
 

@@ -5,7 +5,6 @@ wrapped; how a run ended, and its state, the hooks' events tell. Model calls are
 """
 
 import asyncio
-import copy
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
@@ -17,13 +16,20 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan
 
-from starpo_trace.capture.agents import AgentRun, Scope, ToolRun, begin_agent, begin_tool
-from starpo_trace.capture.episode import Trajectory, current_trajectory
-from starpo_trace.capture.keys import AGENT_KEY, TRAJECTORY_KEY
+from starpo_trace.capture.agents import (
+    AgentRun,
+    AgentScope,
+    Scope,
+    ToolRun,
+    begin_agent,
+    begin_tool,
+)
+from starpo_trace.capture.episode import current_trajectory
+from starpo_trace.capture.keys import AGENT_KEY
 from starpo_trace.capture.patches.base import PatchSet
 from starpo_trace.capture.patches.own_spans import writes_where_we_write
 from starpo_trace.capture.patches.scopes import relay_async, wrap_scope
-from starpo_trace.capture.steps import state
+from starpo_trace.capture.states import record_change
 from starpo_trace.guard import Guard
 
 TESTED: Final = {"strands-agents": ">=1.62,<1.63"}
@@ -57,21 +63,18 @@ class _Run:
     """A run of an agent, a swarm or a graph; the hooks' events tell how it ends."""
 
     context: Context
-    scope: Scope
+    scope: AgentScope
 
     def __init__(self, runner: Any) -> None:
         self.runner = runner
-        self.is_outermost = current_trajectory() is None  # itself the run, not a part of one
         self.early_stop: str | None = None
         self.error: BaseException | None = None
-        self.state: Any = {}
 
     def finish(self, error: BaseException | None, result: Any = None) -> None:
         """Record how it ended; it may fail, or stop before its end, and raise nothing."""
-        run = otel_context.get_value(TRAJECTORY_KEY, self.context)
         error = error or self.error
-        if error is None and self.early_stop and self.is_outermost and isinstance(run, Trajectory):
-            run.end("truncated", reason=self.early_stop)
+        if error is None and self.early_stop:
+            self.scope.end_early(self.early_stop)
         self.scope.finish(error, result)
 
 
@@ -113,17 +116,15 @@ async def _watch_event(
 
 
 def _read_state(run: _Run) -> None:
-    """Record the agent's state, or what a swarm shares, where it is another than before."""
+    """Record the agent's state, or what a swarm shares."""
     runner = run.runner
     if hasattr(runner, "shared_context"):
-        name, now = runner.id, copy.deepcopy(runner.shared_context.context)
+        name, now = runner.id, runner.shared_context.context
     elif hasattr(runner, "event_loop_metrics"):
         name, now = runner.name, runner.state.get()
     else:  # a graph shares nothing
         return
-    if now != run.state:
-        run.state = now
-        state(now, name)
+    record_change(now, name)
 
 
 def _read_agent_end(run: _Run, result: Any) -> None:

@@ -301,7 +301,10 @@ def test_cancelled(tmp_path):
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
 
-        asyncio.run(run())
+        try:
+            asyncio.run(run())
+        except* anyio.BrokenResourceError:  # mcp 1 may get the late answer while it closes
+            pass
 
     recorded = record(tmp_path, program, script)
     assert [row["end"] for row in recorded.trajectories] == ["abandoned"]

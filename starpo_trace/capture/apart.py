@@ -7,8 +7,7 @@ around our span. Others go on below that, and ours below ours; the outermost of 
 that the program was in. Spans of one provider are one tree, as ever.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -19,8 +18,7 @@ from starpo_trace.capture.keys import LAYER_KEY
 from starpo_trace.capture.runtime import Runtime
 
 
-@dataclass(frozen=True, slots=True)
-class _Layer:
+class _Layer(NamedTuple):
     """A span of ours, and what was current before it and is not ours."""
 
     span: Span

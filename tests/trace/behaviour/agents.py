@@ -156,7 +156,7 @@ def timeout(url):
 
     async def run():
         async with async_client_of(url) as client:
-            async with asyncio.timeout(0.3):
+            async with asyncio.timeout(1.5):
                 await client.chat.completions.create(model="hang", messages=ASK)
 
     try:
@@ -164,7 +164,7 @@ def timeout(url):
     except TimeoutError as error:
         print(type(error), error.args, type(error.__cause__))
     with client_of(url) as client:
-        client.with_options(timeout=0.3).chat.completions.create(model="hang", messages=ASK)
+        client.with_options(timeout=1.5).chat.completions.create(model="hang", messages=ASK)
 
 
 def api_error(url):

@@ -108,6 +108,9 @@ class TrainSection:
 
     epochs: int = 1
     trajectories_per_step: int = 64
+    order: Literal["tasks", "shuffled"] = "tasks"
+    """tasks: attempts at one task are in one step, as far as that holds them, and share what they
+    begin with; shuffled: every trajectory by itself."""
     tokens_per_pack: int = 8192
     """Tokens per forward pass; a longer row is a pack of its own."""
     learning_rate: float = 1e-5

@@ -33,6 +33,8 @@ class TrainingData:
     choice: Choice
     """Algorithm that runs and why."""
     trajectory_ids_N: list[str]
+    task_of_N: np.ndarray
+    """int64: the same number for attempts at one task."""
     rows: list[TokenSequence]
     rows_of_N: list[list[int]]
     """Rows of each trajectory; branches make it more than one."""
@@ -98,12 +100,20 @@ def prepare_training_data(
         manifest=read_manifest(config.data.dataset),
         choice=choice,
         trajectory_ids_N=[t.trajectory_id for t in tokenized.trajectories],
+        task_of_N=_number_tasks(tokenized.trajectories),
         rows=tokenized.rows,
         rows_of_N=tokenized.rows_of_N,
         advantages_R=advantages_R,
         critic_values_K=critic_values_K,
         facts=summary,
     )
+
+
+def _number_tasks(trajectories: list[Trajectory]) -> np.ndarray:
+    """A trajectory that names no task is a task of its own."""
+    numbers: dict[tuple[str, str], int] = {}
+    keys = [("task", t.task_id) if t.task_id else ("run", t.trajectory_id) for t in trajectories]
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
 def _select(

@@ -193,6 +193,8 @@ class Trainer:
         order = np.random.default_rng([self.config.run.seed, epoch]).permutation(
             len(self.data.rows_of_N)
         )
+        if self.config.train.order == "tasks":  # tasks in the order of their first attempt
+            order = gather_tasks(order, self.data.task_of_N)
         return [part.tolist() for part in np.array_split(order, self._batches_per_epoch)]
 
     def _build_packs(self, trajectories: list[int]) -> list[StepPack]:
@@ -341,6 +343,12 @@ class Trainer:
         names = [self.data.trajectory_ids_N[n] for n in trajectories]
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         return ", ".join(names[:8]) + more
+
+
+def gather_tasks(order: np.ndarray, task_of_N: np.ndarray) -> np.ndarray:
+    """Trajectories in some order -> attempts at one task together, where its first one was."""
+    first_of = {task: place for place, task in reversed(list(enumerate(task_of_N[order])))}
+    return order[np.argsort([first_of[task] for task in task_of_N[order]], kind="stable")]
 
 
 def _pin_dataset(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:

@@ -2,6 +2,7 @@
 
 import statistics
 
+import numpy as np
 import pytest
 import torch
 
@@ -111,6 +112,7 @@ def test_rows_of_a_trajectory_share_its_weight(hand, tmp_path):
         manifest=None,
         choice=Choice(algorithm="filtered_bc", reason=""),
         trajectory_ids_N=["branched", "linear"],
+        task_of_N=np.array([0, 0]),
         rows=rows,
         rows_of_N=rows_of_N,
         advantages_R=[],

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from starpo_train.config import ModelSection
@@ -13,7 +14,7 @@ from starpo_train.errors import (
 from starpo_train.metrics import read_metrics
 from starpo_train.model import load_policy
 from starpo_train.run_folder import read_final_path
-from starpo_train.trainer import train
+from starpo_train.trainer import gather_tasks, train
 
 PROMPT = [0, 20, 21]
 GOOD, BAD, END = 40, 50, 1
@@ -175,3 +176,23 @@ def test_not_a_number_names_the_trajectory(configure, hand, model_folder, tmp_pa
                 dataset=hand.dataset(tmp_path / "bad", rows), train={"trajectories_per_step": 9}
             )
         )
+
+
+def test_attempts_at_one_task_are_in_one_step_and_share_what_they_begin_with(
+    configure, hand, model_folder, tmp_path
+):
+    """Six tasks of four attempts in steps of four: [4 of the prompt, 2 x 2 of two answers] a step."""
+    dataset = hand.bandit(tmp_path / "data", model_folder, num_tasks=6)
+    train_options = {"trajectories_per_step": 4, "learning_rate": 1e-4}
+    together = train(configure(dataset=dataset, train=train_options))
+    steps = steps_of(together)
+    assert [(step["tokens"], step["computed_tokens"]) for step in steps] == [(24, 8)] * 6
+    train_options["order"] = "shuffled"
+    apart = train(configure("apart", dataset=dataset, train=train_options))
+    assert sum(step["computed_tokens"] for step in steps_of(apart)) > 6 * 8
+
+
+def test_order_of_tasks_is_that_of_their_first_attempts():
+    """Trajectories 4 and 1 are of task 7, the others of two more: 4 1 | 0 | 3 2."""
+    order = gather_tasks(np.array([4, 0, 3, 1, 2]), np.array([5, 7, 9, 9, 7]))
+    assert order.tolist() == [4, 1, 0, 3, 2]

@@ -16,6 +16,7 @@ from starpo_train.credit.critic import TurnValues, compute_turn_returns, fit_tur
 from starpo_train.credit.group import compute_group_advantages, select_groups
 from starpo_train.dataset import Trajectory
 from starpo_train.errors import DataError
+from starpo_train.memory import explain_out_of_memory
 from starpo_train.model import Policy
 from starpo_train.pack import pack_all
 from starpo_train.tokens import TokenSequence
@@ -101,13 +102,17 @@ def _fit_critic(
 ) -> TurnValues:
     """Values of all turn starts, turns in row order."""
     features_R: list[Tensor] = [torch.empty(0)] * len(tokenized.rows)
+    owner_of = {r: n for n, rows in enumerate(tokenized.rows_of_N) for r in rows}
     for chosen, batch in pack_all(
         tokenized.rows,
         range(len(tokenized.rows)),
         tokens_per_pack=config.train.tokens_per_pack,
         shared_up_to=policy.shared_up_to,
     ):
-        features_SH = policy.compute_state_features(batch).cpu()
+        with explain_out_of_memory(
+            batch, lambda r: tokenized.trajectories[owner_of[r]].trajectory_id
+        ):
+            features_SH = policy.compute_state_features(batch).cpu()
         counts = [int(tokenized.rows[r].turn_start_mask_T.sum()) for r in chosen]
         for r, features in zip(chosen, features_SH.split(counts), strict=True):
             features_R[r] = features

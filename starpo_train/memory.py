@@ -61,7 +61,8 @@ class PackBudget:
             except OutOfMemoryError as error:
                 if error.num_rows == 1 or _is_one_of_several():
                     raise
-                self.tokens_per_pack = max(1, min(self.tokens_per_pack, error.num_tokens) // 2)
+                half = self.tokens_per_pack // 2
+                self.tokens_per_pack = half if half < error.num_tokens else error.num_tokens // 2
             # outside the `except`: the error holds the pack's tensors
             undo()
             gc.collect()

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import signal
 import sqlite3
+import struct
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,9 @@ def test_tensorboard_holds_each_step_once_after_a_resume(configure):
         points = read_tensorboard(run / "tensorboard", name)
         assert [step for step, _ in points] == [1, 2, 3, 4, 5, 6]
         assert [value for _, value in points] == pytest.approx([r[name] for r in truth], rel=1e-6)
-    assert not [r for r in read_metrics(run / "metrics.jsonl") if r.get("event") == "tracker_failed"]
+    assert not [
+        r for r in read_metrics(run / "metrics.jsonl") if r.get("event") == "tracker_failed"
+    ]
 
 
 def test_tensorboard_gets_what_a_kill_kept_from_it(tmp_path, configure):
@@ -151,7 +154,9 @@ def test_a_tracker_that_hangs_is_left_behind(tmp_path):
 
 def test_unknown_and_absent_trackers_are_refused_by_name():
     """Before anything is loaded, with what to install."""
-    with pytest.raises(ConfigError, match="'board' is none; known here: tensorboard, wandb, mlflow"):
+    with pytest.raises(
+        ConfigError, match="'board' is none; known here: tensorboard, wandb, mlflow"
+    ):
         require_trackers(["board"])
     absent = [n for n in ("wandb", "mlflow") if importlib.util.find_spec(n) is None]
     for name in absent:
@@ -181,7 +186,9 @@ def test_wandb_offline_holds_one_run_with_each_step_once(configure, monkeypatch)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     run = run_killed_and_resumed(configure, "wandb")
-    assert not [r for r in read_metrics(run / "metrics.jsonl") if r.get("event") == "tracker_failed"]
+    assert not [
+        r for r in read_metrics(run / "metrics.jsonl") if r.get("event") == "tracker_failed"
+    ]
     files = sorted((run / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 2
     assert len({file.stem for file in files}) == 1
@@ -190,15 +197,21 @@ def test_wandb_offline_holds_one_run_with_each_step_once(configure, monkeypatch)
 
 
 def read_wandb_steps(file):
+    """Its file is a log as LevelDB's: blocks of 32 KiB, records of crc (4), length (2), part (1)."""
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
-    store = DataStore()
-    store.open_for_scan(str(file))
-    steps = []
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            steps.append(record.history.step.num)
+    data, at, parts, steps = file.read_bytes(), 7, b"", []
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # no room for a header: padding
+            at += 32768 - at % 32768
+            continue
+        length, part = struct.unpack_from("<HB", data, at + 4)
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if part in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            parts = b""
+            if record.WhichOneof("record_type") == "history":
+                steps.append(record.history.step.num)
     return steps

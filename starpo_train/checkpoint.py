@@ -23,6 +23,7 @@ from starpo_train.modelfolder import (
     hash_file,
     list_files,
     read_commit,
+    render_commit,
 )
 
 _TENSORS_FILE = f"{STATE_FOLDER}/state.safetensors"
@@ -118,6 +119,11 @@ def _write_files(
         {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _TENSORS_FILE
     )
     (folder / _VALUES_FILE).write_text(json.dumps(values, indent=1), encoding="utf-8")
+    commit_folder(folder, step=values["step"], lineage=lineage)
+
+
+def commit_folder(folder: Path, *, step: int, lineage: dict[str, Any]) -> None:
+    """Put every file of a folder on disk, and its COMMIT after them."""
     files = {}
     for file in list_files(folder):
         _sync(file)
@@ -125,12 +131,12 @@ def _write_files(
             "sha256": hash_file(file),
             "bytes": file.stat().st_size,
         }
-    commit = {"format": 1, "step": values["step"], "files": files, "lineage": lineage}
+    commit = {"step": step, "files": files, "lineage": lineage}
     pending = folder / f"{COMMIT_FILE}.tmp"
-    pending.write_text(json.dumps(commit, indent=1, default=str), encoding="utf-8")
+    pending.write_text(render_commit(commit), encoding="utf-8")
     _sync(pending)
     pending.rename(folder / COMMIT_FILE)
-    for directory in (folder / STATE_FOLDER, folder, folder.parent):
+    for directory in (*folder.glob("*/"), folder, folder.parent):
         _sync(directory)
 
 

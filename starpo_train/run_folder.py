@@ -16,7 +16,9 @@ from starpo_train.checkpoint import (
 from starpo_train.config import RunConfig, read_run_config, to_json_dict, write_config
 from starpo_train.dataset import Manifest
 from starpo_train.errors import CheckpointError, ConfigError
-from starpo_train.model import Policy, merged_state_dict
+from starpo_train.exported import find_model_folder, save_model_folder
+from starpo_train.model import Policy
+from starpo_train.modelcard import CARD_FILE, render_card
 
 
 class RunFolder:
@@ -66,28 +68,36 @@ class RunFolder:
         values: dict[str, Any],
         manifest: Manifest,
         config: RunConfig,
+        facts: dict[str, Any],
+        last_step: dict[str, Any],
     ) -> Path:
-        """Commit a checkpoint and remove those the run no longer keeps."""
+        """Commit a checkpoint and remove those the run no longer keeps.
+
+        `facts` about the data and the metrics of the last step are for its card.
+        """
+        lineage = {
+            "starpo_version": _read_version(),
+            "dataset": {
+                "path": str(manifest.path),
+                "digest": manifest.digest,
+                "versions": manifest.versions,
+            },
+            "base_model": config.model.path,
+            "config": to_json_dict(config),
+        }
 
         def save_model(folder: Path) -> None:
-            policy.model.save_pretrained(folder, state_dict=merged_state_dict(policy))
-            policy.tokenizer.save_pretrained(folder)
+            base = find_model_folder(config.model.path)
+            save_model_folder(policy, folder, base=base)
+            card = render_card(lineage=lineage, facts=facts, last_step=last_step, base=base)
+            (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
         folder = write_checkpoint(
             self.checkpoints_path / f"step_{step:06d}",
             save_model=save_model,
             tensors=tensors,
             values=values,
-            lineage={
-                "starpo_version": _read_version(),
-                "dataset": {
-                    "path": str(manifest.path),
-                    "digest": manifest.digest,
-                    "versions": manifest.versions,
-                },
-                "base_model": config.model.path,
-                "config": to_json_dict(config),
-            },
+            lineage=lineage,
         )
         if config.train.keep_checkpoints > 0:
             for old in list_checkpoints(self.checkpoints_path)[: -config.train.keep_checkpoints]:

@@ -364,6 +364,8 @@ class Trainer:
             },
             manifest=self.data.manifest,
             config=self.config,
+            facts=self.data.facts,
+            last_step=self._metrics.last_step,
         )
         return self._checkpoint
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from starpo_train.cli import main
-from starpo_train.errors import OutOfMemoryError, TrainingError
+from starpo_train.errors import TrainingError
 from starpo_train.memory import PackBudget, is_out_of_memory
 from starpo_train.metrics import read_metrics
 from starpo_train.run_folder import read_resumed_config

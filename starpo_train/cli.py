@@ -135,10 +135,25 @@ def _train(config: Any, *, resume: bool) -> int:
     from starpo_train.trainer import train
 
     disable_progress_bar()  # one bar is enough
-    with TrainingDisplay() as display:
-        result = train(config, resume=resume, progress=display.show)
+    try:
+        with TrainingDisplay() as display:
+            result = train(config, resume=resume, progress=display.show)
+    except KeyboardInterrupt:
+        _print_interrupted(config.run.output)
+        return EXIT_INTERRUPTED
     display.print_end(result)
     return EXIT_INTERRUPTED if result.interrupted else 0
+
+
+def _print_interrupted(output: Path) -> None:
+    from rich.console import Console
+
+    from starpo_train.run_folder import RunFolder
+
+    line = "interrupted before the first step; nothing was written"
+    if RunFolder(output).config_path.is_file():
+        line = f"interrupted; go on from the last checkpoint with: starpo-train resume {output}"
+    Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -74,11 +74,14 @@ def train(
         TrainingError: a loss or gradient is not a number; names the trajectories.
         OutOfMemoryError: one row alone does not fit into memory; names its trajectory.
         CheckpointError: the checkpoint to resume from is damaged.
+        KeyboardInterrupt: SIGINT or SIGTERM before the first step, or a second one.
     """
     if config.train.threads > 0:
         torch.set_num_threads(config.train.threads)
     with StopRequest() as stop:
-        return open_trainer(config, resume=resume, progress=progress).run(stop)
+        trainer = open_trainer(config, resume=resume, progress=progress)
+        stop.begin()
+        return trainer.run(stop)
 
 
 def open_trainer(config: RunConfig, *, resume: bool, progress: Progress | None) -> "Trainer":

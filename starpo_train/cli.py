@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from starpo_train.errors import StarpoTrainError
+from starpo_train.errors import RankError, StarpoTrainError
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -22,6 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         return options.handler(options)
+    except RankError as error:  # one that another rank has told is not told again by each
+        if not error.is_told:
+            Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False)
+        return EXIT_ERROR
     except StarpoTrainError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(
             f"[bold red]error:[/] {_escape(str(error))}"
@@ -111,11 +115,12 @@ def _resume(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from starpo_train.checkpoint import list_checkpoints
+    from starpo_train.ranks import read_ranks
     from starpo_train.run_folder import RunFolder, read_resumed_config
 
     config = read_resumed_config(options.run_folder)
     folder = RunFolder(config.run.output).checkpoints_path
-    if not list_checkpoints(folder):
+    if not list_checkpoints(folder) and read_ranks().is_first:
         line = f"no committed checkpoint in {folder}; starting from the beginning"
         Console(highlight=False, soft_wrap=True).print(line, markup=False)
     return _train(config, resume=True)
@@ -125,12 +130,16 @@ def _train(config: Any, *, resume: bool) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from starpo_train.progress import TrainingDisplay
+    from starpo_train.ranks import read_ranks
     from starpo_train.trainer import train
 
     disable_progress_bar()  # one bar is enough
-    with TrainingDisplay() as display:
-        result = train(config, resume=resume, progress=display.show)
-    display.print_end(result)
+    if read_ranks().is_first:
+        with TrainingDisplay() as display:
+            result = train(config, resume=resume, progress=display.show)
+        display.print_end(result)
+    else:
+        result = train(config, resume=resume)
     return EXIT_INTERRUPTED if result.interrupted else 0
 
 

@@ -126,6 +126,9 @@ class TrainSection:
     """Older ones are removed after a newer one is committed; 0 keeps all."""
     threads: int = 0
     """Torch threads; 0 leaves torch's choice."""
+    rank_timeout_s: float = 900.0
+    """On several devices: how long a rank waits for the others, such as for a checkpoint that rank
+    0 writes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +158,7 @@ class RunConfig:
             ("train.tokens_per_pack", self.train.tokens_per_pack),
             ("train.learning_rate", self.train.learning_rate),
             ("train.max_grad_norm", self.train.max_grad_norm),
+            ("train.rank_timeout_s", self.train.rank_timeout_s),
         ):
             if not count > 0:
                 raise ConfigError(f"{where} = {count}: must be greater than 0.")

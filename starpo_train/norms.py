@@ -20,7 +20,9 @@ def fuse_norms(model: nn.Module) -> None:
 
 def _normalize(module: Any, hidden_states: Tensor) -> Tensor:
     weight_H = module.weight
-    hidden = hidden_states.to(weight_H.dtype)  # with two types there is no such kernel
+    # with two types there is no such kernel; a sharded layer's weight may be bfloat16
+    dtype = torch.promote_types(hidden_states.dtype, weight_H.dtype)
+    hidden, weight_H = hidden_states.to(dtype), weight_H.to(dtype)
     return rms_norm(hidden, weight_H.shape, weight_H, module.variance_epsilon)
 
 

@@ -9,7 +9,7 @@ Suffix: A trained tokens of a pack.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,15 @@ from starpo_train.checkpoint import Checkpoint
 from starpo_train.config import ModelSection, RunConfig
 from starpo_train.dataset import has_version, read_manifest
 from starpo_train.errors import DataError, TrainingError
-from starpo_train.metrics import MetricsWriter
-from starpo_train.model import Policy, load_policy
+from starpo_train.metrics import MetricsWriter, SilentWriter
+from starpo_train.model import Policy, choose_device, load_policy
 from starpo_train.optimizer import Optimizer
 from starpo_train.prepare import TrainingData, prepare_training_data
+from starpo_train.ranks import ALONE, JointStop, Ranks, open_ranks, watch_ranks
 from starpo_train.run_folder import RunFolder
+from starpo_train.sharding import shard_policy
 from starpo_train.signals import StopRequest
+from starpo_train.slices import Slice, take_slice
 from starpo_train.step import StepPack, build_step_packs, compute_pack_loss, measure_drift
 
 Progress = Callable[[dict[str, Any]], None]
@@ -73,22 +76,32 @@ def train(
     """
     if config.train.threads > 0:
         torch.set_num_threads(config.train.threads)
-    with StopRequest() as stop:
-        return open_trainer(config, resume=resume, progress=progress).run(stop)
+    with (
+        open_ranks(device=config.model.device, timeout_s=config.train.rank_timeout_s) as ranks,
+        watch_ranks(ranks),
+        StopRequest() as stop,
+    ):
+        trainer = open_trainer(config, resume=resume, progress=progress, ranks=ranks)
+        return trainer.run(stop if ranks.size == 1 else JointStop(stop, ranks))
 
 
-def open_trainer(config: RunConfig, *, resume: bool, progress: Progress | None) -> "Trainer":
+def open_trainer(
+    config: RunConfig, *, resume: bool, progress: Progress | None, ranks: Ranks = ALONE
+) -> "Trainer":
     """Load what a new or a resumed run needs."""
-    policy = None if resume else load_policy(config.model, seed=config.run.seed)
-    data = None if policy is None else prepare_training_data(config, policy)
     folder = RunFolder(config.run.output)
-    checkpoint = folder.claim(config, resume=resume)  # only after the data was found usable
-    if policy is None or data is None:
-        policy = _load_resumed_policy(config, checkpoint)
+    if resume:
+        checkpoint = folder.claim(config, resume=True, ranks=ranks)
+        policy = ranks.agree(lambda: _load_resumed_policy(config, checkpoint, ranks))
         if checkpoint is not None:
             config = _pin_dataset(config, checkpoint)
         values = checkpoint.tensors.get("critic.values_K") if checkpoint else None
-        data = prepare_training_data(config, policy, critic_values_K=values)
+        data = ranks.agree(lambda: prepare_training_data(config, policy, critic_values_K=values))
+    else:
+        policy = ranks.agree(lambda: _load_sharded_policy(config.model, config.run.seed, ranks))
+        data = ranks.agree(lambda: prepare_training_data(config, policy))
+        # only after the data was found usable
+        checkpoint = folder.claim(config, resume=False, ranks=ranks)
     return Trainer(
         config, policy=policy, data=data, folder=folder, checkpoint=checkpoint, progress=progress
     )
@@ -122,11 +135,13 @@ class Trainer:
             _require_same_data(checkpoint, data)
             self._optimizer.restore(checkpoint.tensors)
             self.position = Position(**checkpoint.values["position"])
-        self._metrics = MetricsWriter(folder.metrics_path, keep_up_to_step=self.position.step)
+        self._ranks = policy.ranks
+        writer = MetricsWriter if self._ranks.is_first else SilentWriter
+        self._metrics = writer(folder.metrics_path, keep_up_to_step=self.position.step)
         self._progress = progress or (lambda record: None)
         self._checkpoint = checkpoint.path if checkpoint is not None else None
 
-    def run(self, stop: StopRequest) -> TrainResult:
+    def run(self, stop: StopRequest | JointStop) -> TrainResult:
         """Train to the end, or until `stop`; either way the last step is committed."""
         already_finished = self._checkpoint is not None and self._is_finished()
         try:
@@ -135,7 +150,7 @@ class Trainer:
             while not self._is_finished() and not stop.requested:
                 self._train_epoch(stop)
             final = self._commit()
-            if self._is_finished():
+            if self._is_finished() and self._ranks.is_first:
                 self.folder.write_final(final, step=self.position.step)
         finally:
             self._metrics.close()
@@ -150,7 +165,7 @@ class Trainer:
     def _is_finished(self) -> bool:
         return self.position.finished or self.position.epoch >= self.config.train.epochs
 
-    def _train_epoch(self, stop: StopRequest) -> None:
+    def _train_epoch(self, stop: StopRequest | JointStop) -> None:
         """What is left of an epoch; it ends early at the KL ceiling or when asked to stop."""
         position, every = self.position, self.config.train.checkpoint_every_steps
         batches = self._plan_epoch(position.epoch)
@@ -198,16 +213,23 @@ class Trainer:
         return [part.tolist() for part in np.array_split(order, self._batches_per_epoch)]
 
     def _build_packs(self, trajectories: list[int]) -> list[StepPack]:
-        shared_up_to = self.policy.shared_up_to
-        return build_step_packs(self.data, self.config, trajectories, shared_up_to=shared_up_to)
+        return build_step_packs(
+            self.data,
+            self.config,
+            trajectories,
+            shared_up_to=self.policy.shared_up_to,
+            tokens_per_pack=self.policy.limit_pack(self.config.train.tokens_per_pack),
+            ranks=self._ranks,
+        )
 
     def _accumulate_gradients(self, packs: list[StepPack]) -> dict[str, float]:
         """Forward and backward of every pack; sums over the step's trained tokens."""
         totals: dict[str, Tensor] = {}
+        suspect_rows: list[int] = []
         for pack in packs:
             output, entropies_A = compute_pack_loss(self.policy, pack, self.config.algorithm)
             if not torch.isfinite(output.loss):
-                self._refuse_pack(pack, float(output.loss.detach()))
+                suspect_rows += pack.batch.rows_R
             output.loss.backward()
             sums = output.sums | {
                 "loss": output.loss.detach().double(),
@@ -217,11 +239,17 @@ class Trainer:
                 sums["advantage_abs"] = pack.advantages_A.abs().double().sum()
             for name, value in sums.items():
                 totals[name] = totals[name] + value if name in totals else value
-        return {
-            "num_tokens": sum(pack.batch.num_row_tokens for pack in packs),
-            "num_computed": sum(pack.batch.num_tokens for pack in packs),
-            "num_actions": sum(pack.batch.num_actions for pack in packs),
-        } | {name: float(value) for name, value in totals.items()}
+        sums = self._ranks.sum(
+            {
+                "num_tokens": sum(pack.batch.num_row_tokens for pack in packs),
+                "num_computed": sum(pack.batch.num_tokens for pack in packs),
+                "num_actions": sum(pack.batch.num_actions for pack in packs),
+            }
+            | {name: float(value) for name, value in totals.items()}
+        )
+        if not math.isfinite(sums["loss"]):
+            self._refuse_rows(suspect_rows, sums["loss"])
+        return sums
 
     def _is_above_kl_ceiling(self, sums: dict[str, float]) -> bool:
         ceiling = self.config.algorithm.kl_ceiling
@@ -231,11 +259,12 @@ class Trainer:
         if divergence <= ceiling:
             return False
         if self.position.step == 0:
-            raise DataError(
+            error = DataError(
                 f"KL(behaviour | {self.config.model.path}) = {divergence:.4g} nats/token before "
                 f"the first step, above algorithm.kl_ceiling = {ceiling}; start from the model "
                 "that was recorded, or raise the ceiling."
             )
+            raise self._ranks.join(error)
         self._optimizer.discard_gradients()
         self._metrics.write(
             {
@@ -250,29 +279,31 @@ class Trainer:
     def _clip_gradients(self, trajectories: list[int]) -> float:
         grad_norm = self._optimizer.clip_gradients()
         if not math.isfinite(grad_norm):
-            raise TrainingError(
+            error = TrainingError(
                 f"step {self.position.step}: the gradient norm is {grad_norm}; trajectories "
                 f"{self._name(trajectories)}. Lower train.learning_rate or look at these."
             )
+            raise self._ranks.join(error)
         return grad_norm
 
-    def _refuse_pack(self, pack: StepPack, loss: float) -> None:
+    def _refuse_rows(self, rows: list[int], loss: float) -> None:
         """Name the trajectories whose own tokens give a loss that is no number."""
         owner_of = {r: n for n, rows in enumerate(self.data.rows_of_N) for r in rows}
-        owners = sorted({owner_of[r] for r in pack.batch.rows_R})
+        suspects = sorted({owner_of[r] for part in self._ranks.gather(rows) for r in part})
         guilty = []
-        for n in owners:
+        for n in suspects:
             with torch.no_grad():
                 parts = [
                     compute_pack_loss(self.policy, alone, self.config.algorithm)[0].loss
                     for alone in self._build_packs([n])
                 ]
-            if not all(bool(torch.isfinite(part)) for part in parts):
+            if self._ranks.any(not all(bool(torch.isfinite(part)) for part in parts)):
                 guilty.append(n)
-        raise TrainingError(
+        error = TrainingError(
             f"step {self.position.step}: the loss is {loss}; trajectories "
-            f"{self._name(guilty or owners)}. Lower train.learning_rate or look at these."
+            f"{self._name(guilty or suspects)}. Lower train.learning_rate or look at these."
         )
+        raise self._ranks.join(error)
 
     def _summarize(
         self, sums: dict[str, float], *, grad_norm: float, learning_rate: float, wall_s: float
@@ -316,18 +347,19 @@ class Trainer:
 
     def _report(self, record: dict[str, Any]) -> None:
         self._metrics.write(record)
-        self._progress(record)
+        if self._ranks.is_first:
+            self._progress(record)
 
     def _commit(self) -> Path:
         path = self.folder.checkpoints_path / f"step_{self.position.step:06d}"
         if self._checkpoint == path:  # resumed, and nothing trained since
             return path
-        tensors = self._optimizer.snapshot()
+        tensors: dict[str, Tensor | Slice] = self._optimizer.snapshot()
         if self.data.critic_values_K is not None:
             tensors["critic.values_K"] = self.data.critic_values_K
         if self.policy.lora:
             tensors |= {
-                f"lora.{name}": p.detach().cpu() for name, p in self.policy.trained_parameters()
+                f"lora.{name}": take_slice(p) for name, p in self.policy.trained_parameters()
             }
         self._checkpoint = self.folder.save_checkpoint(
             self.policy,
@@ -361,16 +393,23 @@ def _pin_dataset(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
     return replace(config, data=replace(config.data, dataset=pinned))
 
 
-def _load_resumed_policy(config: RunConfig, checkpoint: Checkpoint | None) -> Policy:
+def _load_sharded_policy(
+    section: ModelSection, seed: int, ranks: Ranks, lora: Mapping[str, Tensor] | None = None
+) -> Policy:
+    policy = load_policy(section, seed=seed, ranks=ranks)
+    if lora is not None:
+        with torch.no_grad():
+            for name, parameter in policy.trained_parameters():
+                parameter.copy_(lora[f"lora.{name}"])
+    return shard_policy(policy, choose_device(section.device, ranks))
+
+
+def _load_resumed_policy(config: RunConfig, checkpoint: Checkpoint | None, ranks: Ranks) -> Policy:
     section: ModelSection = config.model
     if checkpoint is not None and section.lora_rank == 0:
         section = replace(section, path=str(checkpoint.path))
-    policy = load_policy(section, seed=config.run.seed)
-    if checkpoint is not None and policy.lora:
-        with torch.no_grad():
-            for name, parameter in policy.trained_parameters():
-                parameter.copy_(checkpoint.tensors[f"lora.{name}"])
-    return policy
+    lora = checkpoint.tensors if checkpoint is not None and section.lora_rank else None
+    return _load_sharded_policy(section, config.run.seed, ranks, lora)
 
 
 def _require_same_data(checkpoint: Checkpoint, data: TrainingData) -> None:

@@ -343,6 +343,8 @@ class Trainer:
                 "attention": self.policy.attention,
                 "has_chat_template": bool(getattr(self.policy.tokenizer, "chat_template", None)),
             }
+        if self._ranks.size > 1:
+            record["ranks"] = self._ranks.size
         self._report(record | self.data.facts | {"num_steps": self._total_steps})
 
     def _report(self, record: dict[str, Any]) -> None:

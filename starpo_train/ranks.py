@@ -177,7 +177,7 @@ def watch_ranks(ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if ranks.size == 1 or not _is_lost_peer(error):
+        if ranks.size == 1 or isinstance(error, RankError) or not _is_lost_peer(error):
             raise
         reason = " ".join(str(error).split())[:200]
         raise RankError(

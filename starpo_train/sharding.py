@@ -57,10 +57,14 @@ def shard_policy(policy: Policy, device: torch.device) -> Policy:
 
     def run(work: Callable[[], T]) -> T:
         result = model.run_gathered(work)
-        if not torch.is_grad_enabled():
-            model.reshard()  # nothing comes after that would do it
+        drop()
         return result
 
+    def drop(*_unused: Any) -> None:
+        if not torch.is_grad_enabled():
+            model.reshard()  # there is no backward pass that would do it
+
+    model.register_forward_hook(drop)
     return replace(policy, device=device, run=run)
 
 

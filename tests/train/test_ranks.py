@@ -172,11 +172,38 @@ def write_games(hand, folder, model, *, is_poisoned=False):
     return hand.dataset(folder, trajectories)
 
 
+def build_scaled_model(hand, folder):
+    """A model that divides its logits, so that its head is no plain linear layer."""
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    torch.manual_seed(0)
+    config = GraniteConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        logits_scaling=2.0,
+        attention_multiplier=0.35,
+        tie_word_embeddings=True,
+        eos_token_id=1,
+        bos_token_id=None,
+        pad_token_id=None,
+    )
+    GraniteForCausalLM(config).save_pretrained(folder)
+    hand.tokenizer().save_pretrained(folder)
+    return folder
+
+
 CASES = {
     "tied": {},
     "untied": {"model": {"gradient_checkpointing": True}},
     "packed": {"model": {"attention": "packed"}, "algorithm": {"entropy_coef": 0.1}},
     "rows": {"model": {"attention": "rows"}},
+    "scaled": {"algorithm": {"entropy_coef": 0.1}},  # logits by the model's own forward method
     "lora": {"model": {"lora_rank": 2}},
     "bfloat16": {"model": {"precision": "bfloat16"}},
     "critic": {"algorithm": {"advantage": "bilevel_gae"}},
@@ -191,12 +218,15 @@ def place(hand, tmp_path_factory):
     """A folder with models, data and run files, all for one process and for several."""
     folder = tmp_path_factory.mktemp("ranks")
     model = hand.model(folder / "model")
-    untied = hand.model(folder / "untied", tie_word_embeddings=False, attention_bias=True)
+    bases = {
+        "untied": hand.model(folder / "untied", tie_word_embeddings=False, attention_bias=True),
+        "scaled": build_scaled_model(hand, folder / "scaled"),
+    }
     games = write_games(hand, folder / "data", model)
     poisoned = write_games(hand, folder / "poison", model, is_poisoned=True)
 
     def configure(name, **sections):
-        base = untied if name.startswith("untied") else model
+        base = bases.get(name.partition("-")[0], model)
         data = poisoned if name == "poisoned" else games
         return hand.run_file(
             folder / f"{name}.toml", base=base, dataset=data, output=name, **sections

@@ -67,10 +67,8 @@ def attend_packed(
     elif sliding_window is not None and sliding_window < layout.depth:
         raise NotImplementedError("attention within a window has no trees of longer rows")
     elif query.device.type == "cpu":
-        query, key, value = _cast_alike(query, key, value)
         out = _TreeAttention.apply(query, key, value, layout, scaling)
     else:
-        query, key, value = _cast_alike(query, key, value)
         out = _attend_flex(query, key, value, layout, scaling)
     return out.transpose(1, 2), None
 
@@ -121,15 +119,6 @@ def _window_mask(query: Tensor, sliding_window: int | None) -> Tensor | None:
     distance = torch.arange(length, device=query.device)
     distance = distance[:, None] - distance[None, :]
     return (distance >= 0) & (distance < sliding_window)
-
-
-def _cast_alike(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What autocast does before SDPA, and before no other kernel: norms leave float32 queries."""
-    device = query.device.type
-    if not torch.is_autocast_enabled(device):
-        return query, key, value
-    dtype = torch.get_autocast_dtype(device)
-    return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
 def _no_mask(*_args: Any, **_kwargs: Any) -> None:

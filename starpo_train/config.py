@@ -44,6 +44,9 @@ class DataSection:
     truncated: Literal["keep", "drop"] = "keep"
     """Trajectories cut by a limit: keep (their recorded reward counts; bi-level GAE bootstraps
     from the critic) or drop."""
+    lossy_rendering: Literal["drop", "keep"] = "drop"
+    """Trajectories without recorded ids of which the model's chat template loses a part, such as
+    tool definitions or reasoning (docs/tokens.md): leave them out, or train on what is left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -167,6 +167,9 @@ def _describe_start(record: dict[str, Any]) -> str:
     if record["left_out"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in record["left_out"].items())
         lines.append(f"left out: {reasons}")
+    if record.get("rendering"):
+        found = ", ".join(f"{name} in {count}" for name, count in record["rendering"].items())
+        lines.append(f"rendered by the chat template (docs/tokens.md): {found}")
     if record.get("logprob_drift_mean_abs") is not None:
         lines.append(
             f"recorded log-probabilities differ from the starting model's by "

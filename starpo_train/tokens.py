@@ -8,7 +8,7 @@ exactly the prefix it was sampled from.
 Array suffix: T tokens of one row.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -67,28 +67,22 @@ class TokenSequence:
         return int(self.action_mask_T.sum())
 
 
-RenderTurns = Callable[[int], Sequence[TurnTokens | None]]
-"""Trajectory position -> its turns rendered from messages; None where that is not possible."""
-
-
 def tokenize_trajectory(
     trajectory: "Trajectory",
     *,
     position: int,
-    render: RenderTurns | None = None,
+    rendered: Sequence[TurnTokens | None] | None = None,
     models: Sequence[str] = (),
 ) -> list[TokenSequence]:
     """One trajectory -> its rows.
 
-    Turns without recorded ids are taken from `render`, or left out when there is no `render`.
+    Turns without recorded ids are taken from `rendered`; those that are None there are left out.
     With `models`, turns sampled by any other model become context.
     """
-    rendered: Sequence[TurnTokens | None] | None = None
     turns: list[TurnTokens] = []
     for index, turn in enumerate(trajectory.turns):
         tokens = _recorded_turn(turn, trained=not models or turn.model in models)
-        if tokens is None and render is not None:
-            rendered = render(position) if rendered is None else rendered
+        if tokens is None and rendered is not None:
             tokens = rendered[index]
         if tokens is not None:
             turns.append(tokens)

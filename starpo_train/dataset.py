@@ -56,6 +56,10 @@ class Turn:
     tool_definitions: str | None
     """JSON list as sent."""
     started_ns: int | None = None
+    temperature: float | None = None
+    """It was sampled at; None: the call named none."""
+    top_p: float | None = None
+    top_k: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,6 +293,9 @@ def _build_turns(rows: pl.DataFrame) -> dict[str, list[Turn]]:
             "output_node",
             "tool_definitions",
             "started_ns",
+            "temperature",
+            "top_p",
+            "top_k",
         )
     }
     prompts = _list_arrays(rows["prompt_token_ids"], np.int32)
@@ -333,6 +340,9 @@ def _build_turns(rows: pl.DataFrame) -> dict[str, list[Turn]]:
                 output_node=columns["output_node"][i],
                 tool_definitions=columns["tool_definitions"][i],
                 started_ns=columns["started_ns"][i],
+                temperature=columns["temperature"][i],
+                top_p=columns["top_p"][i],
+                top_k=columns["top_k"][i],
             )
         )
     return turns_of

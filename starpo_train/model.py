@@ -30,9 +30,9 @@ class PolicyScores:
     """What the policy says about the trained tokens of a pack."""
 
     logprobs_A: Tensor
-    """float32, at temperature 1."""
+    """float32, at the temperature of each token's turn."""
     entropies_A: Tensor
-    """float32, nats; of the whole distribution at each trained token."""
+    """float32, nats; of the whole distribution at each trained token and its temperature."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,24 +57,22 @@ class Policy:
         """Log-probabilities and entropies of a pack's trained tokens, with gradient."""
         ids_A = batch.action_ids_A.to(self.device)
         before_A = batch.predicted_at_A.to(self.device)
+        heat_A = batch.temperatures_A
+        heat_A = None if heat_A is None else heat_A.to(self.device)
         with self._precision():
             if not self.fast_head:
-                return _score_logits(self._compute_logits(batch), ids_A)
+                return _score_logits(self._compute_logits(batch), ids_A, heat_A)
             hidden_TH = self._compute_hidden(batch)
             head = self.model.get_output_embeddings()
             if batch.layout.is_flat:
                 hidden_AH = hidden_TH[before_A]
-                scores = compute_logprobs(hidden_AH, head.weight, head.bias, ids_A)
+                scores = compute_logprobs(hidden_AH, head.weight, head.bias, ids_A, heat_A)
                 return PolicyScores(logprobs_A=scores[0], entropies_A=scores[1])
             # what several rows sampled at one place is scored once
-            pairs_U, of_A = torch.unique(
-                before_A * self.num_vocabulary + ids_A, return_inverse=True
+            before_U, ids_U, heat_U, of_A = _find_distinct(
+                before_A, ids_A, heat_A, num_ids=self.num_vocabulary
             )
-            hidden_UH, ids_U = (
-                hidden_TH[pairs_U // self.num_vocabulary],
-                pairs_U % self.num_vocabulary,
-            )
-            scores = compute_logprobs(hidden_UH, head.weight, head.bias, ids_U)
+            scores = compute_logprobs(hidden_TH[before_U], head.weight, head.bias, ids_U, heat_U)
             return PolicyScores(logprobs_A=scores[0][of_A], entropies_A=scores[1][of_A])
 
     @property
@@ -322,8 +320,23 @@ def _find_window(model: Any) -> int:
     return 1 << 62 if window is None else int(window)
 
 
-def _score_logits(logits_AV: Tensor, ids_A: Tensor) -> PolicyScores:
-    logprobs_AV = torch.log_softmax(logits_AV.float(), dim=-1)
+def _find_distinct(
+    before_A: Tensor, ids_A: Tensor, heat_A: Tensor | None, *, num_ids: int
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Each (place, id, temperature) once, U of them, and which of them each token is."""
+    keys_A = before_A * num_ids + ids_A
+    if heat_A is None:
+        keys_U, of_A = torch.unique(keys_A, return_inverse=True)
+        return keys_U // num_ids, keys_U % num_ids, None, of_A
+    heats, heat_of_A = torch.unique(heat_A, return_inverse=True)
+    keys_U, of_A = torch.unique(keys_A * len(heats) + heat_of_A, return_inverse=True)
+    pairs_U = keys_U // len(heats)
+    return pairs_U // num_ids, pairs_U % num_ids, heats[keys_U % len(heats)], of_A
+
+
+def _score_logits(logits_AV: Tensor, ids_A: Tensor, heat_A: Tensor | None) -> PolicyScores:
+    logits_AV = logits_AV.float() if heat_A is None else logits_AV.float() / heat_A[:, None]
+    logprobs_AV = torch.log_softmax(logits_AV, dim=-1)
     return PolicyScores(
         logprobs_A=logprobs_AV.gather(1, ids_A[:, None])[:, 0],
         entropies_A=-(logprobs_AV.exp() * logprobs_AV).sum(1),

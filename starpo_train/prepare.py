@@ -17,11 +17,18 @@ from starpo_train.config import RunConfig
 from starpo_train.credit.assign import TokenizedTrajectories, assign_credit
 from starpo_train.dataset import Manifest, Trajectory, read_manifest, read_message_graphs
 from starpo_train.dataset import read_trajectories as read_dataset_trajectories
-from starpo_train.errors import DataError
+from starpo_train.errors import DataError, ProvenanceError
 from starpo_train.findings import FAULTS, LOSSES
 from starpo_train.model import Policy
-from starpo_train.provenance import Choice, choose_algorithm, describe_data, explain_inexact
+from starpo_train.provenance import (
+    Choice,
+    DataFacts,
+    choose_algorithm,
+    describe_data,
+    explain_inexact,
+)
 from starpo_train.render import TurnRenderer
+from starpo_train.temperature import ConventionFit, accept_processed, compare_conventions
 from starpo_train.tokens import TokenSequence, tokenize_trajectory
 
 
@@ -61,22 +68,21 @@ def prepare_training_data(
         ProvenanceError: the algorithm is not legal for the data.
         ModelError: messages must be rendered and the model has no chat template.
     """
-    algorithm = config.algorithm
     everything = read_dataset_trajectories(config.data.dataset, split=config.data.split)
     trajectories = [
         t for t in everything if config.data.truncated == "keep" or t.end != "truncated"
     ]
+    fit = compare_conventions(policy, trajectories, models=config.data.models)
+    if config.data.logprobs == "processed":
+        trajectories = [accept_processed(trajectory) for trajectory in trajectories]
     left_out: Counter[str] = Counter()
     left_out["truncated"] += len(everything) - len(trajectories)
     facts = describe_data(trajectories, models=config.data.models)
-    choice = choose_algorithm(
-        algorithm.name,
-        facts,
-        needs_groups=algorithm.advantage == "group" and algorithm.singleton == "drop",
-    )
+    choice = _choose(config, facts, fit)
     chosen = _select(trajectories, choice.algorithm, config, left_out)
     findings: Counter[str] = Counter()
-    tokenized = _tokenize(chosen, config, policy, left_out, findings)
+    at_temperature = config.data.logprobs == "processed" and choice.algorithm == "starpo"
+    tokenized = _tokenize(chosen, config, policy, left_out, findings, at_temperature=at_temperature)
     summary: dict[str, Any] = {}
     advantages_R: list[np.ndarray] = []
     if choice.algorithm == "starpo":
@@ -99,6 +105,8 @@ def prepare_training_data(
         "num_retokenized_rows": sum(not row.recorded for row in tokenized.rows),
         "reward_mean": float(np.mean([t.reward for t in trajectories if t.reward is not None])),
         "rendering": dict(findings.most_common()),
+        "logprobs": config.data.logprobs,
+        "logprob_conventions": None if fit is None else fit.describe(),
         "left_out": {reason: count for reason, count in left_out.items() if count},
     }
     return TrainingData(
@@ -112,6 +120,23 @@ def prepare_training_data(
         critic_values_K=critic_values_K,
         facts=summary,
     )
+
+
+def _choose(config: RunConfig, facts: DataFacts, fit: ConventionFit | None) -> Choice:
+    algorithm = config.algorithm
+    try:
+        return choose_algorithm(
+            algorithm.name,
+            facts,
+            needs_groups=algorithm.advantage == "group" and algorithm.singleton == "drop",
+        )
+    except ProvenanceError as error:
+        if fit is None or fit.better in (None, config.data.logprobs):
+            raise
+        raise ProvenanceError(
+            f"{error} The log-probabilities of turns sampled at other temperatures fit "
+            f"data.logprobs = {fit.better!r}."
+        ) from None
 
 
 def _advise_rendering(left_out: Counter[str]) -> str:
@@ -165,6 +190,8 @@ def _tokenize(
     policy: Policy,
     left_out: Counter[str],
     findings: Counter[str],
+    *,
+    at_temperature: bool,
 ) -> TokenizedTrajectories:
     models = config.data.models
     missing = [t.trajectory_id for t in trajectories if t.lacks_ids(models)]
@@ -185,7 +212,13 @@ def _tokenize(
                 left_out[reason] += 1
                 continue
             turns = rendered.turns
-        rows = tokenize_trajectory(trajectory, position=position, rendered=turns, models=models)
+        rows = tokenize_trajectory(
+            trajectory,
+            position=position,
+            rendered=turns,
+            models=models,
+            at_temperature=at_temperature,
+        )
         if not rows or any(row.num_tokens > longest for row in rows):
             left_out["too_long_for_model" if rows else "no_tokens"] += 1
             continue

@@ -175,6 +175,15 @@ def _describe_start(record: dict[str, Any]) -> str:
             f"recorded log-probabilities differ from the starting model's by "
             f"{record['logprob_drift_mean_abs']:.4f} nats/token on average"
         )
+    fit = record.get("logprob_conventions")
+    if fit is not None:
+        lines.append(
+            "at temperatures other than 1 they differ by "
+            f"{fit['raw']:.4f} nats/token if data.logprobs is 'raw', {fit['processed']:.4f} if it is "
+            f"'processed'; it is {record['logprobs']!r}"
+        )
+        if fit["better"] not in (None, record["logprobs"]):
+            lines[-1] = f"warning: {lines[-1]}, which seems wrong (docs/tokens.md)"
     if record.get("has_chat_template") is False:
         lines.append(
             "warning: the model has no chat template, so `starpo-train serve` will refuse its "

@@ -66,6 +66,7 @@ class TurnRenderer:
 
     def __init__(self, tokenizer: Any, *, model_path: str) -> None:
         require_chat_template(tokenizer, model_path=model_path)
+        self.tokenizer = tokenizer
         self.template = ChatTemplate(tokenizer)
         self.retokenizer = Retokenizer(tokenizer)
 

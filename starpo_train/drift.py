@@ -7,13 +7,14 @@ when it is served with this template: another template, other tools, a history t
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from starpo_trace.convert.writers.chatmessages import UnwritableError
 from starpo_train.chattemplate import TemplateRefusalError
-from starpo_train.dataset import MessageNode, Trajectory, Turn
+from starpo_train.dataset import MessageNode, Trajectory, Turn, read_message_graphs
 from starpo_train.render import RenderedTrajectory, RenderedTurn, TurnRenderer
 
 _AROUND: Final = 6
@@ -57,6 +58,42 @@ def measure_trajectory(
     keep_lossy: bool = False,
 ) -> TrajectoryDrift:
     """Compare what was recorded with what the template renders, turn by turn."""
+    while True:
+        drift, longest = _measure(trajectory, graph, renderer, models, keep_lossy=keep_lossy)
+        if renderer.retokenizer.check(longest):
+            return drift
+
+
+def sample_drift(
+    trajectories: Sequence[Trajectory],
+    dataset: Path,
+    renderer: TurnRenderer,
+    *,
+    models: Sequence[str] = (),
+    limit: int = 32,
+) -> dict[str, Any]:
+    """Counts over some of the trajectories, evenly spread: what a run's start record tells."""
+    places = np.linspace(0, len(trajectories) - 1, min(limit, len(trajectories))).astype(int)
+    chosen = [trajectories[place] for place in places.tolist()]
+    graphs = read_message_graphs(dataset, [t.trajectory_id for t in chosen])
+    return summarize_drift(
+        [
+            measure_trajectory(t, graphs.get(t.trajectory_id, {}), renderer, models=models)
+            for t in chosen
+        ]
+    )
+
+
+def _measure(
+    trajectory: Trajectory,
+    graph: dict[str, MessageNode],
+    renderer: TurnRenderer,
+    models: Sequence[str],
+    *,
+    keep_lossy: bool,
+) -> tuple[TrajectoryDrift, str]:
+    """A trajectory's drift, and its longest text."""
+    longest = ""
     drift = TrajectoryDrift(trajectory_id=trajectory.trajectory_id)
     if trajectory.lacks_ids(models):
         rendered = renderer.render_trajectory(trajectory, graph, models=models)
@@ -73,8 +110,9 @@ def measure_trajectory(
         rendered_turn = _render(turn, graph, renderer)
         if rendered_turn is not None:
             drift.num_rendered += 1
+            longest = max(longest, rendered_turn.prompt, key=len)
             _compare(turn, rendered_turn, renderer, drift)
-    return drift
+    return drift, longest
 
 
 def summarize_drift(drifts: Sequence[TrajectoryDrift]) -> dict[str, Any]:
@@ -108,7 +146,8 @@ def _compare(
 ) -> None:
     encode = renderer.retokenizer.encode
     prompt_T, answer_T = encode(rendered.prompt), encode(rendered.answer)
-    assert turn.prompt_ids_T is not None  # noqa: S101 (as response ids are recorded)
+    assert turn.prompt_ids_T is not None  # noqa: S101 (response ids are recorded)
+    assert turn.response_ids_T is not None  # noqa: S101
     drift.num_answers_equal += int(np.array_equal(answer_T, turn.response_ids_T))
     at = _find_difference(turn.prompt_ids_T, prompt_T)
     if at is None:

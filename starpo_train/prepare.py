@@ -17,6 +17,7 @@ from starpo_train.config import RunConfig
 from starpo_train.credit.assign import TokenizedTrajectories, assign_credit
 from starpo_train.dataset import Manifest, Trajectory, read_manifest, read_message_graphs
 from starpo_train.dataset import read_trajectories as read_dataset_trajectories
+from starpo_train.drift import sample_drift
 from starpo_train.errors import DataError, ProvenanceError
 from starpo_train.findings import FAULTS, LOSSES
 from starpo_train.model import Policy
@@ -93,6 +94,12 @@ def prepare_training_data(
         raise DataError(
             f"{config.data.dataset}: nothing left to train on ({dict(left_out)})."
             + _advise_rendering(left_out)
+        )
+    recorded = [t for t in tokenized.trajectories if not t.lacks_ids(config.data.models)]
+    if recorded and policy.tokenizer.chat_template:
+        renderer = TurnRenderer(policy.tokenizer, model_path=config.model.path)
+        summary["recorded_drift"] = sample_drift(
+            recorded, config.data.dataset, renderer, models=config.data.models
         )
     summary |= {
         "algorithm": choice.algorithm,

@@ -175,6 +175,12 @@ def _describe_start(record: dict[str, Any]) -> str:
             f"recorded log-probabilities differ from the starting model's by "
             f"{record['logprob_drift_mean_abs']:.4f} nats/token on average"
         )
+    drift = record.get("recorded_drift")
+    if drift and drift["num_rendered"] > drift["num_prompts_equal"]:
+        lines.append(
+            f"the chat template renders {drift['num_prompts_equal']} of {drift['num_rendered']} "
+            "recorded prompts as they were; `starpo-train explain DATASET --model PATH` shows more"
+        )
     fit = record.get("logprob_conventions")
     if fit is not None:
         lines.append(

@@ -282,6 +282,7 @@ def _configure(policy: Policy, section: ModelSection) -> Policy:
     with torch.no_grad():
         expected_A = torch.cat([_plain_logprobs(policy.model, ids_T) for ids_T in rows])
     head = policy.model.get_output_embeddings()
+    own_attention = policy.model.config._attn_implementation
     wanted = section.attention
     if wanted != "rows":
         policy.model.set_attn_implementation(PACKED_ATTENTION)
@@ -293,7 +294,7 @@ def _configure(policy: Policy, section: ModelSection) -> Policy:
         if fast_head and type(head) is not nn.Linear:
             continue
         if not packed and policy.model.config._attn_implementation == PACKED_ATTENTION:
-            policy.model.set_attn_implementation("sdpa")
+            policy.model.set_attn_implementation(own_attention)  # eager, where it caps scores
         trial = replace(policy, packed=packed, fast_head=fast_head, autocast=False)
         error = _probe_error(trial, rows, expected_A, share=False)
         shared_up_to = 0

@@ -53,6 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("explain", help="say what a dataset allows, and why")
     command.add_argument("dataset", type=Path, metavar="DATASET")
     command.add_argument("--split", default="train")
+    command.add_argument(
+        "--model", metavar="PATH", help="and what this model's chat template does to it"
+    )
+    command.add_argument(
+        "--json", type=Path, metavar="FILE", help="with --model: one line for each trajectory"
+    )
     command.set_defaults(handler=_explain)
 
     command = commands.add_parser("evaluate", help="play tasks with a model and record every run")
@@ -145,11 +151,19 @@ def _train(config: Any, *, resume: bool) -> int:
 
 def _explain(options: argparse.Namespace) -> int:
     from starpo_train.dataset import read_trajectories
+    from starpo_train.errors import ConfigError
     from starpo_train.progress import print_facts
     from starpo_train.provenance import describe_data, judge_algorithms
 
-    facts = describe_data(read_trajectories(options.dataset, split=options.split))
+    if options.json is not None and options.model is None:
+        raise ConfigError("--json lists what a model's chat template does; give --model as well.")
+    trajectories = read_trajectories(options.dataset, split=options.split)
+    facts = describe_data(trajectories)
     print_facts(facts, judge_algorithms(facts), title=f"{options.dataset} ({options.split})")
+    if options.model is not None:
+        from starpo_train.explain import explain_rendering
+
+        explain_rendering(options.dataset, trajectories, options.model, output=options.json)
     return 0
 
 

@@ -44,6 +44,13 @@ class DataSection:
     truncated: Literal["keep", "drop"] = "keep"
     """Trajectories cut by a limit: keep (their recorded reward counts; bi-level GAE bootstraps
     from the critic) or drop."""
+    logprobs: Literal["raw", "processed"] = "raw"
+    """What the server returned for turns sampled at a temperature other than 1: raw, those of
+    temperature 1 (vLLM's default), from which no ratio can be formed; or processed, those of the
+    temperature (vLLM's `--logprobs-mode processed_logprobs`), at which the policy is scored then."""
+    lossy_rendering: Literal["drop", "keep"] = "drop"
+    """Trajectories without recorded ids of which the model's chat template loses a part, such as
+    tool definitions or reasoning (docs/tokens.md): leave them out, or train on what is left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

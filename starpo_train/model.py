@@ -31,9 +31,9 @@ class PolicyScores:
     """What the policy says about the trained tokens of a pack."""
 
     logprobs_A: Tensor
-    """float32, at temperature 1."""
+    """float32, at the temperature of each token's turn."""
     entropies_A: Tensor
-    """float32, nats; of the whole distribution at each trained token."""
+    """float32, nats; of the whole distribution at each trained token and its temperature."""
 
 
 def _call(work: Callable[[], Any]) -> Any:
@@ -66,23 +66,26 @@ class Policy:
         """Log-probabilities and entropies of a pack's trained tokens, with gradient."""
         ids_A = batch.action_ids_A.to(self.device)
         before_A = batch.predicted_at_A.to(self.device)
+        heat_A = batch.temperatures_A
+        heat_A = None if heat_A is None else heat_A.to(self.device)
         with self._precision():
             if not self.fast_head:
-                return _score_logits(self._compute_logits(batch), ids_A)
-            scores = self.run(lambda: self._score_hidden(batch, before_A, ids_A))
+                return _score_logits(self._compute_logits(batch), ids_A, heat_A)
+            scores = self.run(lambda: self._score_hidden(batch, before_A, ids_A, heat_A))
             return PolicyScores(logprobs_A=scores[0], entropies_A=scores[1])
 
     def _score_hidden(
-        self, batch: TokenBatch, before_A: Tensor, ids_A: Tensor
+        self, batch: TokenBatch, before_A: Tensor, ids_A: Tensor, heat_A: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         hidden_TH = self._compute_hidden(batch)
         head = self.model.get_output_embeddings()
         if batch.layout.is_flat:
-            return compute_logprobs(hidden_TH[before_A], head.weight, head.bias, ids_A)
+            return compute_logprobs(hidden_TH[before_A], head.weight, head.bias, ids_A, heat_A)
         # what several rows sampled at one place is scored once
-        pairs_U, of_A = torch.unique(before_A * self.num_vocabulary + ids_A, return_inverse=True)
-        hidden_UH, ids_U = hidden_TH[pairs_U // self.num_vocabulary], pairs_U % self.num_vocabulary
-        scores = compute_logprobs(hidden_UH, head.weight, head.bias, ids_U)
+        before_U, ids_U, heat_U, of_A = _find_distinct(
+            before_A, ids_A, heat_A, num_ids=self.num_vocabulary
+        )
+        scores = compute_logprobs(hidden_TH[before_U], head.weight, head.bias, ids_U, heat_U)
         return scores[0][of_A], scores[1][of_A]
 
     @property
@@ -326,6 +329,7 @@ def _configure(policy: Policy, section: ModelSection, *, tree: bool) -> Policy:
     with torch.no_grad():
         expected_A = torch.cat([_plain_logprobs(policy.model, ids_T) for ids_T in rows])
     head = policy.model.get_output_embeddings()
+    own_attention = policy.model.config._attn_implementation
     wanted = section.attention
     if wanted != "rows":
         policy.model.set_attn_implementation(PACKED_ATTENTION)
@@ -337,7 +341,7 @@ def _configure(policy: Policy, section: ModelSection, *, tree: bool) -> Policy:
         if fast_head and type(head) is not nn.Linear:
             continue
         if not packed and policy.model.config._attn_implementation == PACKED_ATTENTION:
-            policy.model.set_attn_implementation("sdpa")
+            policy.model.set_attn_implementation(own_attention)  # eager, where it caps scores
         trial = replace(policy, packed=packed, fast_head=fast_head, autocast=False)
         error = _probe_error(trial, rows, expected_A, share=False)
         shared_up_to = 0
@@ -364,8 +368,23 @@ def _find_window(model: Any) -> int:
     return 1 << 62 if window is None else int(window)
 
 
-def _score_logits(logits_AV: Tensor, ids_A: Tensor) -> PolicyScores:
-    logprobs_AV = torch.log_softmax(logits_AV.float(), dim=-1)
+def _find_distinct(
+    before_A: Tensor, ids_A: Tensor, heat_A: Tensor | None, *, num_ids: int
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Each (place, id, temperature) once, U of them, and which of them each token is."""
+    keys_A = before_A * num_ids + ids_A
+    if heat_A is None:
+        keys_U, of_A = torch.unique(keys_A, return_inverse=True)
+        return keys_U // num_ids, keys_U % num_ids, None, of_A
+    heats, heat_of_A = torch.unique(heat_A, return_inverse=True)
+    keys_U, of_A = torch.unique(keys_A * len(heats) + heat_of_A, return_inverse=True)
+    pairs_U = keys_U // len(heats)
+    return pairs_U // num_ids, pairs_U % num_ids, heats[keys_U % len(heats)], of_A
+
+
+def _score_logits(logits_AV: Tensor, ids_A: Tensor, heat_A: Tensor | None) -> PolicyScores:
+    logits_AV = logits_AV.float() if heat_A is None else logits_AV.float() / heat_A[:, None]
+    logprobs_AV = torch.log_softmax(logits_AV, dim=-1)
     return PolicyScores(
         logprobs_A=logprobs_AV.gather(1, ids_A[:, None])[:, 0],
         entropies_A=-(logprobs_AV.exp() * logprobs_AV).sum(1),

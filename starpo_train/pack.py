@@ -57,6 +57,8 @@ class TokenBatch:
     """Recorded log-probabilities; None unless every row has exact ones."""
     turn_starts_S: Tensor
     """Index in T of the last prompt token before each trained turn."""
+    temperatures_A: Tensor | None = None
+    """By which the logits are divided; None: all are 1."""
 
     @property
     def num_tokens(self) -> int:
@@ -203,6 +205,15 @@ def pack_rows(
             if row.logprobs_T is not None
         ]
         behaviour = torch.from_numpy(np.concatenate(logprobs))
+    temperatures = None
+    if any(row.temperatures_T is not None for row in picked):
+        scales = [
+            np.ones(len(at), dtype=np.float32)
+            if row.temperatures_T is None
+            else row.temperatures_T[at]
+            for row, at in zip(picked, actions, strict=True)
+        ]
+        temperatures = torch.from_numpy(np.concatenate(scales))
     return TokenBatch(
         input_ids_T=torch.from_numpy(tree.input_ids_T),
         position_ids_T=torch.from_numpy(tree.positions_T),
@@ -215,6 +226,7 @@ def pack_rows(
         weights_A=torch.from_numpy(weights_R[row_of_A]),
         behaviour_logprobs_A=behaviour,
         turn_starts_S=torch.from_numpy(np.concatenate(starts)),
+        temperatures_A=temperatures,
     )
 
 

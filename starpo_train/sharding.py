@@ -48,7 +48,7 @@ def shard_policy(policy: Policy, device: torch.device) -> Policy:
         if not isinstance(module, FSDPModule):
             continue
         if not hasattr(module, "set_force_sum_reduction_for_comms"):
-            raise ModelError(f"torch {torch.__version__}: several ranks need 2.9 or newer.")
+            raise ModelError(f"torch {torch.__version__}: several ranks need a newer one (2.13).")
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
     # the decoder is called and the head's weight used without the model's own forward method

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from starpo_train.headtiles import compute_tiled_logprobs
+
 CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
 """Logits held at once, by kind of device: 16 MiB and 1 GiB in float32."""
 
@@ -23,9 +25,20 @@ def compute_logprobs(
 
     T is 1, or that of `temperatures_A`.
 
-    Works in chunks of tokens and recomputes the logits in the backward pass. Under autocast the
-    products are of its type, in both passes, and their results float32 where the device can.
+    Works in chunks of tokens, on a CPU in tiles of tokens and vocabulary (`headtiles.py`), and
+    recomputes the logits in the backward pass. Under autocast the products are of its type, in both
+    passes, and their results float32 where the device can.
     """
+    kinds = {hidden_AH.dtype, weight_VH.dtype}
+    if (
+        hidden_AH.device.type == "cpu"
+        and kinds == {torch.float32}
+        and not torch.is_autocast_enabled("cpu")
+        and (temperatures_A is None or bias_V is None)
+    ):
+        if temperatures_A is not None:
+            hidden_AH = hidden_AH / temperatures_A[:, None]
+        return compute_tiled_logprobs(hidden_AH, weight_VH, bias_V, ids_A)
     return _ChunkedLogprobs.apply(hidden_AH, weight_VH, bias_V, ids_A, temperatures_A)
 
 

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from starpo_train.attention import PACKED_ATTENTION, register_packed_attention
 from starpo_train.config import ModelSection
 from starpo_train.errors import ModelError
+from starpo_train.gatedmlp import fuse_gated_mlps
 from starpo_train.head import compute_logprobs
 from starpo_train.modelfolder import require_model
 from starpo_train.norms import fuse_norms
 from starpo_train.pack import TokenBatch, pack_rows
 from starpo_train.ranks import ALONE, Ranks
+from starpo_train.rotary import fuse_rotary
 from starpo_train.tokens import TokenSequence
 
 PROBE_TOLERANCE = 1e-4
@@ -207,8 +209,10 @@ def build_policy(
         lora=section.lora_rank > 0,
         ranks=ranks,
     )
-    if target.type == "cuda":
-        fuse_norms(model)
+    fuse_norms(model)
+    if target.type == "cpu":
+        fuse_gated_mlps(model)
+        fuse_rotary(model)
     policy = _configure(policy, section, tree=target.type == "cpu")
     if policy.lora and policy.autocast:
         _halve_frozen_weights(policy.model)

@@ -13,6 +13,8 @@ from starpo_train.model import Policy
 from starpo_train.slices import SavedTensors, Slice, load_like, take_slice
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_FUSED_DEVICES = ("cpu", "cuda")
+"""Where PyTorch's AdamW is one kernel."""
 
 
 class Optimizer:
@@ -32,7 +34,7 @@ class Optimizer:
             [group for group in groups if group["params"]],
             lr=section.learning_rate,
             betas=(0.9, section.beta2),
-            fused=self._parameters[0].is_cuda,
+            fused=self._parameters[0].device.type in _FUSED_DEVICES,
         )
 
     def clip_gradients(self) -> float:

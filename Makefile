@@ -3,6 +3,9 @@
 #   make demo MODEL=smollm2   the same with SmolLM2-135M-Instruct
 #   make test            lint, types, import contracts and every test
 
+# Environments are set up two at a time.
+MAKEFLAGS += --jobs=2
+
 PYTHON ?= python3
 VENV   ?= .venv
 MODEL  ?= tiny
@@ -36,7 +39,7 @@ demo: $(VENV)/.demo-ready $(if $(filter smollm2,$(MODEL)),$(VENV)/.smollm2-ready
 	$(BIN)/python examples/frozen_lake/demo.py --model $(MODEL) --seed $(SEED)
 
 test: check $(LITELLM)/.ready $(PEERS)/.ready $(PHOENIX)/.ready $(MLFLOW)/.ready $(INSPECT)/.ready $(ON_PUSH:%=$(FRAMEWORKS)/%.json)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -q --numprocesses=logical --maxprocesses=4 --dist=loadfile
 	$(LITELLM)/bin/python -m pytest -q -W default $(LITELLM_TESTS)  # its warnings are its own
 	$(BIN)/python -m pytest -q $(PEER_TESTS)
 	$(INSPECT)/bin/python -m pytest -q -W ignore $(INSPECT_TESTS)

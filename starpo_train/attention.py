@@ -59,6 +59,9 @@ def attend_packed(
     if unused.get("softcap") is not None or unused.get("s_aux") is not None:
         raise NotImplementedError("packed attention has no soft-capping and no sinks")
     layout = tree or make_layout([query.shape[2]], [query.shape[2]], depth=query.shape[2])
+    if torch.is_autocast_enabled(query.device.type):  # only SDPA casts by itself
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if layout.is_flat:
         out = _attend_rows(module, query, key, value, layout, scaling, sliding_window)
     elif sliding_window is not None and sliding_window < layout.depth:

@@ -2,13 +2,14 @@
 
 `COMMIT` is written last and holds the SHA-256 of every other file. A folder without it is torn; a
 folder whose files differ from it was tampered with. Both are refused before anything is parsed,
-and nothing is ever unpickled: weights and optimizer are safetensors, the rest is JSON.
+and nothing is ever unpickled: weights and optimizer are safetensors, the rest is JSON. Of a run on
+several ranks, rank 0 writes the weights and each rank a file with its slices of the optimizer.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from starpo_train.errors import CheckpointError
+from starpo_train.errors import CheckpointError, RankError
 from starpo_train.modelfolder import (
     COMMIT_FILE,
     STATE_FOLDER,
@@ -25,8 +26,9 @@ from starpo_train.modelfolder import (
     read_commit,
     render_commit,
 )
+from starpo_train.ranks import ALONE, Ranks
+from starpo_train.slices import SavedTensors, Slice, name_files, save_slices
 
-_TENSORS_FILE = f"{STATE_FOLDER}/state.safetensors"
 _VALUES_FILE = f"{STATE_FOLDER}/state.json"
 
 
@@ -37,8 +39,8 @@ class Checkpoint:
     path: Path
     """Folder; transformers and vLLM load it as it is."""
     step: int
-    tensors: dict[str, Tensor]
-    """Optimizer moments and whatever else the trainer needs to go on."""
+    tensors: Mapping[str, Tensor]
+    """Optimizer moments and whatever else the trainer needs to go on; read when asked for."""
     values: dict[str, Any]
     """Step, epoch and the like."""
     lineage: dict[str, Any]
@@ -49,22 +51,39 @@ def write_checkpoint(
     folder: Path,
     *,
     save_model: Callable[[Path], None],
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, Tensor | Slice],
     values: dict[str, Any],
     lineage: dict[str, Any],
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Write and commit `folder`. It must be new, or the uncommitted rest of a killed run.
 
+    Every rank calls it, with the slices that it holds; `save_model` is called on rank 0.
+
     Raises:
         CheckpointError: already committed, or it cannot be written; then nothing of it is left.
+        RankError: another rank could not write its part.
     """
     if (folder / COMMIT_FILE).exists():
         raise CheckpointError(f"{folder}: already committed; checkpoints are never overwritten.")
     earlier = list_checkpoints(folder.parent)
+
+    def write_part() -> dict[str, Any]:
+        if ranks.is_first:
+            save_model(folder)
+        file = folder / STATE_FOLDER / name_files(ranks.size)[ranks.rank]
+        rows = save_slices(file, tensors, is_first=ranks.is_first)
+        return {"rows": rows, "entry": _seal(file)}
+
     try:
-        _write_files(folder, save_model=save_model, tensors=tensors, values=values, lineage=lineage)
-    except (OSError, SafetensorError) as error:  # such as a full disk
-        remove_checkpoint(folder)
+        ranks.share(lambda: _clear(folder))
+        parts = ranks.gather(ranks.agree(write_part))
+        ranks.share(lambda: _commit(folder, parts, values=values, lineage=lineage))
+    except (OSError, SafetensorError, RankError) as error:  # such as a full disk
+        if ranks.is_first:
+            remove_checkpoint(folder)
+        if isinstance(error, RankError):
+            raise
         kept = f"{earlier[-1].name} stays the newest one" if earlier else "none was written before"
         raise CheckpointError(
             f"{folder}: the checkpoint cannot be written ({' '.join(str(error).split())}); {kept}. "
@@ -74,19 +93,20 @@ def write_checkpoint(
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Verify and load the trainer's part of a checkpoint.
+    """Verify a checkpoint and open the trainer's part of it.
 
     Raises:
         CheckpointError: as `read_commit`.
     """
-    from safetensors.torch import load_file
-
     commit = read_commit(folder)
+    values = json.loads((folder / _VALUES_FILE).read_text(encoding="utf-8"))
+    layout = values.pop("layout", {"files": name_files(1), "rows": {}})
+    files = [folder / STATE_FOLDER / name for name in layout["files"]]
     return Checkpoint(
         path=folder,
         step=int(commit["step"]),
-        tensors=load_file(folder / _TENSORS_FILE),
-        values=json.loads((folder / _VALUES_FILE).read_text(encoding="utf-8")),
+        tensors=SavedTensors(files, layout["rows"]),
+        values=values,
         lineage=commit["lineage"],
     )
 
@@ -102,35 +122,54 @@ def remove_checkpoint(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_files(
+def _clear(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / STATE_FOLDER).mkdir(parents=True)
+
+
+def _commit(
     folder: Path,
+    parts: list[dict[str, Any]],
     *,
-    save_model: Callable[[Path], None],
-    tensors: dict[str, Tensor],
     values: dict[str, Any],
     lineage: dict[str, Any],
 ) -> None:
-    from safetensors.torch import save_file
-
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / STATE_FOLDER).mkdir(parents=True)
-    save_model(folder)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _TENSORS_FILE
-    )
-    (folder / _VALUES_FILE).write_text(json.dumps(values, indent=1), encoding="utf-8")
-    commit_folder(folder, step=values["step"], lineage=lineage)
+    """Rank 0, when every rank has written its part: what is where, and that it is whole."""
+    names = name_files(len(parts))
+    sliced = sorted({name for part in parts for name in part["rows"]})
+    rows = {name: [part["rows"].get(name) for part in parts] for name in sliced}
+    layout = {"layout": {"files": names, "rows": rows}}
+    (folder / _VALUES_FILE).write_text(json.dumps(values | layout, indent=1), encoding="utf-8")
+    sealed = {f"{STATE_FOLDER}/{name}": p["entry"] for name, p in zip(names, parts, strict=True)}
+    commit_folder(folder, step=values["step"], lineage=lineage, sealed=sealed)
 
 
-def commit_folder(folder: Path, *, step: int, lineage: dict[str, Any]) -> None:
-    """Put every file of a folder on disk, and its COMMIT after them."""
+def commit_folder(
+    folder: Path,
+    *,
+    step: int,
+    lineage: dict[str, Any],
+    sealed: Mapping[str, dict[str, Any]] | None = None,
+) -> None:
+    """Put every file of a folder on disk, and its COMMIT after them.
+
+    `sealed` are entries of files that other processes have written.
+
+    Raises:
+        OSError: a sealed file is not there, or not as long as it was.
+    """
+    sealed = dict(sealed or {})
     files = {}
     for file in list_files(folder):
-        _sync(file)
-        files[file.relative_to(folder).as_posix()] = {
-            "sha256": hash_file(file),
-            "bytes": file.stat().st_size,
-        }
+        name = file.relative_to(folder).as_posix()
+        files[name] = sealed.pop(name, None) or _seal(file)
+        if files[name]["bytes"] != file.stat().st_size:
+            sealed[name] = files[name]
+    if sealed:
+        raise OSError(
+            f"rank 0 does not see {', '.join(sealed)} as it was written; run.output must be a "
+            "folder that all machines share"
+        )
     commit = {"step": step, "files": files, "lineage": lineage}
     pending = folder / f"{COMMIT_FILE}.tmp"
     pending.write_text(render_commit(commit), encoding="utf-8")
@@ -138,6 +177,12 @@ def commit_folder(folder: Path, *, step: int, lineage: dict[str, Any]) -> None:
     pending.rename(folder / COMMIT_FILE)
     for directory in (*folder.glob("*/"), folder, folder.parent):
         _sync(directory)
+
+
+def _seal(file: Path) -> dict[str, Any]:
+    """Put a file on disk; its entry in COMMIT."""
+    _sync(file)
+    return {"sha256": hash_file(file), "bytes": file.stat().st_size}
 
 
 def _sync(path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from starpo_train.errors import StarpoTrainError
+from starpo_train.errors import RankError, StarpoTrainError
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -22,6 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         return options.handler(options)
+    except RankError as error:  # one that another rank has told is not told again by each
+        if not error.is_told:
+            Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False)
+        return EXIT_ERROR
     except StarpoTrainError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(
             f"[bold red]error:[/] {_escape(str(error))}"
@@ -56,6 +60,12 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("explain", help="say what a dataset allows, and why")
     command.add_argument("dataset", type=Path, metavar="DATASET")
     command.add_argument("--split", default="train")
+    command.add_argument(
+        "--model", metavar="PATH", help="and what this model's chat template does to it"
+    )
+    command.add_argument(
+        "--json", type=Path, metavar="FILE", help="with --model: one line for each trajectory"
+    )
     command.set_defaults(handler=_explain)
 
     command = commands.add_parser("evaluate", help="play tasks with a model and record every run")
@@ -118,11 +128,12 @@ def _resume(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from starpo_train.checkpoint import list_checkpoints
+    from starpo_train.ranks import read_ranks
     from starpo_train.run_folder import RunFolder, read_resumed_config
 
     config = read_resumed_config(options.run_folder)
     folder = RunFolder(config.run.output).checkpoints_path
-    if not list_checkpoints(folder):
+    if not list_checkpoints(folder) and read_ranks().is_first:
         line = f"no committed checkpoint in {folder}; starting from the beginning"
         Console(highlight=False, soft_wrap=True).print(line, markup=False)
     return _train(config, resume=True)
@@ -132,16 +143,22 @@ def _train(config: Any, *, resume: bool) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from starpo_train.progress import TrainingDisplay
+    from starpo_train.ranks import read_ranks
     from starpo_train.trainer import train
 
     disable_progress_bar()  # one bar is enough
+    is_first = read_ranks().is_first
     try:
-        with TrainingDisplay() as display:
-            result = train(config, resume=resume, progress=display.show)
+        if not is_first:
+            result = train(config, resume=resume)
+        else:
+            with TrainingDisplay() as display:
+                result = train(config, resume=resume, progress=display.show)
+            display.print_end(result)
     except KeyboardInterrupt:
-        _print_interrupted(config.run.output)
+        if is_first:
+            _print_interrupted(config.run.output)
         return EXIT_INTERRUPTED
-    display.print_end(result)
     return EXIT_INTERRUPTED if result.interrupted else 0
 
 
@@ -169,11 +186,19 @@ def _export(options: argparse.Namespace) -> int:
 
 def _explain(options: argparse.Namespace) -> int:
     from starpo_train.dataset import read_trajectories
+    from starpo_train.errors import ConfigError
     from starpo_train.progress import print_facts
     from starpo_train.provenance import describe_data, judge_algorithms
 
-    facts = describe_data(read_trajectories(options.dataset, split=options.split))
+    if options.json is not None and options.model is None:
+        raise ConfigError("--json lists what a model's chat template does; give --model as well.")
+    trajectories = read_trajectories(options.dataset, split=options.split)
+    facts = describe_data(trajectories)
     print_facts(facts, judge_algorithms(facts), title=f"{options.dataset} ({options.split})")
+    if options.model is not None:
+        from starpo_train.explain import explain_rendering
+
+        explain_rendering(options.dataset, trajectories, options.model, output=options.json)
     return 0
 
 

@@ -46,6 +46,13 @@ class DataSection:
     truncated: Literal["keep", "drop"] = "keep"
     """Trajectories cut by a limit: keep (their recorded reward counts; bi-level GAE bootstraps
     from the critic) or drop."""
+    logprobs: Literal["raw", "processed"] = "raw"
+    """What the server returned for turns sampled at a temperature other than 1: raw, those of
+    temperature 1 (vLLM's default), from which no ratio can be formed; or processed, those of the
+    temperature (vLLM's `--logprobs-mode processed_logprobs`), at which the policy is scored then."""
+    lossy_rendering: Literal["drop", "keep"] = "drop"
+    """Trajectories without recorded ids of which the model's chat template loses a part, such as
+    tool definitions or reasoning (docs/tokens.md): leave them out, or train on what is left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +135,9 @@ class TrainSection:
     """Older ones are removed after a newer one is committed; 0 keeps all."""
     threads: int = 0
     """Torch threads; 0 leaves torch's choice."""
+    rank_timeout_s: float = 900.0
+    """On several devices: how long a rank waits for the others, such as for a checkpoint that rank
+    0 writes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +167,7 @@ class RunConfig:
             ("train.tokens_per_pack", self.train.tokens_per_pack),
             ("train.learning_rate", self.train.learning_rate),
             ("train.max_grad_norm", self.train.max_grad_norm),
+            ("train.rank_timeout_s", self.train.rank_timeout_s),
         ):
             if not count > 0:
                 raise ConfigError(f"{where} = {count}: must be greater than 0.")

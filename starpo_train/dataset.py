@@ -4,6 +4,7 @@ Array suffix: T tokens.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -54,6 +55,11 @@ class Turn:
     output_node: str | None
     tool_definitions: str | None
     """JSON list as sent."""
+    started_ns: int | None = None
+    temperature: float | None = None
+    """It was sampled at; None: the call named none."""
+    top_p: float | None = None
+    top_k: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +77,14 @@ class Trajectory:
     """rl | sft | none."""
     reasons: tuple[str, ...]
     turns: tuple[Turn, ...]
+
+    def lacks_ids(self, models: Sequence[str] = ()) -> bool:
+        """Whether an answer that would be trained has no ids (`models`: of these; empty: of any)."""
+        return any(
+            turn.response_ids_T is None and turn.output_node is not None
+            for turn in self.turns
+            if not models or turn.model in models
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,6 +292,10 @@ def _build_turns(rows: pl.DataFrame) -> dict[str, list[Turn]]:
             "input_node",
             "output_node",
             "tool_definitions",
+            "started_ns",
+            "temperature",
+            "top_p",
+            "top_k",
         )
     }
     prompts = _list_arrays(rows["prompt_token_ids"], np.int32)
@@ -321,6 +339,10 @@ def _build_turns(rows: pl.DataFrame) -> dict[str, list[Turn]]:
                 input_node=columns["input_node"][i],
                 output_node=columns["output_node"][i],
                 tool_definitions=columns["tool_definitions"][i],
+                started_ns=columns["started_ns"][i],
+                temperature=columns["temperature"][i],
+                top_p=columns["top_p"][i],
+                top_k=columns["top_k"][i],
             )
         )
     return turns_of

@@ -44,3 +44,12 @@ class ServerError(StarpoTrainError, RuntimeError):
 
 class RolloutError(StarpoTrainError, RuntimeError):
     """An agent file cannot be used, or its runs keep failing."""
+
+
+class RankError(StarpoTrainError, RuntimeError):
+    """A run on several devices cannot go on because of another of its processes."""
+
+    def __init__(self, message: str, *, is_told: bool = False) -> None:
+        """`is_told`: the other process says so itself."""
+        super().__init__(message)
+        self.is_told = is_told

@@ -5,7 +5,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
-from starpo_train.model import Policy, merged_state_dict
+from torch import Tensor
+
+from starpo_train.model import Policy
 
 _TAKEN: Final = (
     "LICEN[CS]E*",
@@ -23,9 +25,11 @@ _TAKEN: Final = (
 """Files of the base model that are copied where saving has not written them."""
 
 
-def save_model_folder(policy: Policy, folder: Path, *, base: Path | None) -> None:
+def save_model_folder(
+    policy: Policy, folder: Path, *, weights: dict[str, Tensor], base: Path | None
+) -> None:
     """Write what transformers and vLLM load; `base` is the folder that training began from."""
-    policy.model.save_pretrained(folder, state_dict=merged_state_dict(policy))
+    policy.model.save_pretrained(folder, state_dict=weights)
     policy.tokenizer.save_pretrained(folder)
     if base is None or not base.is_dir():
         return

@@ -8,25 +8,49 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from starpo_train.headtiles import compute_tiled_logprobs
+
 CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
 """Logits held at once, by kind of device: 16 MiB and 1 GiB in float32."""
 
 
 def compute_logprobs(
-    hidden_AH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, ids_A: Tensor
+    hidden_AH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    ids_A: Tensor,
+    temperatures_A: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(logprobs_A, entropies_A) in nats of softmax(hidden @ weight.T + bias), in float32.
+    """(logprobs_A, entropies_A) in nats of softmax((hidden @ weight.T + bias) / T), in float32.
 
-    Works in chunks of tokens and recomputes the logits in the backward pass. Under autocast the
-    products are of its type, in both passes, and their results float32 where the device can.
+    T is 1, or that of `temperatures_A`.
+
+    Works in chunks of tokens, on a CPU in tiles of tokens and vocabulary (`headtiles.py`), and
+    recomputes the logits in the backward pass. Under autocast the products are of its type, in both
+    passes, and their results float32 where the device can.
     """
-    return _ChunkedLogprobs.apply(hidden_AH, weight_VH, bias_V, ids_A)
+    kinds = {hidden_AH.dtype, weight_VH.dtype}
+    if (
+        hidden_AH.device.type == "cpu"
+        and kinds == {torch.float32}
+        and not torch.is_autocast_enabled("cpu")
+        and (temperatures_A is None or bias_V is None)
+    ):
+        if temperatures_A is not None:
+            hidden_AH = hidden_AH / temperatures_A[:, None]
+        return compute_tiled_logprobs(hidden_AH, weight_VH, bias_V, ids_A)
+    return _ChunkedLogprobs.apply(hidden_AH, weight_VH, bias_V, ids_A, temperatures_A)
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_AH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, ids_A: Tensor
+        ctx: Any,
+        hidden_AH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        ids_A: Tensor,
+        temperatures_A: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         device = hidden_AH.device.type
         ctx.dtype = hidden_AH.dtype
@@ -37,18 +61,23 @@ class _ChunkedLogprobs(torch.autograd.Function):
         entropies_A, totals_A = torch.empty_like(logprobs_A), torch.empty_like(logprobs_A)
         for chunk in _chunks(len(ids_A), weight_VH):
             logits_CV = _compute_logits(low_AH[chunk], low_VH, bias_V)
+            if temperatures_A is not None:
+                logits_CV.div_(temperatures_A[chunk, None])
             chosen_C = logits_CV.gather(1, ids_A[chunk, None])[:, 0]
             logprobs_CV = torch.log_softmax(logits_CV, dim=1)
             logprobs_A[chunk] = logprobs_CV.gather(1, ids_A[chunk, None])[:, 0]
             totals_A[chunk] = chosen_C - logprobs_A[chunk]
             probs_CV = torch.exp(logprobs_CV, out=logits_CV)
             entropies_A[chunk] = -probs_CV.mul_(logprobs_CV).sum(1)
-        ctx.save_for_backward(hidden_AH, weight_VH, bias_V, ids_A, entropies_A, totals_A)
+        ctx.save_for_backward(
+            *(hidden_AH, weight_VH, bias_V, ids_A, temperatures_A, entropies_A, totals_A)
+        )
         return logprobs_A, entropies_A
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_AH, weight_VH, bias_V, ids_A, entropies_A, totals_A = ctx.saved_tensors
+        hidden_AH, weight_VH, bias_V, ids_A, *kept = ctx.saved_tensors
+        temperatures_A, entropies_A, totals_A = kept
         grad_logprobs_A, grad_entropies_A = grads
         low_AH, low_VH = hidden_AH.to(ctx.dtype), weight_VH.to(ctx.dtype)
         grad_hidden_AH = torch.empty_like(hidden_AH)
@@ -59,6 +88,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
         has_entropy_grad = bool(grad_entropies_A.any())
         for chunk in _chunks(len(ids_A), weight_VH):
             logits_CV = _compute_logits(low_AH[chunk], low_VH, bias_V)
+            if temperatures_A is not None:
+                logits_CV.div_(temperatures_A[chunk, None])
             logprobs_CV = logits_CV.sub_(totals_A[chunk, None])
             at_C1, scale_C1 = ids_A[chunk, None], -grad_logprobs_A[chunk, None]
             # d logp / d logits = onehot - p;  d entropy / d logits = -p (logp + entropy)
@@ -74,13 +105,15 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 chosen_C1 = chosen_C1 - 1
                 torch.exp(logprobs_CV, out=grad_CV)
             grad_CV.scatter_(1, at_C1, chosen_C1.to(ctx.dtype))
+            if temperatures_A is not None:  # d scaled logits / d logits
+                scale_C1 = scale_C1 / temperatures_A[chunk, None]
             if grad_bias_V is not None:
                 grad_bias_V += (grad_CV * scale_C1).sum(0).to(grad_bias_V.dtype)
             grad_hidden_AH[chunk] = _multiply(grad_CV, low_VH) * scale_C1
             if grad_weight_VH is not None:
                 scaled_CH = (low_AH[chunk] * scale_C1).to(ctx.dtype)
                 _add_product(grad_weight_VH, grad_CV.T, scaled_CH)
-        return grad_hidden_AH, grad_weight_VH, grad_bias_V, None
+        return grad_hidden_AH, grad_weight_VH, grad_bias_V, None, None
 
 
 def _compute_logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:

@@ -34,6 +34,21 @@ class MetricsWriter:
         self._file.close()
 
 
+class SilentWriter:
+    """Stands for MetricsWriter on ranks that write nothing."""
+
+    def __init__(self, path: Path, *, keep_up_to_step: int | None = None) -> None:
+        """Leave the file alone."""
+        del keep_up_to_step
+        self.path = path
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Rank 0 writes it."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Every complete record of a metrics file; a line torn by a kill is left out."""
     records = []

@@ -3,7 +3,7 @@
 Suffixes: T packed tokens, A action tokens, S turn starts, H hidden.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from starpo_train.attention import PACKED_ATTENTION, register_packed_attention
 from starpo_train.config import ModelSection
 from starpo_train.errors import ModelError
+from starpo_train.gatedmlp import fuse_gated_mlps
 from starpo_train.head import compute_logprobs
 from starpo_train.modelfolder import require_model
 from starpo_train.norms import fuse_norms
 from starpo_train.pack import TokenBatch, pack_rows
+from starpo_train.ranks import ALONE, Ranks
+from starpo_train.rotary import fuse_rotary
 from starpo_train.tokens import TokenSequence
 
 PROBE_TOLERANCE = 1e-4
@@ -30,9 +33,13 @@ class PolicyScores:
     """What the policy says about the trained tokens of a pack."""
 
     logprobs_A: Tensor
-    """float32, at temperature 1."""
+    """float32, at the temperature of each token's turn."""
     entropies_A: Tensor
-    """float32, nats; of the whole distribution at each trained token."""
+    """float32, nats; of the whole distribution at each trained token and its temperature."""
+
+
+def _call(work: Callable[[], Any]) -> Any:
+    return work()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,30 +59,36 @@ class Policy:
     fast_head: bool
     """The output head is one plain linear layer, so its logits may be computed in chunks."""
     lora: bool
+    ranks: Ranks = ALONE
+    """The processes that its weights are spread over."""
+    run: Callable[[Callable[[], Any]], Any] = _call
+    """Does some work with the model's weights at hand."""
 
     def score_actions(self, batch: TokenBatch) -> PolicyScores:
         """Log-probabilities and entropies of a pack's trained tokens, with gradient."""
         ids_A = batch.action_ids_A.to(self.device)
         before_A = batch.predicted_at_A.to(self.device)
+        heat_A = batch.temperatures_A
+        heat_A = None if heat_A is None else heat_A.to(self.device)
         with self._precision():
             if not self.fast_head:
-                return _score_logits(self._compute_logits(batch), ids_A)
-            hidden_TH = self._compute_hidden(batch)
-            head = self.model.get_output_embeddings()
-            if batch.layout.is_flat:
-                hidden_AH = hidden_TH[before_A]
-                scores = compute_logprobs(hidden_AH, head.weight, head.bias, ids_A)
-                return PolicyScores(logprobs_A=scores[0], entropies_A=scores[1])
-            # what several rows sampled at one place is scored once
-            pairs_U, of_A = torch.unique(
-                before_A * self.num_vocabulary + ids_A, return_inverse=True
-            )
-            hidden_UH, ids_U = (
-                hidden_TH[pairs_U // self.num_vocabulary],
-                pairs_U % self.num_vocabulary,
-            )
-            scores = compute_logprobs(hidden_UH, head.weight, head.bias, ids_U)
-            return PolicyScores(logprobs_A=scores[0][of_A], entropies_A=scores[1][of_A])
+                return _score_logits(self._compute_logits(batch), ids_A, heat_A)
+            scores = self.run(lambda: self._score_hidden(batch, before_A, ids_A, heat_A))
+            return PolicyScores(logprobs_A=scores[0], entropies_A=scores[1])
+
+    def _score_hidden(
+        self, batch: TokenBatch, before_A: Tensor, ids_A: Tensor, heat_A: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        hidden_TH = self._compute_hidden(batch)
+        head = self.model.get_output_embeddings()
+        if batch.layout.is_flat:
+            return compute_logprobs(hidden_TH[before_A], head.weight, head.bias, ids_A, heat_A)
+        # what several rows sampled at one place is scored once
+        before_U, ids_U, heat_U, of_A = _find_distinct(
+            before_A, ids_A, heat_A, num_ids=self.num_vocabulary
+        )
+        scores = compute_logprobs(hidden_TH[before_U], head.weight, head.bias, ids_U, heat_U)
+        return scores[0][of_A], scores[1][of_A]
 
     @property
     def attention(self) -> str:
@@ -86,8 +99,14 @@ class Policy:
     def compute_state_features(self, batch: TokenBatch) -> Tensor:
         """Hidden states [S, H] at the last prompt token before each trained turn, float32."""
         with self._precision():
-            hidden_TH = self._compute_hidden(batch)
+            hidden_TH = self.run(lambda: self._compute_hidden(batch))
         return hidden_TH[batch.turn_starts_S.to(self.device)].float()
+
+    def limit_pack(self, tokens_per_pack: int) -> int:
+        """Tokens of a pack: a model that takes rows one by one passes once for each of them, and
+        every rank must make as many passes as the others.
+        """  # noqa: D205
+        return tokens_per_pack if self.packed or self.ranks.size == 1 else 1
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and tensors that the optimizer changes, tied ones once."""
@@ -143,19 +162,23 @@ class Policy:
         return nullcontext()
 
 
-def load_policy(section: ModelSection, *, seed: int = 0) -> Policy:
-    """Model folder -> Policy, every weight float32.
+def load_policy(section: ModelSection, *, seed: int = 0, ranks: Ranks = ALONE) -> Policy:
+    """Model folder -> Policy, every weight float32; for several ranks whole and on the CPU.
 
     Raises:
         ModelError: no such model, no tokenizer, no causal language model, or a model that cannot
             be run as asked.
     """
-    device = torch.device(_choose_device(section.device))  # before anything is read
+    device = choose_device(section.device, ranks)  # before anything is read
     model, tokenizer = _load_folder(section.path)
-    return build_policy(model.to(device), tokenizer, section, seed=seed)
+    if ranks.size == 1:
+        model = model.to(device)
+    return build_policy(model, tokenizer, section, seed=seed, ranks=ranks)
 
 
-def build_policy(model: Any, tokenizer: Any, section: ModelSection, *, seed: int = 0) -> Policy:
+def build_policy(
+    model: Any, tokenizer: Any, section: ModelSection, *, seed: int = 0, ranks: Ranks = ALONE
+) -> Policy:
     """A transformers model, where it is to stay -> Policy; `section.path` only names it.
 
     Raises:
@@ -163,6 +186,7 @@ def build_policy(model: Any, tokenizer: Any, section: ModelSection, *, seed: int
     """
     register_packed_attention()
     device = model.device
+    target = device if ranks.size == 1 else choose_device(section.device, ranks)
     _silence_dropout(model)
     if section.lora_rank > 0:
         model = _add_lora(model, section, seed=seed)
@@ -178,15 +202,18 @@ def build_policy(model: Any, tokenizer: Any, section: ModelSection, *, seed: int
         tokenizer=tokenizer,
         device=device,
         autocast=section.precision == "bfloat16"
-        or (section.precision == "auto" and device.type == "cuda"),
+        or (section.precision == "auto" and target.type == "cuda"),
         packed=False,
         shared_up_to=0,
         fast_head=False,
         lora=section.lora_rank > 0,
+        ranks=ranks,
     )
-    if device.type == "cuda":
-        fuse_norms(model)
-    policy = _configure(policy, section)
+    fuse_norms(model)
+    if target.type == "cpu":
+        fuse_gated_mlps(model)
+        fuse_rotary(model)
+    policy = _configure(policy, section, tree=target.type == "cpu")
     if policy.lora and policy.autocast:
         _halve_frozen_weights(policy.model)
     return policy
@@ -194,23 +221,28 @@ def build_policy(model: Any, tokenizer: Any, section: ModelSection, *, seed: int
 
 def merged_state_dict(policy: Policy) -> dict[str, Tensor]:
     """Weights as the plain model has them; LoRA updates are added in, on copies."""
-    if not policy.lora:
-        return policy.model.state_dict()
+    state = policy.model.state_dict()
+    return merge_lora(policy.model, state) if policy.lora else state
+
+
+def merge_lora(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Whole weights of a model with LoRA -> those of the plain model, on copies."""
     from peft.tuners.lora import LoraLayer
 
     layers: dict[str, Any] = {
-        name: module
-        for name, module in policy.model.named_modules()
-        if isinstance(module, LoraLayer)
+        name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)
     }
     merged: dict[str, Tensor] = {}
-    for name, tensor in policy.model.state_dict().items():
+    for name, tensor in state.items():
         owner, is_base, leaf = name.partition(".base_layer.")
         if is_base:
             whole = tensor.float()
-            merged[f"{owner}.{leaf}"] = (
-                whole + layers[owner].get_delta_weight("default") if leaf == "weight" else whole
-            )
+            if leaf == "weight":
+                layer = layers[owner]
+                down, up = (state[f"{owner}.lora_{part}.default.weight"] for part in "AB")
+                update = (up @ down) * layer.scaling["default"]
+                whole = whole + (update.T if layer.fan_in_fan_out else update)
+            merged[f"{owner}.{leaf}"] = whole
         elif ".lora_" not in name:
             merged[name] = tensor
     return merged
@@ -233,12 +265,26 @@ def _load_folder(path: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _choose_device(name: str) -> str:
+def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """`model.device` -> the device of this process.
+
+    Raises:
+        ModelError: it is not there, or one that several ranks would share.
+    """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(f"model.device = {name!r}: there is no CUDA device; use 'cpu'.")
-    return name
+    if ranks.size > 1 and name != "cpu":
+        if name != "cuda":
+            raise ModelError(f"model.device = {name!r}: each rank takes its own; use 'cuda'.")
+        if ranks.local_rank >= torch.cuda.device_count():
+            raise ModelError(
+                f"rank {ranks.rank} is number {ranks.local_rank} on its machine, which has "
+                f"{torch.cuda.device_count()} CUDA devices; start no more ranks than that on each."
+            )
+        name = f"cuda:{ranks.local_rank}"
+    return torch.device(name)
 
 
 def _silence_dropout(model: nn.Module) -> None:
@@ -278,12 +324,16 @@ def _halve_frozen_weights(model: nn.Module) -> None:
                 parameter.data = low
 
 
-def _configure(policy: Policy, section: ModelSection) -> Policy:
-    """Decide how the model runs by comparing against its plain forward pass on random tokens."""
+def _configure(policy: Policy, section: ModelSection, *, tree: bool) -> Policy:
+    """Decide how the model runs by comparing against its plain forward pass on random tokens.
+
+    `tree`: `auto` may choose one.
+    """
     rows = _probe_rows(policy)
     with torch.no_grad():
         expected_A = torch.cat([_plain_logprobs(policy.model, ids_T) for ids_T in rows])
     head = policy.model.get_output_embeddings()
+    own_attention = policy.model.config._attn_implementation
     wanted = section.attention
     if wanted != "rows":
         policy.model.set_attn_implementation(PACKED_ATTENTION)
@@ -295,12 +345,12 @@ def _configure(policy: Policy, section: ModelSection) -> Policy:
         if fast_head and type(head) is not nn.Linear:
             continue
         if not packed and policy.model.config._attn_implementation == PACKED_ATTENTION:
-            policy.model.set_attn_implementation("sdpa")
+            policy.model.set_attn_implementation(own_attention)  # eager, where it caps scores
         trial = replace(policy, packed=packed, fast_head=fast_head, autocast=False)
         error = _probe_error(trial, rows, expected_A, share=False)
         shared_up_to = 0
         # on CUDA a tree has not been run yet, and is for those who ask for it
-        is_wanted = wanted == "tree" or (wanted == "auto" and policy.device.type == "cpu")
+        is_wanted = wanted == "tree" or (wanted == "auto" and tree)
         if packed and error <= PROBE_TOLERANCE and is_wanted:
             error_in_tree = _probe_error(trial, rows, expected_A, share=True)
             if error_in_tree <= PROBE_TOLERANCE:
@@ -322,8 +372,23 @@ def _find_window(model: Any) -> int:
     return 1 << 62 if window is None else int(window)
 
 
-def _score_logits(logits_AV: Tensor, ids_A: Tensor) -> PolicyScores:
-    logprobs_AV = torch.log_softmax(logits_AV.float(), dim=-1)
+def _find_distinct(
+    before_A: Tensor, ids_A: Tensor, heat_A: Tensor | None, *, num_ids: int
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Each (place, id, temperature) once, U of them, and which of them each token is."""
+    keys_A = before_A * num_ids + ids_A
+    if heat_A is None:
+        keys_U, of_A = torch.unique(keys_A, return_inverse=True)
+        return keys_U // num_ids, keys_U % num_ids, None, of_A
+    heats, heat_of_A = torch.unique(heat_A, return_inverse=True)
+    keys_U, of_A = torch.unique(keys_A * len(heats) + heat_of_A, return_inverse=True)
+    pairs_U = keys_U // len(heats)
+    return pairs_U // num_ids, pairs_U % num_ids, heats[keys_U % len(heats)], of_A
+
+
+def _score_logits(logits_AV: Tensor, ids_A: Tensor, heat_A: Tensor | None) -> PolicyScores:
+    logits_AV = logits_AV.float() if heat_A is None else logits_AV.float() / heat_A[:, None]
+    logprobs_AV = torch.log_softmax(logits_AV, dim=-1)
     return PolicyScores(
         logprobs_A=logprobs_AV.gather(1, ids_A[:, None])[:, 0],
         entropies_A=-(logprobs_AV.exp() * logprobs_AV).sum(1),

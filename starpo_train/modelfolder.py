@@ -42,6 +42,24 @@ def require_model(name: str | Path, *, where: str = "model") -> None:
         )
 
 
+def load_tokenizer(name: str, *, where: str = "model") -> Any:
+    """The tokenizer of a model folder, or of a model in the hub's local cache.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    if not Path(name).is_dir() and not is_cached_model(name):
+        require_model(name, where=where)
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{where} = {name!r}: its tokenizer cannot be loaded ({' '.join(str(error).split())})."
+        ) from error
+
+
 def is_cached_model(name: str) -> bool:
     """Whether the hub's local cache holds a model of that name; asks no network."""
     from huggingface_hub import try_to_load_from_cache

@@ -1,6 +1,8 @@
 """Gradients -> new weights: AdamW, warm-up, clipping, and a state that restores exactly."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,8 +10,11 @@ from torch import Tensor
 from starpo_train.config import TrainSection
 from starpo_train.errors import CheckpointError
 from starpo_train.model import Policy
+from starpo_train.slices import SavedTensors, Slice, load_like, take_slice
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_FUSED_DEVICES = ("cpu", "cuda")
+"""Where PyTorch's AdamW is one kernel."""
 
 
 class Optimizer:
@@ -29,13 +34,13 @@ class Optimizer:
             [group for group in groups if group["params"]],
             lr=section.learning_rate,
             betas=(0.9, section.beta2),
-            fused=self._parameters[0].is_cuda,
+            fused=self._parameters[0].device.type in _FUSED_DEVICES,
         )
 
     def clip_gradients(self) -> float:
         """Scale gradients down to the configured norm; returns the norm before."""
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._section.max_grad_norm)
-        return float(norm)
+        norm: Any = torch.nn.utils.clip_grad_norm_(self._parameters, self._section.max_grad_norm)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
     def apply(self, step: int) -> float:
         """Take optimizer step number `step` (0..); returns the learning rate used."""
@@ -61,17 +66,17 @@ class Optimizer:
         progress = (step - warmup) / max(1, self._total_steps - warmup)
         return section.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
 
-    def snapshot(self) -> dict[str, Tensor]:
-        """Moments by parameter name: `adamw.exp_avg.<name>` and so on."""
+    def snapshot(self) -> dict[str, Tensor | Slice]:
+        """Moments by parameter name, `adamw.exp_avg.<name>` and so on; what this rank holds."""
         return {
-            f"adamw.{moment}.{name}": self._adamw.state[parameter][moment].detach().cpu()
+            f"adamw.{moment}.{name}": take_slice(self._adamw.state[parameter][moment])
             for name, parameter in zip(self._names, self._parameters, strict=True)
             for moment in _MOMENTS
             if parameter in self._adamw.state
         }
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take moments over from `snapshot`.
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take moments over from `snapshot`; of a sharded parameter, this rank's rows.
 
         Raises:
             CheckpointError: a moment is missing or has another shape.
@@ -79,17 +84,21 @@ class Optimizer:
         if not any(name.startswith("adamw.") for name in tensors):
             return  # a checkpoint from before the first step
         for name, parameter in zip(self._names, self._parameters, strict=True):
-            moments = {moment: tensors.get(f"adamw.{moment}.{name}") for moment in _MOMENTS}
-            average, square, step = (moments[moment] for moment in _MOMENTS)
-            if average is None or square is None or step is None:
+            if any(f"adamw.{moment}.{name}" not in tensors for moment in _MOMENTS):
                 raise CheckpointError(f"optimizer state of {name!r} is missing.")
-            if average.shape != parameter.shape:
+            shape = _find_shape(tensors, f"adamw.exp_avg.{name}")
+            if shape != parameter.shape:
                 raise CheckpointError(
-                    f"optimizer state of {name!r} has shape {tuple(average.shape)}, the parameter "
+                    f"optimizer state of {name!r} has shape {tuple(shape)}, the parameter "
                     f"{tuple(parameter.shape)}; the run's model has changed."
                 )
+            step = tensors[f"adamw.step.{name}"]
             self._adamw.state[parameter] = {
-                "exp_avg": average.to(parameter.device).clone(),
-                "exp_avg_sq": square.to(parameter.device).clone(),
+                "exp_avg": load_like(parameter, tensors, f"adamw.exp_avg.{name}"),
+                "exp_avg_sq": load_like(parameter, tensors, f"adamw.exp_avg_sq.{name}"),
                 "step": step.to(parameter.device).clone(),
             }
+
+
+def _find_shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    return tensors.shape(name) if isinstance(tensors, SavedTensors) else tensors[name].shape

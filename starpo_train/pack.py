@@ -5,19 +5,24 @@ their rows, and attention never leaves a row. Suffixes: T packed tokens, A actio
 rows, S turn starts.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from starpo_train.deal import count_longest, deal_units
+from starpo_train.ranks import ALONE, Ranks
 from starpo_train.tokens import TokenSequence
 from starpo_train.tree import TreeLayout, build_tree, sort_rows
 
 _LEAST_SHARED: Final = 16
 """Tokens from which on rows that share them are kept in one pack."""
+_GOOD_BALANCE: Final = 1.1
+"""Ranks that wait for each other no more than this need no other plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +57,8 @@ class TokenBatch:
     """Recorded log-probabilities; None unless every row has exact ones."""
     turn_starts_S: Tensor
     """Index in T of the last prompt token before each trained turn."""
+    temperatures_A: Tensor | None = None
+    """By which the logits are divided; None: all are 1."""
 
     @property
     def num_tokens(self) -> int:
@@ -70,14 +77,23 @@ def pack_all(
     *,
     tokens_per_pack: int,
     shared_up_to: int,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[list[int], TokenBatch]]:
-    """Rows `chosen` -> packs, each with the rows that are in it.
+    """Rows `chosen` -> packs, each with the rows that are in it; those that are this rank's.
 
-    They share their prefixes unless one has more than `shared_up_to` tokens.
+    They share their prefixes unless one has more than `shared_up_to` tokens. Every rank has the
+    same number of packs, and may have some with no row, of one token of which none is trained.
     """
     share = max((rows[i].num_tokens for i in chosen), default=0) <= shared_up_to
-    for pack in plan_rows(rows, chosen, tokens_per_pack=tokens_per_pack, share=share):
-        yield pack, pack_rows(rows, pack, share=share)
+    plans = (
+        plan_rows(rows, chosen, tokens_per_pack=tokens_per_pack, share=share)
+        if ranks.size == 1
+        else deal_rows(
+            rows, chosen, tokens_per_pack=tokens_per_pack, share=share, num_ranks=ranks.size
+        )[ranks.rank]
+    )
+    for pack in plans:
+        yield pack, pack_rows(rows, pack, share=share) if pack else _pack_nothing()
 
 
 def plan_rows(
@@ -94,6 +110,37 @@ def plan_rows(
         units, sizes = [[i] for i in range(len(chosen))], [rows[i].num_tokens for i in chosen]
     packs = plan_packs(sizes, tokens_per_pack=tokens_per_pack)
     return [[chosen[i] for unit in pack for i in units[unit]] for pack in packs]
+
+
+def deal_rows(
+    rows: Sequence[TokenSequence],
+    chosen: Sequence[int],
+    *,
+    tokens_per_pack: int,
+    share: bool,
+    num_ranks: int,
+) -> list[list[list[int]]]:
+    """Rows `chosen` -> the packs of each rank, balanced by computed tokens; as `plan_rows`.
+
+    Rows that begin alike stay together, unless the ranks are done sooner when they do not.
+    """
+    fair = -(-sum(rows[i].num_tokens for i in chosen) // num_ranks)
+    best: tuple[float, list[list[list[int]]]] = (math.inf, [])
+    for limit in (tokens_per_pack, fair, fair // 2, fair // 4) if share else (0,):
+        sizes = [rows[i].num_tokens for i in chosen]
+        units = [[i] for i in range(len(chosen))]
+        if share:
+            units, sizes = _gather_units([rows[i].input_ids_T for i in chosen], limit)
+        dealt = deal_units(sizes, tokens_per_pack=tokens_per_pack, num_ranks=num_ranks)
+        cost = count_longest(dealt, sizes)
+        if cost < best[0]:
+            best = (
+                cost,
+                [[[chosen[i] for u in pack for i in units[u]] for pack in r] for r in dealt],
+            )
+        if cost * num_ranks <= _GOOD_BALANCE * sum(sizes):
+            break
+    return best[1]
 
 
 def _gather_units(
@@ -158,6 +205,15 @@ def pack_rows(
             if row.logprobs_T is not None
         ]
         behaviour = torch.from_numpy(np.concatenate(logprobs))
+    temperatures = None
+    if any(row.temperatures_T is not None for row in picked):
+        scales = [
+            np.ones(len(at), dtype=np.float32)
+            if row.temperatures_T is None
+            else row.temperatures_T[at]
+            for row, at in zip(picked, actions, strict=True)
+        ]
+        temperatures = torch.from_numpy(np.concatenate(scales))
     return TokenBatch(
         input_ids_T=torch.from_numpy(tree.input_ids_T),
         position_ids_T=torch.from_numpy(tree.positions_T),
@@ -170,4 +226,21 @@ def pack_rows(
         weights_A=torch.from_numpy(weights_R[row_of_A]),
         behaviour_logprobs_A=behaviour,
         turn_starts_S=torch.from_numpy(np.concatenate(starts)),
+        temperatures_A=temperatures,
     )
+
+
+def _pack_nothing() -> TokenBatch:
+    """A pass in which nothing is trained, for a rank that has no rows left."""
+    nothing_T = np.zeros(1, dtype=bool)
+    row = TokenSequence(
+        trajectory=0,
+        input_ids_T=np.zeros(1, dtype=np.int64),
+        action_mask_T=nothing_T,
+        turn_T=np.full(1, -1),
+        turn_end_mask_T=nothing_T,
+        turn_start_mask_T=nothing_T,
+        logprobs_T=np.zeros(1, dtype=np.float32),
+        recorded=True,
+    )
+    return replace(pack_rows([row], [0]), rows_R=(), num_row_tokens=0)

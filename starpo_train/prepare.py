@@ -7,7 +7,6 @@ Suffixes: N trajectories, R rows, K turns (in row order), A trained tokens of a 
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +17,20 @@ from starpo_train.config import RunConfig
 from starpo_train.credit.assign import TokenizedTrajectories, assign_credit
 from starpo_train.dataset import Manifest, Trajectory, read_manifest, read_message_graphs
 from starpo_train.dataset import read_trajectories as read_dataset_trajectories
-from starpo_train.errors import DataError
+from starpo_train.drift import sample_drift
+from starpo_train.errors import DataError, ProvenanceError
+from starpo_train.findings import FAULTS, LOSSES
 from starpo_train.model import Policy
-from starpo_train.provenance import Choice, choose_algorithm, describe_data, explain_inexact
-from starpo_train.render import render_turns, require_chat_template
-from starpo_train.tokens import TokenSequence, TurnTokens, tokenize_trajectory
+from starpo_train.provenance import (
+    Choice,
+    DataFacts,
+    choose_algorithm,
+    describe_data,
+    explain_inexact,
+)
+from starpo_train.render import TurnRenderer
+from starpo_train.temperature import ConventionFit, accept_processed, compare_conventions
+from starpo_train.tokens import TokenSequence, tokenize_trajectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,21 +77,21 @@ def prepare_training_data(
         ProvenanceError: the algorithm is not legal for the data.
         ModelError: messages must be rendered and the model has no chat template.
     """
-    algorithm = config.algorithm
     everything = read_dataset_trajectories(config.data.dataset, split=config.data.split)
     trajectories = [
         t for t in everything if config.data.truncated == "keep" or t.end != "truncated"
     ]
+    fit = compare_conventions(policy, trajectories, models=config.data.models)
+    if config.data.logprobs == "processed":
+        trajectories = [accept_processed(trajectory) for trajectory in trajectories]
     left_out: Counter[str] = Counter()
     left_out["truncated"] += len(everything) - len(trajectories)
     facts = describe_data(trajectories, models=config.data.models)
-    choice = choose_algorithm(
-        algorithm.name,
-        facts,
-        needs_groups=algorithm.advantage == "group" and algorithm.singleton == "drop",
-    )
+    choice = _choose(config, facts, fit)
     chosen = _select(trajectories, choice.algorithm, config, left_out)
-    tokenized = _tokenize(chosen, config, policy, left_out)
+    findings: Counter[str] = Counter()
+    at_temperature = config.data.logprobs == "processed" and choice.algorithm == "starpo"
+    tokenized = _tokenize(chosen, config, policy, left_out, findings, at_temperature=at_temperature)
     summary: dict[str, Any] = {}
     advantages_R: list[np.ndarray] = []
     if choice.algorithm == "starpo":
@@ -91,7 +99,16 @@ def prepare_training_data(
         tokenized, advantages_R = credit.tokenized, credit.advantages_R
         critic_values_K, summary = credit.critic_values_K, credit.facts
     if not tokenized.rows:
-        raise DataError(f"{config.data.dataset}: nothing left to train on ({dict(left_out)}).")
+        raise DataError(
+            f"{config.data.dataset}: nothing left to train on ({dict(left_out)})."
+            + _advise_rendering(left_out)
+        )
+    recorded = [t for t in tokenized.trajectories if not t.lacks_ids(config.data.models)]
+    if recorded and policy.tokenizer.chat_template:
+        renderer = TurnRenderer(policy.tokenizer, model_path=config.model.path)
+        summary["recorded_drift"] = sample_drift(
+            recorded, config.data.dataset, renderer, models=config.data.models
+        )
     summary |= {
         "algorithm": choice.algorithm,
         "algorithm_reason": choice.reason,
@@ -102,6 +119,9 @@ def prepare_training_data(
         "num_action_tokens": sum(row.num_actions for row in tokenized.rows),
         "num_retokenized_rows": sum(not row.recorded for row in tokenized.rows),
         "reward_mean": float(np.mean([t.reward for t in trajectories if t.reward is not None])),
+        "rendering": dict(findings.most_common()),
+        "logprobs": config.data.logprobs,
+        "logprob_conventions": None if fit is None else fit.describe(),
         "left_out": {reason: count for reason, count in left_out.items() if count},
     }
     return TrainingData(
@@ -114,6 +134,32 @@ def prepare_training_data(
         advantages_R=advantages_R,
         critic_values_K=critic_values_K,
         facts=summary,
+    )
+
+
+def _choose(config: RunConfig, facts: DataFacts, fit: ConventionFit | None) -> Choice:
+    algorithm = config.algorithm
+    try:
+        return choose_algorithm(
+            algorithm.name,
+            facts,
+            needs_groups=algorithm.advantage == "group" and algorithm.singleton == "drop",
+        )
+    except ProvenanceError as error:
+        if fit is None or fit.better in (None, config.data.logprobs):
+            raise
+        raise ProvenanceError(
+            f"{error} The log-probabilities of turns sampled at other temperatures fit "
+            f"data.logprobs = {fit.better!r}."
+        ) from None
+
+
+def _advise_rendering(left_out: Counter[str]) -> str:
+    if not any(left_out[reason] for reason in (*FAULTS, *LOSSES)):
+        return ""
+    return (
+        " What the chat template does to them: `starpo-train explain DATASET --model PATH`; "
+        "docs/tokens.md says what to do."
     )
 
 
@@ -154,26 +200,39 @@ def _select(
 
 
 def _tokenize(
-    trajectories: list[Trajectory], config: RunConfig, policy: Policy, left_out: Counter[str]
+    trajectories: list[Trajectory],
+    config: RunConfig,
+    policy: Policy,
+    left_out: Counter[str],
+    findings: Counter[str],
+    *,
+    at_temperature: bool,
 ) -> TokenizedTrajectories:
-    missing = [
-        t.trajectory_id for t in trajectories if any(u.response_ids_T is None for u in t.turns)
-    ]
-    graphs = {}
+    models = config.data.models
+    missing = [t.trajectory_id for t in trajectories if t.lacks_ids(models)]
+    graphs, renderer = {}, None
     if missing:
-        require_chat_template(policy.tokenizer, model_path=config.model.path)
+        renderer = TurnRenderer(policy.tokenizer, model_path=config.model.path)
         graphs = read_message_graphs(config.data.dataset, missing)
-
-    def render(position: int) -> Sequence[TurnTokens | None]:
-        trajectory = trajectories[position]
-        graph = graphs.get(trajectory.trajectory_id, {})
-        return render_turns(trajectory, graph, policy.tokenizer, models=config.data.models)
-
     longest = getattr(policy.model.config, "max_position_embeddings", None) or 1 << 62
     kept = TokenizedTrajectories(trajectories=[], rows=[], rows_of_N=[])
     for position, trajectory in enumerate(trajectories):
+        turns = None
+        if renderer is not None and trajectory.lacks_ids(models):
+            graph = graphs.get(trajectory.trajectory_id, {})
+            rendered = renderer.render_trajectory(trajectory, graph, models=models)
+            findings.update(rendered.findings.keys())
+            reason = rendered.find_reason(keep_lossy=config.data.lossy_rendering == "keep")
+            if reason is not None:
+                left_out[reason] += 1
+                continue
+            turns = rendered.turns
         rows = tokenize_trajectory(
-            trajectory, position=position, render=render, models=config.data.models
+            trajectory,
+            position=position,
+            rendered=turns,
+            models=models,
+            at_temperature=at_temperature,
         )
         if not rows or any(row.num_tokens > longest for row in rows):
             left_out["too_long_for_model" if rows else "no_tokens"] += 1

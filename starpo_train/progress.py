@@ -177,11 +177,29 @@ def _describe_start(record: dict[str, Any]) -> str:
     if record["left_out"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in record["left_out"].items())
         lines.append(f"left out: {reasons}")
+    if record.get("rendering"):
+        found = ", ".join(f"{name} in {count}" for name, count in record["rendering"].items())
+        lines.append(f"rendered by the chat template (docs/tokens.md): {found}")
     if record.get("logprob_drift_mean_abs") is not None:
         lines.append(
             f"recorded log-probabilities differ from the starting model's by "
             f"{record['logprob_drift_mean_abs']:.4f} nats/token on average"
         )
+    drift = record.get("recorded_drift")
+    if drift and drift["num_rendered"] > drift["num_prompts_equal"]:
+        lines.append(
+            f"the chat template renders {drift['num_prompts_equal']} of {drift['num_rendered']} "
+            "recorded prompts as they were; `starpo-train explain DATASET --model PATH` shows more"
+        )
+    fit = record.get("logprob_conventions")
+    if fit is not None:
+        lines.append(
+            "at temperatures other than 1 they differ by "
+            f"{fit['raw']:.4f} nats/token if data.logprobs is 'raw', {fit['processed']:.4f} if it is "
+            f"'processed'; it is {record['logprobs']!r}"
+        )
+        if fit["better"] not in (None, record["logprobs"]):
+            lines[-1] = f"warning: {lines[-1]}, which seems wrong (docs/tokens.md)"
     if record.get("has_chat_template") is False:
         lines.append(
             "warning: the model has no chat template, so `starpo-train serve` will refuse its "

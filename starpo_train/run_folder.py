@@ -1,10 +1,13 @@
 """A run's output folder: who owns it, its checkpoints, its end."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from starpo_train.checkpoint import (
     Checkpoint,
@@ -17,8 +20,11 @@ from starpo_train.config import RunConfig, read_run_config, to_json_dict, write_
 from starpo_train.dataset import Manifest
 from starpo_train.errors import CheckpointError, ConfigError
 from starpo_train.exported import find_model_folder, save_model_folder
-from starpo_train.model import Policy
+from starpo_train.model import Policy, merged_state_dict
 from starpo_train.modelcard import CARD_FILE, render_card
+from starpo_train.ranks import ALONE, Ranks
+from starpo_train.sharding import gather_weights
+from starpo_train.slices import Slice
 
 
 class RunFolder:
@@ -31,7 +37,7 @@ class RunFolder:
         self.checkpoints_path = path / "checkpoints"
         self.final_path = path / "final.json"
 
-    def claim(self, config: RunConfig, *, resume: bool) -> Checkpoint | None:
+    def claim(self, config: RunConfig, *, resume: bool, ranks: Ranks = ALONE) -> Checkpoint | None:
         """Make the folder this run's; when resuming, return the checkpoint to go on from.
 
         None means from the beginning: a new run, or one killed before its first checkpoint.
@@ -40,11 +46,21 @@ class RunFolder:
             ConfigError: a new run finds another one here, or there is nothing to resume.
             CheckpointError: the newest committed checkpoint is damaged.
         """
-        if resume:
-            if not self.config_path.is_file():
-                raise ConfigError(f"{self.path}: no run to resume (run.toml is missing).")
-            checkpoints = list_checkpoints(self.checkpoints_path)
-            return read_checkpoint(checkpoints[-1]) if checkpoints else None
+        if not resume:
+            ranks.share(lambda: self._claim_new(config))
+            return None
+        newest = ranks.share(self._find_newest)  # all go on from what rank 0 sees
+        return (
+            ranks.agree(lambda: read_checkpoint(self.checkpoints_path / newest)) if newest else None
+        )
+
+    def _find_newest(self) -> str | None:
+        if not self.config_path.is_file():
+            raise ConfigError(f"{self.path}: no run to resume (run.toml is missing).")
+        checkpoints = list_checkpoints(self.checkpoints_path)
+        return checkpoints[-1].name if checkpoints else None
+
+    def _claim_new(self, config: RunConfig) -> None:
         if self.config_path.exists() or self.checkpoints_path.exists():
             raise ConfigError(
                 f"run.output = {str(self.path)!r} already holds a run; "
@@ -57,24 +73,25 @@ class RunFolder:
             )
         self.path.mkdir(parents=True, exist_ok=True)
         write_config(config, self.config_path)
-        return None
 
     def save_checkpoint(
         self,
         policy: Policy,
         *,
         step: int,
-        tensors: dict[str, Any],
+        tensors: Mapping[str, Tensor | Slice],
         values: dict[str, Any],
         manifest: Manifest,
         config: RunConfig,
         facts: dict[str, Any],
         last_step: dict[str, Any],
     ) -> Path:
-        """Commit a checkpoint and remove those the run no longer keeps.
+        """Commit a checkpoint and remove those the run no longer keeps; every rank calls it.
 
         `facts` about the data and the metrics of the last step are for its card.
         """
+        is_sharded = policy.ranks.size > 1
+        weights = gather_weights(policy) if is_sharded else merged_state_dict(policy)
         lineage = {
             "starpo_version": _read_version(),
             "dataset": {
@@ -88,7 +105,7 @@ class RunFolder:
 
         def save_model(folder: Path) -> None:
             base = find_model_folder(config.model.path)
-            save_model_folder(policy, folder, base=base)
+            save_model_folder(policy, folder, weights=weights, base=base)
             card = render_card(lineage=lineage, facts=facts, last_step=last_step, base=base)
             (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
@@ -98,8 +115,9 @@ class RunFolder:
             tensors=tensors,
             values=values,
             lineage=lineage,
+            ranks=policy.ranks,
         )
-        if config.train.keep_checkpoints > 0:
+        if policy.ranks.is_first and config.train.keep_checkpoints > 0:
             for old in list_checkpoints(self.checkpoints_path)[: -config.train.keep_checkpoints]:
                 remove_checkpoint(old)
         return folder

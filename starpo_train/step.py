@@ -20,6 +20,7 @@ from starpo_train.losses.ppo_clip import compute_ppo_clip_loss
 from starpo_train.memory import explain_out_of_memory
 from starpo_train.model import Policy
 from starpo_train.pack import TokenBatch, pack_all
+from starpo_train.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from starpo_train.prepare import TrainingData
@@ -42,8 +43,10 @@ def build_step_packs(
     trajectories: Sequence[int],
     *,
     shared_up_to: int = 0,
+    tokens_per_pack: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[StepPack]:
-    """Rows of some trajectories -> packs that share the step's denominators."""
+    """Rows of some trajectories -> packs that share the step's denominators; those of this rank."""
     rows = [r for n in trajectories for r in data.rows_of_N[n]]
     weight_sums_N = torch.tensor([data.weight_sum(n) for n in trajectories])
     coefficients_N = compute_coefficients(weight_sums_N, mode=config.algorithm.aggregation)
@@ -53,13 +56,15 @@ def build_step_packs(
     for chosen, batch in pack_all(
         data.rows,
         rows,
-        tokens_per_pack=config.train.tokens_per_pack,
+        tokens_per_pack=tokens_per_pack or config.train.tokens_per_pack,
         shared_up_to=shared_up_to,
+        ranks=ranks,
     ):
         coefficients_R = torch.tensor([coefficient_of[owner_of[r]] for r in chosen])
         advantages_A = None
         if data.advantages_R:
-            advantages_A = torch.from_numpy(np.concatenate([data.advantages_R[r] for r in chosen]))
+            parts = [data.advantages_R[r] for r in chosen] or [np.empty(0, dtype=np.float32)]
+            advantages_A = torch.from_numpy(np.concatenate(parts))
         packs.append(
             StepPack(
                 batch=batch,
@@ -110,12 +115,14 @@ def measure_drift(
     for _, batch in pack_all(
         data.rows,
         exact,
-        tokens_per_pack=config.train.tokens_per_pack,
+        tokens_per_pack=policy.limit_pack(config.train.tokens_per_pack),
         shared_up_to=policy.shared_up_to,
+        ranks=policy.ranks,
     ):
         if batch.behaviour_logprobs_A is not None:
             with explain_out_of_memory(batch, data.name_row):
                 logprobs_A = policy.score_actions(batch).logprobs_A.cpu()
             total += float((logprobs_A - batch.behaviour_logprobs_A).abs().double().sum())
             count += batch.num_actions
-    return total / count if count else None
+    sums = policy.ranks.sum({"total": total, "count": count})
+    return sums["total"] / sums["count"] if sums["count"] else None

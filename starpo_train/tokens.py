@@ -8,7 +8,7 @@ exactly the prefix it was sampled from.
 Array suffix: T tokens of one row.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,8 @@ class TurnTokens:
     """False: rendered by a chat template from the messages."""
     trained: bool
     """False: context only, such as a turn of another model."""
+    temperature: float = 1.0
+    """At which the log-probabilities are the policy's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,8 @@ class TokenSequence:
     """Multiplies the loss of the row's tokens."""
     recorded: bool
     """True: exact ids; False: retokenized."""
+    temperatures_T: np.ndarray | None = None
+    """float32, by which the logits of trained tokens are divided; None: all are 1."""
 
     @property
     def num_tokens(self) -> int:
@@ -67,28 +71,26 @@ class TokenSequence:
         return int(self.action_mask_T.sum())
 
 
-RenderTurns = Callable[[int], Sequence[TurnTokens | None]]
-"""Trajectory position -> its turns rendered from messages; None where that is not possible."""
-
-
 def tokenize_trajectory(
     trajectory: "Trajectory",
     *,
     position: int,
-    render: RenderTurns | None = None,
+    rendered: Sequence[TurnTokens | None] | None = None,
     models: Sequence[str] = (),
+    at_temperature: bool = False,
 ) -> list[TokenSequence]:
     """One trajectory -> its rows.
 
-    Turns without recorded ids are taken from `render`, or left out when there is no `render`.
-    With `models`, turns sampled by any other model become context.
+    Turns without recorded ids are taken from `rendered`; those that are None there are left out.
+    With `models`, turns sampled by any other model become context. With `at_temperature`, the policy
+    is scored at the temperature at which each turn was sampled, otherwise at 1.
     """
-    rendered: Sequence[TurnTokens | None] | None = None
     turns: list[TurnTokens] = []
     for index, turn in enumerate(trajectory.turns):
-        tokens = _recorded_turn(turn, trained=not models or turn.model in models)
-        if tokens is None and render is not None:
-            rendered = render(position) if rendered is None else rendered
+        temperature = turn.temperature if at_temperature else None
+        trained = not models or turn.model in models
+        tokens = _recorded_turn(turn, trained=trained, temperature=temperature or 1.0)
+        if tokens is None and rendered is not None:
             tokens = rendered[index]
         if tokens is not None:
             turns.append(tokens)
@@ -142,6 +144,7 @@ class _RowBuilder:
         turn_end_mask_T = np.zeros(self.length, dtype=bool)
         turn_start_mask_T = np.zeros(self.length, dtype=bool)
         logprobs_T = np.zeros(self.length, dtype=np.float32)
+        temperatures_T = np.ones(self.length, dtype=np.float32)
         trained = [(start, turn) for start, turn in self._turns if turn.trained]
         for start, turn in trained:
             # the very first token of a row has no prefix to be predicted from
@@ -152,6 +155,7 @@ class _RowBuilder:
             turn_start_mask_T[first - 1] = action_mask_T[end - 1]
             if turn.logprobs_T is not None:
                 logprobs_T[first:end] = turn.logprobs_T[first - start :]
+            temperatures_T[first:end] = turn.temperature
         exact = all(turn.logprobs_T is not None for _, turn in trained)
         return TokenSequence(
             trajectory=trajectory,
@@ -162,10 +166,11 @@ class _RowBuilder:
             turn_start_mask_T=turn_start_mask_T,
             logprobs_T=logprobs_T if exact else None,
             recorded=all(turn.recorded for _, turn in trained),
+            temperatures_T=temperatures_T if (temperatures_T != 1).any() else None,
         )
 
 
-def _recorded_turn(turn: "Turn", *, trained: bool) -> TurnTokens | None:
+def _recorded_turn(turn: "Turn", *, trained: bool, temperature: float) -> TurnTokens | None:
     if turn.prompt_ids_T is None or turn.response_ids_T is None:
         return None
     return TurnTokens(
@@ -175,4 +180,5 @@ def _recorded_turn(turn: "Turn", *, trained: bool) -> TurnTokens | None:
         logprobs_T=turn.logprobs_T if turn.logprobs_exact else None,
         recorded=True,
         trained=trained,
+        temperature=temperature,
     )

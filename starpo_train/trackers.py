@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 
 from starpo_train.config import RunConfig, to_json_dict
 from starpo_train.errors import ConfigError
-from starpo_train.metrics import MetricsWriter, read_metrics
+from starpo_train.metrics import MetricsWriter, SilentWriter, read_metrics
 
 CLOSE_TIMEOUT_S: Final = 30.0
 """How long the end of a run waits for a tracker to take the rest."""
@@ -47,7 +47,7 @@ class TrackedMetrics:
 
     def __init__(
         self,
-        metrics: MetricsWriter,
+        metrics: MetricsWriter | SilentWriter,
         trackers: "Sequence[BackgroundTracker]" = (),
         *,
         progress: Callable[[dict[str, Any]], None] = lambda record: None,
@@ -57,8 +57,9 @@ class TrackedMetrics:
         self._progress = progress
         self.last_step: dict[str, Any] = {}
         """Record of the last step that was written."""
-        for record in read_metrics(metrics.path):
-            self._track(record)
+        if isinstance(metrics, MetricsWriter):
+            for record in read_metrics(metrics.path):
+                self._track(record)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; a step's goes to the trackers too."""
@@ -152,8 +153,11 @@ def open_metrics(
     *,
     step: int,
     progress: Callable[[dict[str, Any]], None] = lambda record: None,
+    is_first: bool = True,
 ) -> TrackedMetrics:
-    """Metrics of the run in `folder`, which goes on after `step`."""
+    """Metrics of the run in `folder`, which goes on after `step`; only the first rank has any."""
+    if not is_first:
+        return TrackedMetrics(SilentWriter(folder / "metrics.jsonl"))
     metrics = MetricsWriter(folder / "metrics.jsonl", keep_up_to_step=step)
     opening: dict[str, Callable[[], Tracker]] = {
         "tensorboard": lambda: TensorBoardTracker(folder / "tensorboard", step=step),

@@ -9,7 +9,7 @@ Suffix: A trained tokens of a pack.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,11 +25,14 @@ from starpo_train.config import ModelSection, RunConfig
 from starpo_train.dataset import has_version, read_manifest
 from starpo_train.errors import DataError
 from starpo_train.memory import PackBudget, explain_out_of_memory
-from starpo_train.model import Policy, load_policy
+from starpo_train.model import Policy, choose_device, load_policy
 from starpo_train.optimizer import Optimizer
 from starpo_train.prepare import TrainingData, prepare_training_data
+from starpo_train.ranks import ALONE, JointStop, Ranks, open_ranks, watch_ranks
 from starpo_train.run_folder import RunFolder
+from starpo_train.sharding import shard_policy
 from starpo_train.signals import StopRequest
+from starpo_train.slices import Slice, take_slice
 from starpo_train.step import StepPack, build_step_packs, compute_pack_loss, measure_drift
 from starpo_train.trackers import open_metrics, require_trackers
 
@@ -78,31 +81,39 @@ def train(
     """
     if config.train.threads > 0:
         torch.set_num_threads(config.train.threads)
-    with StopRequest() as stop:
-        trainer = open_trainer(config, resume=resume, progress=progress)
+    with (
+        open_ranks(device=config.model.device, timeout_s=config.train.rank_timeout_s) as ranks,
+        watch_ranks(ranks),
+        StopRequest() as stop,
+    ):
+        trainer = open_trainer(config, resume=resume, progress=progress, ranks=ranks)
         stop.begin()
-        return trainer.run(stop)
+        return trainer.run(stop if ranks.size == 1 else JointStop(stop, ranks))
 
 
-def open_trainer(config: RunConfig, *, resume: bool, progress: Progress | None) -> "Trainer":
+def open_trainer(
+    config: RunConfig, *, resume: bool, progress: Progress | None, ranks: Ranks = ALONE
+) -> "Trainer":
     """Load what a new or a resumed run needs."""
-    require_trackers(config.run.trackers)
-    budget = PackBudget(config.train.tokens_per_pack)
-    policy = None if resume else load_policy(config.model, seed=config.run.seed)
-    data = None
-    if policy is not None:
-        data = budget.run(partial(prepare_training_data, policy=policy), config)
+    ranks.share(lambda: require_trackers(config.run.trackers))
     folder = RunFolder(config.run.output)
-    checkpoint = folder.claim(config, resume=resume)  # only after the data was found usable
-    if policy is None or data is None:
-        policy = _load_resumed_policy(config, checkpoint)
+    if resume:
+        checkpoint = folder.claim(config, resume=True, ranks=ranks)
+        policy = ranks.agree(lambda: _load_resumed_policy(config, checkpoint, ranks))
         if checkpoint is not None:
             config = _pin_dataset(config, checkpoint)
         values = checkpoint.tensors.get("critic.values_K") if checkpoint else None
         found = checkpoint.values.get("tokens_per_pack") if checkpoint else None
         budget = PackBudget(config.train.tokens_per_pack, found=found)
         prepare = partial(prepare_training_data, policy=policy, critic_values_K=values)
-        data = budget.run(prepare, config)
+        data = ranks.agree(lambda: budget.run(prepare, config))
+    else:
+        policy = ranks.agree(lambda: _load_sharded_policy(config.model, config.run.seed, ranks))
+        budget = PackBudget(config.train.tokens_per_pack)
+        prepare = partial(prepare_training_data, policy=policy)
+        data = ranks.agree(lambda: budget.run(prepare, config))
+        # only after the data was found usable
+        checkpoint = folder.claim(config, resume=False, ranks=ranks)
     return Trainer(
         config,
         policy=policy,
@@ -144,13 +155,18 @@ class Trainer:
             _require_same_data(checkpoint, data)
             self._optimizer.restore(checkpoint.tensors)
             self.position = Position(**checkpoint.values["position"])
+        self._ranks = policy.ranks
         self._progress = progress or (lambda record: None)
         self._metrics = open_metrics(
-            config, folder.path, step=self.position.step, progress=self._progress
+            config,
+            folder.path,
+            step=self.position.step,
+            progress=self._progress,
+            is_first=self._ranks.is_first,
         )
         self._checkpoint = checkpoint.path if checkpoint is not None else None
 
-    def run(self, stop: StopRequest) -> TrainResult:
+    def run(self, stop: StopRequest | JointStop) -> TrainResult:
         """Train to the end, or until `stop`; either way the last step is committed."""
         already_finished = self._checkpoint is not None and self._is_finished()
         try:
@@ -159,7 +175,7 @@ class Trainer:
             while not self._is_finished() and not stop.requested:
                 self._train_epoch(stop)
             final = self._commit()
-            if self._is_finished():
+            if self._is_finished() and self._ranks.is_first:
                 self.folder.write_final(final, step=self.position.step)
         finally:
             self._metrics.close()
@@ -174,7 +190,7 @@ class Trainer:
     def _is_finished(self) -> bool:
         return self.position.finished or self.position.epoch >= self.config.train.epochs
 
-    def _train_epoch(self, stop: StopRequest) -> None:
+    def _train_epoch(self, stop: StopRequest | JointStop) -> None:
         """What is left of an epoch; it ends early at the KL ceiling or when asked to stop."""
         position, every = self.position, self.config.train.checkpoint_every_steps
         batches = self._plan_epoch(position.epoch)
@@ -226,17 +242,24 @@ class Trainer:
         return [part.tolist() for part in np.array_split(order, self._batches_per_epoch)]
 
     def _build_packs(self, trajectories: list[int], config: RunConfig) -> list[StepPack]:
-        shared_up_to = self.policy.shared_up_to
-        return build_step_packs(self.data, config, trajectories, shared_up_to=shared_up_to)
+        return build_step_packs(
+            self.data,
+            config,
+            trajectories,
+            shared_up_to=self.policy.shared_up_to,
+            tokens_per_pack=self.policy.limit_pack(config.train.tokens_per_pack),
+            ranks=self._ranks,
+        )
 
     def _accumulate_gradients(self, packs: list[StepPack]) -> dict[str, float]:
         """Forward and backward of every pack; sums over the step's trained tokens."""
         totals: dict[str, Tensor] = {}
+        suspect_rows: list[int] = []
         for pack in packs:
             with explain_out_of_memory(pack.batch, self.data.name_row):
                 output, entropies_A = compute_pack_loss(self.policy, pack, self.config.algorithm)
                 if not torch.isfinite(output.loss):
-                    raise refuse_loss(pack, float(output.loss.detach()), **self._suspects())
+                    suspect_rows += pack.batch.rows_R
                 output.loss.backward()
             sums = output.sums | {
                 "loss": output.loss.detach().double(),
@@ -246,11 +269,17 @@ class Trainer:
                 sums["advantage_abs"] = pack.advantages_A.abs().double().sum()
             for name, value in sums.items():
                 totals[name] = totals[name] + value if name in totals else value
-        return {
-            "num_tokens": sum(pack.batch.num_row_tokens for pack in packs),
-            "num_computed": sum(pack.batch.num_tokens for pack in packs),
-            "num_actions": sum(pack.batch.num_actions for pack in packs),
-        } | {name: float(value) for name, value in totals.items()}
+        sums = self._ranks.sum(
+            {
+                "num_tokens": sum(pack.batch.num_row_tokens for pack in packs),
+                "num_computed": sum(pack.batch.num_tokens for pack in packs),
+                "num_actions": sum(pack.batch.num_actions for pack in packs),
+            }
+            | {name: float(value) for name, value in totals.items()}
+        )
+        if not math.isfinite(sums["loss"]):
+            raise refuse_loss(suspect_rows, sums["loss"], **self._suspects())
+        return sums
 
     def _is_above_kl_ceiling(self, sums: dict[str, float]) -> bool:
         ceiling = self.config.algorithm.kl_ceiling
@@ -260,11 +289,12 @@ class Trainer:
         if divergence <= ceiling:
             return False
         if self.position.step == 0:
-            raise DataError(
+            error = DataError(
                 f"KL(behaviour | {self.config.model.path}) = {divergence:.4g} nats/token before "
                 f"the first step, above algorithm.kl_ceiling = {ceiling}; start from the model "
                 "that was recorded, or raise the ceiling."
             )
+            raise self._ranks.join(error)
         self._optimizer.discard_gradients()
         self._metrics.write(
             {
@@ -334,6 +364,8 @@ class Trainer:
                 "attention": self.policy.attention,
                 "has_chat_template": bool(getattr(self.policy.tokenizer, "chat_template", None)),
             }
+        if self._ranks.size > 1:
+            record["ranks"] = self._ranks.size
         self._report(record | self.data.facts | {"num_steps": self._total_steps})
         self._report_split(self.position.step)
 
@@ -343,18 +375,19 @@ class Trainer:
 
     def _report(self, record: dict[str, Any]) -> None:
         self._metrics.write(record)
-        self._progress(record)
+        if self._ranks.is_first:
+            self._progress(record)
 
     def _commit(self) -> Path:
         path = self.folder.checkpoints_path / f"step_{self.position.step:06d}"
         if self._checkpoint == path:  # resumed, and nothing trained since
             return path
-        tensors = self._optimizer.snapshot()
+        tensors: dict[str, Tensor | Slice] = self._optimizer.snapshot()
         if self.data.critic_values_K is not None:
             tensors["critic.values_K"] = self.data.critic_values_K
         if self.policy.lora:
             tensors |= {
-                f"lora.{name}": p.detach().cpu() for name, p in self.policy.trained_parameters()
+                f"lora.{name}": take_slice(p) for name, p in self.policy.trained_parameters()
             }
         self._checkpoint = self.folder.save_checkpoint(
             self.policy,
@@ -389,16 +422,23 @@ def _pin_dataset(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
     return replace(config, data=replace(config.data, dataset=pinned))
 
 
-def _load_resumed_policy(config: RunConfig, checkpoint: Checkpoint | None) -> Policy:
+def _load_sharded_policy(
+    section: ModelSection, seed: int, ranks: Ranks, lora: Mapping[str, Tensor] | None = None
+) -> Policy:
+    policy = load_policy(section, seed=seed, ranks=ranks)
+    if lora is not None:
+        with torch.no_grad():
+            for name, parameter in policy.trained_parameters():
+                parameter.copy_(lora[f"lora.{name}"])
+    return shard_policy(policy, choose_device(section.device, ranks))
+
+
+def _load_resumed_policy(config: RunConfig, checkpoint: Checkpoint | None, ranks: Ranks) -> Policy:
     section: ModelSection = config.model
     if checkpoint is not None and section.lora_rank == 0:
         section = replace(section, path=str(checkpoint.path))
-    policy = load_policy(section, seed=config.run.seed)
-    if checkpoint is not None and policy.lora:
-        with torch.no_grad():
-            for name, parameter in policy.trained_parameters():
-                parameter.copy_(checkpoint.tensors[f"lora.{name}"])
-    return policy
+    lora = checkpoint.tensors if checkpoint is not None and section.lora_rank else None
+    return _load_sharded_policy(section, config.run.seed, ranks, lora)
 
 
 def _require_same_data(checkpoint: Checkpoint, data: TrainingData) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import transformers
-from attentions import measure_attentions
+from attentions import measure_attentions, measure_trees
 from clock import measure_matmul_ceiling
 from heads import measure_heads
 from steps import measure_steps
@@ -38,6 +38,10 @@ def judge(results: dict[str, Any]) -> list[dict[str, Any]]:
     if packed and by_turn:
         ratio = round(by_turn["median_s"] / packed["median_s"], 2)
         add("0.5B: packed runs over a row per turn, wall", ratio, ">= 3", met=ratio >= 3)
+    tree = steps.get("0.5B, full, tree")
+    if tree and by_turn:
+        ratio = round(by_turn["median_s"] / tree["median_s"], 2)
+        add("0.5B: tree over a row per turn, wall", ratio, ">= 3", met=ratio >= 3)
     ours, plain = heads["starpo_train"], heads["full log-softmax"]
     if ours["peak_mib"] is not None:
         ratio = round(ours["peak_mib"] / plain["peak_mib"], 3)
@@ -76,6 +80,7 @@ def main() -> None:
         "matmul_ceiling_flops": ceiling,
         "heads": measure_heads(device=args.device, is_tiny=is_tiny),
         "attentions": measure_attentions(device=args.device, is_tiny=is_tiny),
+        "trees": measure_trees(device=args.device, is_tiny=is_tiny),
         "steps": {},
     }
     results["steps"] = measure_steps(

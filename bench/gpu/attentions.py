@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from clock import free, measure, summarize
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from starpo_train.attention import attend_packed
 from starpo_train.tree import make_layout
@@ -19,6 +20,9 @@ PACKS = {
     "128 x 64": [64] * 128,
     "4 to 256": [*range(256, 0, -4)],
 }
+TREES = {"8 runs of 2048 after 1024": (1024, [2048] * 8), "64 of 64 after 4096": (4096, [64] * 64)}
+"""What all rows begin with, and what each goes on with."""
+TINY_TREES = {"4 runs of 16 after 24": (24, [16] * 4)}
 TINY_PACKS = {"1 x 64": [64], "4 x 16": [16] * 4}
 
 
@@ -95,6 +99,67 @@ def measure_attentions(*, device: str, is_tiny: bool) -> dict[str, Any]:
             seconds = measure(work, device=device, repeats=3 if is_tiny else 20, warmups=3)
             results[title][name] = {**summarize(seconds), "largest_errors": errors}
     return results
+
+
+def measure_trees(*, device: str, is_tiny: bool) -> dict[str, Any]:
+    """Attention of rows that share their beginning, as a tree and each by itself, bfloat16.
+
+    Errors are against one dense mask in float32.
+    """
+    heads, kv, width = (4, 2, 16) if is_tiny else (12, 2, 128)
+    results: dict[str, Any] = {}
+    for title, (shared, rest) in (TINY_TREES if is_tiny else TREES).items():
+        ends = [shared + sum(rest), *(shared + end for end in accumulate(rest))]
+        layout = make_layout([shared, *rest], ends, depth=shared + max(rest))
+        flat = [shared + length for length in rest]
+        module = SimpleNamespace(num_key_value_groups=heads // kv)
+
+        def attend_tree(
+            query: Tensor, key: Tensor, value: Tensor, _lengths: list[int], layout: Any = layout
+        ) -> Tensor:
+            return attend_packed(module, query, key, value, None, tree=layout)[0]  # noqa: B023
+
+        torch.manual_seed(0)
+        total = shared + sum(rest)
+        leaves = [torch.randn(1, n, total, width, device=device) for n in (heads, kv, kv)]
+        factors = torch.randn(1, total, heads, width, device=device)
+        exact = _run(_attend_dense(layout, device), leaves, factors, [], dtype=torch.float32)
+        got = _run(attend_tree, leaves, factors, [], dtype=torch.bfloat16)
+        apart = [torch.randn(1, n, sum(flat), width, device=device) for n in (heads, kv, kv)]
+        factors_apart = torch.randn(1, sum(flat), heads, width, device=device)
+
+        def work_tree(f: Any = attend_tree, x: Any = leaves, y: Any = factors) -> list[Tensor]:
+            return _run(f, x, y, [], dtype=torch.bfloat16)
+
+        def work_apart(x: Any = apart, y: Any = factors_apart, n: Any = flat) -> list[Tensor]:
+            return _run(attend_ours, x, y, n, dtype=torch.bfloat16)
+
+        options = {"device": device, "repeats": 3 if is_tiny else 20, "warmups": 3}
+        results[title] = {
+            "tree": summarize(measure(work_tree, **options))
+            | {
+                "tokens": total,
+                "largest_errors": [
+                    float((a - b).abs().max()) for a, b in zip(got, exact, strict=True)
+                ],
+            },
+            "rows apart": summarize(measure(work_apart, **options)) | {"tokens": sum(flat)},
+        }
+        free(device)
+    return results
+
+
+def _attend_dense(layout: Any, device: str) -> Callable[..., Tensor]:
+    places = torch.arange(sum(layout.lengths_M), device=device)
+    lengths_M, ends_M = (torch.tensor(x, device=device) for x in (layout.lengths_M, layout.ends_M))
+    ends_T = ends_M.repeat_interleave(lengths_M)
+    mask = (places[None] <= places[:, None]) & (places[:, None] < ends_T[None])
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, _lengths: list[int]) -> Tensor:
+        out = scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+        return out.transpose(1, 2)
+
+    return attend
 
 
 def _run(

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from starpo_train.config import AlgorithmSection, ModelSection, TrainSection
 from starpo_train.model import build_policy
 from starpo_train.optimizer import Optimizer
-from starpo_train.pack import pack_rows, plan_packs
+from starpo_train.pack import pack_all
 from starpo_train.step import StepPack, compute_pack_loss
 from starpo_train.tokens import TokenSequence
 
@@ -42,16 +42,19 @@ def measure_ours(
     )
     optimizer = Optimizer(policy, TrainSection(learning_rate=1e-6), total_steps=1000)
     num_actions = sum(row.num_actions for row in rows)
-    packs = []
-    for plan in plan_packs([row.num_tokens for row in rows], tokens_per_pack=tokens_per_pack):
-        batch = pack_rows(rows, plan)
-        packs.append(
-            StepPack(
-                batch=batch,
-                coefficients_A=batch.weights_A / num_actions,
-                advantages_A=torch.ones(batch.num_actions),
-            )
+    packs = [
+        StepPack(
+            batch=batch,
+            coefficients_A=batch.weights_A / num_actions,
+            advantages_A=torch.ones(batch.num_actions),
         )
+        for _, batch in pack_all(
+            rows,
+            range(len(rows)),
+            tokens_per_pack=tokens_per_pack,
+            shared_up_to=policy.shared_up_to,
+        )
+    ]
     algorithm = AlgorithmSection(name="starpo")
 
     def step() -> None:
@@ -66,7 +69,13 @@ def measure_ours(
     seconds = measure(step, device=device, repeats=repeats, warmups=1)
     torch.use_deterministic_algorithms(False)
     flops = count_flops(size, [row.num_tokens for row in rows], num_actions, is_lora=policy.lora)
-    return {**summarize(seconds), "peak_mib": peak, "packs": len(packs), "flops": flops}
+    return {
+        **summarize(seconds),
+        "peak_mib": peak,
+        "packs": len(packs),
+        "computed_tokens": sum(pack.batch.num_tokens for pack in packs),
+        "flops": flops,
+    }
 
 
 def measure_plain(
@@ -109,7 +118,13 @@ def measure_plain(
     seconds = measure(step, device=device, repeats=repeats, warmups=1)
     num_actions = sum(row.num_actions for row in rows)
     flops = count_flops(size, [row.num_tokens for row in rows], num_actions)
-    return {**summarize(seconds), "peak_mib": peak, "packs": len(batches), "flops": flops}
+    return {
+        **summarize(seconds),
+        "peak_mib": peak,
+        "packs": len(batches),
+        "computed_tokens": sum(ids.numel() for ids, _, _ in batches),
+        "flops": flops,
+    }
 
 
 def measure_steps(
@@ -117,8 +132,9 @@ def measure_steps(
 ) -> dict[str, Any]:
     """Every layout of the smaller model, then the larger ones packed."""
     shape = {"prompt": 24, "seen": 6, "said": 4} if is_tiny else PROMPTS
-    repeats, pack = (2, 128) if is_tiny else (5, 16384)
-    bfloat16 = {"precision": "bfloat16"}
+    repeats, pack = (1, 1024) if is_tiny else (5, 16384)
+    bfloat16 = {"precision": "bfloat16", "attention": "packed"}
+    tree = bfloat16 | {"attention": "tree"}
     results: dict[str, Any] = {}
     for size in sizes:
         group = make_group(num_vocabulary=SIZES[size]["vocab"], **shape)
@@ -137,8 +153,11 @@ def measure_steps(
         if size == "7B":
             checkpointed = bfloat16 | {"lora_rank": 16, "gradient_checkpointing": True}
             note("LoRA, packed", measure_ours(size, whole, section=checkpointed, **options))
+            checkpointed |= {"attention": "tree"}
+            note("LoRA, tree", measure_ours(size, whole, section=checkpointed, **options))
             continue
         note("full, packed", measure_ours(size, whole, section=bfloat16, **options))
+        note("full, tree", measure_ours(size, whole, section=tree, **options))
         exact = measure_ours(size, whole, section=bfloat16, is_deterministic=True, **options)
         note("full, packed, deterministic", exact)
         note(

@@ -16,9 +16,9 @@ BENCH, ROOT = HERE.parent, HERE.parent.parent
 DEFAULT_CACHE = Path.home() / ".cache" / "starpo-bench"
 
 
-def prepare_environment(name: str, cache: Path) -> Path:
+def prepare_environment(name: str, cache: Path, *, pins: Path = HERE) -> Path:
     """Python of an environment with exactly the pinned requirements, made when it is not there."""
-    requirements = HERE / f"{name}.txt"
+    requirements = pins / f"{name}.txt"
     wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
     folder, python = cache / name, cache / name / "bin" / "python"
     marker = folder / ".requirements-sha256"

@@ -101,21 +101,7 @@ def _fit_critic(
     policy: Policy,
 ) -> TurnValues:
     """Values of all turn starts, turns in row order."""
-    features_R: list[Tensor] = [torch.empty(0)] * len(tokenized.rows)
-    owner_of = {r: n for n, rows in enumerate(tokenized.rows_of_N) for r in rows}
-    for chosen, batch in pack_all(
-        tokenized.rows,
-        range(len(tokenized.rows)),
-        tokens_per_pack=config.train.tokens_per_pack,
-        shared_up_to=policy.shared_up_to,
-    ):
-        with explain_out_of_memory(
-            batch, lambda r: tokenized.trajectories[owner_of[r]].trajectory_id
-        ):
-            features_SH = policy.compute_state_features(batch).cpu()
-        counts = [int(tokenized.rows[r].turn_start_mask_T.sum()) for r in chosen]
-        for r, features in zip(chosen, features_SH.split(counts), strict=True):
-            features_R[r] = features
+    features_KH = _compute_features(tokenized, config, policy)
     returns_K, groups_K, usable_K = [], [], []
     for n, turns in enumerate(_turns_of(tokenized)):
         trajectory = tokenized.trajectories[n]
@@ -126,11 +112,41 @@ def _fit_critic(
         groups_K += [int(group_of_N[n])] * len(turns)
         usable_K += [trajectory.end != "truncated"] * len(turns)
     return fit_turn_values(
-        torch.cat(features_R),
+        features_KH,
         torch.tensor(returns_K),
         torch.tensor(groups_K),
         torch.tensor(usable_K),
     )
+
+
+def _compute_features(
+    tokenized: TokenizedTrajectories, config: RunConfig, policy: Policy
+) -> Tensor:
+    """Hidden states at every turn start; each rank computes some, and has all in the end."""
+    features_R: list[Tensor] = [torch.empty(0)] * len(tokenized.rows)
+    owner_of = {r: n for n, rows in enumerate(tokenized.rows_of_N) for r in rows}
+    counts_R = [int(row.turn_start_mask_T.sum()) for row in tokenized.rows]
+    num_hidden = 0
+    for chosen, batch in pack_all(
+        tokenized.rows,
+        range(len(tokenized.rows)),
+        tokens_per_pack=policy.limit_pack(config.train.tokens_per_pack),
+        shared_up_to=policy.shared_up_to,
+        ranks=policy.ranks,
+    ):
+        with explain_out_of_memory(
+            batch, lambda r: tokenized.trajectories[owner_of[r]].trajectory_id
+        ):
+            features_SH = policy.compute_state_features(batch).cpu()
+        num_hidden = features_SH.shape[1]
+        counts = [counts_R[r] for r in chosen]
+        for r, features in zip(chosen, features_SH.split(counts) if counts else (), strict=True):
+            features_R[r] = features
+    if policy.ranks.size == 1:
+        return torch.cat(features_R)
+    zeros_R = [torch.zeros(count, num_hidden) for count in counts_R]
+    own_R = [f if len(f) else zeros for f, zeros in zip(features_R, zeros_R, strict=True)]
+    return policy.ranks.sum_tensor(torch.cat(own_R))
 
 
 def _bilevel_advantages(

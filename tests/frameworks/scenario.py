@@ -119,7 +119,9 @@ def record(
         name: scan_table(folder / "dataset", name).collect().to_dicts()
         for name in ("trajectories", "turns", "messages", "states", "rejected")
     }
-    tables["turns"].sort(key=lambda turn: (turn["trajectory_id"], turn["turn"]))
+    tables["trajectories"].sort(key=lambda trajectory: trajectory["started_ns"])
+    order = [trajectory["trajectory_id"] for trajectory in tables["trajectories"]]
+    tables["turns"].sort(key=lambda turn: (order.index(turn["trajectory_id"]), turn["turn"]))
     files = find_source_files(stores)
     spans = [row for file in files for batch in read_span_batches(file) for row in batch.rows]
     spans.sort(key=lambda span: span.start_ns)

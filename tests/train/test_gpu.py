@@ -73,6 +73,26 @@ def test_float32_on_cuda_gives_the_cpus_numbers(hand, folder, packed):
         assert float((own_gradients[name] - gradient).abs().max()) <= 1e-4 * max(1.0, scale), name
 
 
+def test_a_tree_on_cuda_gives_the_cpus_numbers(hand, folder):
+    """Rows that share 150 tokens, in one FlexAttention call, in float32; forward and backward."""
+    rows = hand.rows([300, 300, 300, 40])
+    for row in rows[1:3]:
+        row.input_ids_T[:150] = rows[0].input_ids_T[:150]
+    results = []
+    for device in ("cpu", "cuda"):
+        section = ModelSection(
+            path=str(folder), device=device, precision="float32", attention="tree"
+        )
+        batch = pack_rows(rows, range(len(rows)), share=True)
+        assert batch.num_tokens == 940 - 2 * 150
+        results.append(differentiate(load_policy(section), batch))
+    (expected, _, gradients), (actual, _, own_gradients) = results
+    torch.testing.assert_close(actual, expected, atol=1e-3, rtol=0)
+    for name, gradient in gradients.items():
+        scale = float(gradient.abs().max())
+        assert float((own_gradients[name] - gradient).abs().max()) <= 1e-3 * max(1.0, scale), name
+
+
 def test_bfloat16_is_the_default_and_near_float32(hand, folder):
     """Log-probabilities within a few hundredths of a nat on average, gradients in direction."""
     batch = make_batch(hand, [120, 37, 2, 200])

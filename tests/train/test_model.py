@@ -15,7 +15,6 @@ from starpo_train.config import ModelSection
 from starpo_train.errors import CheckpointError, ModelError
 from starpo_train.head import compute_logprobs
 from starpo_train.model import load_policy, merged_state_dict
-from starpo_train.norms import fuse_norms
 from starpo_train.pack import pack_rows
 from starpo_train.serve.loading import load_model as load_served
 
@@ -105,38 +104,6 @@ def test_rows_that_share_a_call_keep_their_numbers(hand, tmp_path, monkeypatch, 
         torch.testing.assert_close(shared_gradients[name], gradient, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama"])
-def test_fused_norms_change_no_number(hand, tmp_path, family):
-    """Every norm of a model is replaced, and scores and gradients stay."""
-    policy = load(hand.model(tmp_path / "m", family=family))
-    batch = pack_rows(hand.rows([13, 5]), [0, 1])
-    expected, gradients = score_and_differentiate(policy, batch)
-    fuse_norms(policy.model)
-    norms = [module for module in policy.model.modules() if hasattr(module, "variance_epsilon")]
-    assert ["forward" in vars(norm) for norm in norms] == [True] * len(norms)
-    actual, fused_gradients = score_and_differentiate(policy, batch)
-    torch.testing.assert_close(actual.logprobs_A, expected.logprobs_A, atol=1e-5, rtol=0)
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(fused_gradients[name], gradient, atol=1e-5, rtol=1e-5)
-
-
-def test_a_norm_of_its_own_kind_stays():
-    """A weight that is added to one is not what the kernel multiplies with."""
-
-    class AddedNorm(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight, self.variance_epsilon = torch.nn.Parameter(torch.zeros(8)), 1e-6
-
-        def forward(self, x):
-            return (1 + self.weight) * torch.nn.functional.rms_norm(x, (8,), eps=1e-6)
-
-    norm = AddedNorm()
-    fuse_norms(norm)
-    assert "forward" not in vars(norm)
-    assert torch.equal(norm.weight, torch.zeros(8))
-
-
 def test_sliding_window_rows_keep_their_window(hand, tmp_path):
     """A window shorter than a row packs to the same numbers as the model's own forward pass."""
     folder = hand.model(
@@ -171,24 +138,45 @@ def test_no_gradient_from_tokens_that_are_not_trained(hand, model_folder):
         torch.testing.assert_close(longer_gradients[name], gradient, atol=1e-5, rtol=1e-5)
 
 
-def test_chunked_head_equals_full_log_softmax(monkeypatch):
-    """Chunks of 3 tokens: values and gradients of hidden, weight and bias in float64-like detail."""
+@pytest.mark.parametrize("has_entropy_loss", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_head_in_parts_equals_full_log_softmax(monkeypatch, dtype, has_entropy_loss):
+    """Tiles of 3 tokens and 4 words (float32), chunks of 3 tokens (else): values and gradients."""
     monkeypatch.setattr("starpo_train.head.CHUNK_ELEMENTS", {"cpu": 3 * 11})
+    monkeypatch.setattr("starpo_train.headtiles.TILE_TOKENS", 3)
+    monkeypatch.setattr("starpo_train.headtiles.TILE_WORDS", 4)
     torch.manual_seed(0)
     ids = torch.randint(11, (8,))
     leaves = [torch.randn(8, 5), torch.randn(11, 5), torch.randn(11)]
     results = []
-    for chunked in (True, False):
-        hidden, weight, bias = (leaf.clone().requires_grad_() for leaf in leaves)
-        if chunked:
+    for in_parts in (True, False):
+        kind = dtype if in_parts else torch.float64
+        hidden, weight, bias = (leaf.clone().to(kind).requires_grad_() for leaf in leaves)
+        if in_parts:
             logprobs, entropies = compute_logprobs(hidden, weight, bias, ids)
         else:
             full = torch.log_softmax(hidden @ weight.T + bias, -1)
             logprobs, entropies = full.gather(1, ids[:, None])[:, 0], -(full.exp() * full).sum(1)
-        (logprobs * torch.arange(8.0) + entropies * torch.arange(8.0).flip(0)).sum().backward()
+        loss = (logprobs * torch.arange(8.0)).sum()
+        if has_entropy_loss:
+            loss = loss + (entropies * torch.arange(8.0).flip(0)).sum()
+        loss.backward()
         results.append([logprobs, entropies, hidden.grad, weight.grad, bias.grad])
     for actual, expected in zip(*results, strict=True):
-        torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(actual.double(), expected.double(), atol=2e-5, rtol=1e-5)
+
+
+def test_head_in_tiles_survives_large_logits():
+    """Logits of several hundred: finite numbers, and those of float64."""
+    torch.manual_seed(0)
+    hidden, weight = 40 * torch.randn(4, 16), torch.randn(3000, 16)
+    ids = (hidden @ weight.T).argmax(1)
+    logprobs, entropies = compute_logprobs(hidden, weight, None, ids)
+    full = torch.log_softmax(hidden.double() @ weight.double().T, -1)
+    torch.testing.assert_close(
+        logprobs.double(), full.gather(1, ids[:, None])[:, 0], atol=1e-3, rtol=0
+    )
+    torch.testing.assert_close(entropies.double(), -(full.exp() * full).sum(1), atol=1e-3, rtol=0)
 
 
 def test_lora_trains_few_weights_and_exports_plain_ones(hand, model_folder):

@@ -54,7 +54,7 @@ def test_starpo_without_logprobs_is_refused_before_anything_is_written(configure
     assert result.num_steps == 1
 
 
-def write_chats(hand, folder):
+def write_chats(hand, folder, **columns):
     """Chats recorded without ids: one good, one bad."""
     trajectories = []
     for name, reward in (("goal", 1.0), ("hole", 0.0)):
@@ -67,7 +67,7 @@ def write_chats(hand, folder):
             }
             for node, parent, role, text in nodes
         ]
-        turn = hand.turn(None, None, input_node="q", output_node="a")
+        turn = hand.turn(None, None, input_node="q", output_node="a", **columns)
         trajectories.append(
             hand.trajectory(name, [turn], reward=reward, usable_for="sft", messages=messages)
         )
@@ -80,6 +80,19 @@ def test_chats_without_ids_are_rendered_for_cloning(configure, hand, tmp_path):
     result = train(configure(dataset=dataset, algorithm={"name": "auto"}))
     start = read_metrics(result.metrics_path)[0]
     assert (start["algorithm"], start["num_retokenized_rows"]) == ("filtered_bc", 1)
+
+
+def test_what_rendering_found_is_in_the_start_record(configure, hand, tmp_path):
+    """Tools that the template ignores: left out with that reason, or kept and reported."""
+    tools = json.dumps([{"name": "go", "parameters": {"type": "object"}}])
+    dataset = write_chats(hand, tmp_path / "data", tool_definitions=tools)
+    options = {"dataset": dataset, "algorithm": {"name": "filtered_bc"}}
+    with pytest.raises(DataError, match=r"'template_ignores_tools': 1.*docs/tokens.md"):
+        train(configure(**options))
+    result = train(configure("kept", data={"lossy_rendering": "keep"}, **options))
+    start = read_metrics(result.metrics_path)[0]
+    assert start["rendering"] == {"template_ignores_tools": 1}
+    assert start["left_out"] == {"below_threshold": 1}
 
 
 def test_rendering_needs_a_chat_template(configure, hand, tmp_path):

@@ -1,13 +1,10 @@
-"""Rows of tokens: what is trained, once, under which prefix. Also rendering and packing."""
+"""Rows of tokens: what is trained, once, under which prefix. Also packing."""
 
 import numpy as np
 import pytest
 
-from starpo_train.dataset import MessageNode, Trajectory, Turn
-from starpo_train.errors import ModelError
 from starpo_train.pack import pack_rows, plan_packs
-from starpo_train.render import render_turns, require_chat_template, to_chat_message
-from starpo_train.tokens import TurnTokens, build_rows, tokenize_trajectory
+from starpo_train.tokens import TurnTokens, build_rows
 
 
 def turn(number, prompt, response, *, trained=True, logprobs=True):
@@ -98,108 +95,6 @@ def test_a_row_with_one_turn_without_logprobs_has_none():
     """A log-probability of 0 is never made up for the missing turn."""
     (row,) = build_rows([LINEAR[0], turn(1, [1, 2, 10, 11, 3], [20], logprobs=False)], trajectory=0)
     assert row.logprobs_T is None
-
-
-def make_record(turns, *, trajectory_id="t"):
-    return Trajectory(
-        trajectory_id=trajectory_id,
-        task_id=None,
-        policy_id=None,
-        reward=1.0,
-        end="terminated",
-        usable_for="rl",
-        reasons=(),
-        turns=tuple(
-            Turn(
-                turn=i,
-                model="tiny",
-                prompt_ids_T=None,
-                response_ids_T=None,
-                logprobs_T=None,
-                logprobs_exact=False,
-                reward=None,
-                input_node=read,
-                output_node=wrote,
-                tool_definitions=None,
-            )
-            for i, (read, wrote) in enumerate(turns)
-        ),
-    )
-
-
-def text_node(parent, role, text):
-    return MessageNode(
-        parent_id=parent,
-        message={"role": role, "parts": [{"type": "text", "content": text}]},
-    )
-
-
-def test_turns_without_ids_are_rendered_by_the_template(hand):
-    """Two turns of a chat render to one row whose trained text is exactly the answers."""
-    tokenizer = hand.tokenizer()
-    graph = {
-        "q": text_node(None, "user", "left or right?"),
-        "a": text_node("q", "assistant", "left"),
-        "r": text_node("a", "user", "hole"),
-        "b": text_node("r", "assistant", "right"),
-    }
-    record = make_record([("q", "a"), ("r", "b")])
-    (row,) = tokenize_trajectory(
-        record, position=0, render=lambda _: render_turns(record, graph, tokenizer)
-    )
-    assert tokenizer.decode(row.input_ids_T) == (
-        "<|im_start|>user\nleft or right?<|im_end|>\n<|im_start|>assistant\nleft<|im_end|>\n"
-        "<|im_start|>user\nhole<|im_end|>\n<|im_start|>assistant\nright<|im_end|>"
-    )
-    trained = [
-        tokenizer.decode(row.input_ids_T[row.action_mask_T & (row.turn_T == k)]) for k in (0, 1)
-    ]
-    assert trained == ["left<|im_end|>", "right<|im_end|>"]
-    assert (row.recorded, row.logprobs_T) == (False, None)
-
-
-def test_a_template_that_rewrites_the_answer_gives_no_tokens(hand):
-    """When the rendered answer does not extend the rendered prompt, nothing is guessed."""
-    tokenizer = hand.tokenizer(
-        chat_template="{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    )
-    graph = {
-        "q": text_node(None, "user", "left?"),
-        "a": text_node("q", "assistant", "left"),
-    }
-    record = make_record([("q", "a")])
-    assert render_turns(record, graph, tokenizer) == [None]
-
-
-def test_missing_chat_template_is_named(hand):
-    """Rendering without a template says which model and what to add."""
-    with pytest.raises(ModelError, match=r"my-model: the tokenizer has no chat template"):
-        require_chat_template(hand.tokenizer(chat_template=None), model_path="my-model")
-
-
-def test_tool_calls_reach_the_template_as_objects():
-    """Verbatim argument strings become objects; broken ones stay strings."""
-    message = {
-        "role": "assistant",
-        "parts": [
-            {"type": "reasoning", "content": "hm"},
-            {"type": "tool_call", "id": "1", "name": "go", "arguments": '{"to": "left"}'},
-            {"type": "tool_call", "id": "2", "name": "go", "arguments": "{broken"},
-        ],
-    }
-    assert to_chat_message(message) == {
-        "role": "assistant",
-        "content": "",
-        "reasoning_content": "hm",
-        "tool_calls": [
-            {
-                "id": "1",
-                "type": "function",
-                "function": {"name": "go", "arguments": {"to": "left"}},
-            },
-            {"id": "2", "type": "function", "function": {"name": "go", "arguments": "{broken"}},
-        ],
-    }
 
 
 def test_pack_lays_rows_one_after_another():

@@ -209,3 +209,20 @@ def test_sharing_can_be_switched_off(model_folder, attention):
     """`model.attention` names what is wanted."""
     policy = load_policy(ModelSection(path=str(model_folder), device="cpu", attention=attention))
     assert (policy.attention, policy.shared_up_to) == (attention, 0)
+
+
+def test_bfloat16_is_near_float32_in_a_tree(hand, model_folder):
+    """Under autocast queries and values come in different types; a tree takes them as SDPA does."""
+    rows = hand.rows([40, 44, 36])
+    rows[1].input_ids_T[:20] = rows[0].input_ids_T[:20]
+    batch = pack_rows(rows, range(3), share=True)
+    assert not batch.layout.is_flat
+    scores = []
+    for precision in ("float32", "bfloat16"):
+        section = ModelSection(path=str(model_folder), device="cpu", precision=precision)
+        policy = load_policy(section)
+        logprobs_A = policy.score_actions(batch).logprobs_A
+        logprobs_A.sum().backward()
+        scores.append(logprobs_A.detach())
+        assert all(p.grad is not None for _, p in policy.trained_parameters())
+    assert 0 < float((scores[0] - scores[1]).abs().mean()) < 0.05

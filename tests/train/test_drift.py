@@ -1,0 +1,144 @@
+"""Recorded ids against the chat template's, and `starpo-train explain --model`."""
+
+import json
+
+import pytest
+
+from starpo_train.cli import main
+from starpo_train.dataset import read_message_graphs, read_trajectories
+from starpo_train.drift import measure_trajectory, summarize_drift
+from starpo_train.metrics import read_metrics
+from starpo_train.render import TurnRenderer
+from starpo_train.trainer import train
+
+CHAT = (("q", None, "user", "left or right?"), ("a", "q", "assistant", "goal"))
+
+
+def write_recorded(hand, folder, *, prompt=None, answer=None, chat=CHAT, **columns):
+    """Two chats with recorded ids, by default those of the template."""
+    tokenizer = hand.tokenizer()
+
+    def encode(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    messages = [
+        {
+            "node_id": node,
+            "parent_id": parent,
+            "message": json.dumps({"role": role, "parts": [{"type": "text", "content": text}]}),
+        }
+        for node, parent, role, text in chat
+    ]
+    prompt = prompt or "<|im_start|>user\nleft or right?<|im_end|>\n<|im_start|>assistant\n"
+    ids = encode("goal<|im_end|>") if answer is None else answer
+    turn = hand.turn(
+        encode(prompt), ids, [-1.0] * len(ids), input_node="q", output_node="a", **columns
+    )
+    return hand.dataset(
+        folder,
+        [hand.trajectory(f"t{i}", [turn], reward=float(i), messages=messages) for i in (0, 1)],
+    )
+
+
+def measure(hand, dataset):
+    renderer = TurnRenderer(hand.tokenizer(), model_path="m")
+    trajectories = read_trajectories(dataset)
+    graphs = read_message_graphs(dataset, [t.trajectory_id for t in trajectories])
+    return [measure_trajectory(t, graphs[t.trajectory_id], renderer) for t in trajectories]
+
+
+def count(summary):
+    names = ("recorded", "rendered", "prompts_equal", "answers_equal", "retokenized_equal")
+    return [summary[f"num_{name}"] for name in names]
+
+
+def test_ids_of_the_same_template_do_not_differ(hand, tmp_path):
+    """Prompts, answers and answers tokenized again: all equal, nothing to show."""
+    drifts = measure(hand, write_recorded(hand, tmp_path / "d"))
+    assert count(summarize_drift(drifts)) == [2, 2, 2, 2, 2]
+    assert drifts[0].first_difference is None
+
+
+def test_the_first_differing_token_is_shown_with_its_neighbours(hand, tmp_path):
+    """A system prompt that only the recording has: the sixth token from the start is the first."""
+    prompt = "<|im_start|>user\nleft or up?<|im_end|>\n<|im_start|>assistant\n"
+    drifts = measure(hand, write_recorded(hand, tmp_path / "d", prompt=prompt))
+    assert count(summarize_drift(drifts)) == [2, 2, 0, 2, 2]
+    first = drifts[0].first_difference
+    tokenizer = hand.tokenizer()
+    same = tokenizer.tokenize("<|im_start|>user\nleft or ")
+    assert first["position"] == len(same) - 1  # the space belongs to the word that follows
+    assert (first["turn"], "or up?" in first["recorded"], "or right?" in first["rendered"]) == (
+        0,
+        True,
+        True,
+    )
+
+
+def test_answers_that_encode_otherwise_are_counted(hand, tmp_path):
+    """Sampled letter by letter, the text is the same and the ids are not."""
+    tokenizer = hand.tokenizer()
+    letters = [tokenizer.convert_tokens_to_ids(letter) for letter in "goal"]
+    drifts = measure(hand, write_recorded(hand, tmp_path / "d", answer=[*letters, 1]))
+    assert count(summarize_drift(drifts)) == [2, 2, 2, 0, 0]
+
+
+def test_recorded_turns_without_messages_are_counted(hand, tmp_path):
+    """Nothing to render, and their ids are still tokenized again."""
+    drifts = measure(hand, write_recorded(hand, tmp_path / "d", chat=CHAT[:1]))
+    assert count(summarize_drift(drifts)) == [2, 0, 0, 0, 2]
+
+
+def test_the_start_record_tells_of_recorded_drift(configure, hand, tmp_path):
+    """A run that trains on recorded ids says how many prompts the template renders as they were."""
+    dataset = write_recorded(hand, tmp_path / "d", prompt="<|im_start|>user\nup<|im_end|>\n")
+    start = read_metrics(train(configure(dataset=dataset)).metrics_path)[0]
+    assert count(start["recorded_drift"]) == [2, 2, 0, 2, 2]
+    assert (start["num_retokenized_rows"], start["rendering"]) == (0, {})
+
+
+def test_explain_with_a_model_shows_and_writes_what_its_template_does(
+    hand, model_folder, tmp_path, capsys
+):
+    """A table for people, a line of JSON for each trajectory."""
+    prompt = "<|im_start|>user\nleft or up?<|im_end|>\n<|im_start|>assistant\n"
+    dataset = write_recorded(hand, tmp_path / "d", prompt=prompt)
+    output = tmp_path / "rows.jsonl"
+    arguments = ["explain", str(dataset), "--model", str(model_folder), "--json", str(output)]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "0 of 2 (0.0%)" in printed
+    assert "2 of 2 (100.0%)" in printed
+    assert "first differing prompt: t0, turn 0, token" in printed
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(row["trajectory_id"], row["num_prompts_equal"]) for row in rows] == [
+        ("t0", 0),
+        ("t1", 0),
+    ]
+
+
+def test_explain_names_what_is_left_out(hand, model_folder, tmp_path, capsys):
+    """Chats without ids whose tools the template ignores."""
+    tools = json.dumps([{"name": "go", "parameters": {"type": "object"}}])
+    dataset = write_recorded(
+        hand,
+        tmp_path / "d",
+        tool_definitions=tools,
+        token_provenance="missing",
+        logprob_provenance="missing",
+    )
+    assert main(["explain", str(dataset), "--model", str(model_folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "trajectories without recorded ids" in printed
+    assert "left out: template_ignores_tools" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [(["--json", "x"], "give --model"), (["--model", "nope"], "no such model folder")],
+)
+def test_explain_refuses_what_it_cannot_do(hand, tmp_path, capsys, arguments, expected):
+    """One line, exit code 2."""
+    dataset = write_recorded(hand, tmp_path / "d")
+    assert main(["explain", str(dataset), *arguments]) == 2
+    assert expected in capsys.readouterr().err

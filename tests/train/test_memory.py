@@ -50,8 +50,8 @@ class Memory:
 
         load = trainer.load_policy
 
-        def load_watched(section, *, seed=0):
-            policy = load(section, seed=seed)
+        def load_watched(section, **options):
+            policy = load(section, **options)
             policy.model.base_model.register_forward_pre_hook(self._enter, with_kwargs=True)
             policy.model.base_model.layers[0].register_forward_hook(self._leave)
             return policy

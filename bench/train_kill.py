@@ -13,6 +13,7 @@ each byte of COMMIT is changed: all must be refused before anything is parsed or
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -77,8 +78,38 @@ def start(arguments: list, *, ranks: int) -> subprocess.Popen[bytes]:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
+    """SIGKILL for the process and all below it, at once; nothing of it may go on.
+
+    By their ids: torchrun's workers are in sessions of their own, where a signal to its group does
+    not reach them, and they would train on.
+    """
+    everyone = [process.pid, *list_descendants(process.pid)]
+    for pid in everyone:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
+    end_s = time.monotonic() + 10
+    while alive := [pid for pid in everyone if is_running(pid)]:
+        if time.monotonic() > end_s:
+            raise SystemExit(f"processes {alive} survived SIGKILL")
+        time.sleep(0.005)
+
+
+def list_descendants(pid: int) -> list[int]:
+    """Ids of all processes below one."""
+    children: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):  # of every thread
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            children += map(int, file.read_text().split())
+    return children + [below for child in children for below in list_descendants(child)]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
 
 
 def live(lives: Lives, chance: random.Random, *, aim: str) -> dict | None:

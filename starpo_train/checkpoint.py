@@ -24,6 +24,7 @@ from starpo_train.modelfolder import (
     hash_file,
     list_files,
     read_commit,
+    render_commit,
 )
 from starpo_train.ranks import ALONE, Ranks
 from starpo_train.slices import SavedTensors, Slice, name_files, save_slices
@@ -140,6 +141,24 @@ def _commit(
     layout = {"layout": {"files": names, "rows": rows}}
     (folder / _VALUES_FILE).write_text(json.dumps(values | layout, indent=1), encoding="utf-8")
     sealed = {f"{STATE_FOLDER}/{name}": p["entry"] for name, p in zip(names, parts, strict=True)}
+    commit_folder(folder, step=values["step"], lineage=lineage, sealed=sealed)
+
+
+def commit_folder(
+    folder: Path,
+    *,
+    step: int,
+    lineage: dict[str, Any],
+    sealed: Mapping[str, dict[str, Any]] | None = None,
+) -> None:
+    """Put every file of a folder on disk, and its COMMIT after them.
+
+    `sealed` are entries of files that other processes have written.
+
+    Raises:
+        OSError: a sealed file is not there, or not as long as it was.
+    """
+    sealed = dict(sealed or {})
     files = {}
     for file in list_files(folder):
         name = file.relative_to(folder).as_posix()
@@ -151,12 +170,12 @@ def _commit(
             f"rank 0 does not see {', '.join(sealed)} as it was written; run.output must be a "
             "folder that all machines share"
         )
-    commit = {"format": 1, "step": values["step"], "files": files, "lineage": lineage}
+    commit = {"step": step, "files": files, "lineage": lineage}
     pending = folder / f"{COMMIT_FILE}.tmp"
-    pending.write_text(json.dumps(commit, indent=1, default=str), encoding="utf-8")
+    pending.write_text(render_commit(commit), encoding="utf-8")
     _sync(pending)
     pending.rename(folder / COMMIT_FILE)
-    for directory in (folder / STATE_FOLDER, folder, folder.parent):
+    for directory in (*folder.glob("*/"), folder, folder.parent):
         _sync(directory)
 
 

@@ -1,4 +1,4 @@
-"""`starpo-train`: run, resume, explain, evaluate, serve, gate, report."""
+"""`starpo-train`: run, resume, export, explain, evaluate, serve, gate, report."""
 
 import argparse
 import os
@@ -49,6 +49,13 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("resume", help="go on with an interrupted run")
     command.add_argument("run_folder", type=Path, metavar="RUN_DIR")
     command.set_defaults(handler=_resume)
+
+    command = commands.add_parser("export", help="write a run's model, or its adapter, to ship it")
+    command.add_argument("run_folder", type=Path, metavar="RUN_DIR")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    command.add_argument("--adapter", action="store_true", help="only the LoRA, as peft has it")
+    command.set_defaults(handler=_export)
 
     command = commands.add_parser("explain", help="say what a dataset allows, and why")
     command.add_argument("dataset", type=Path, metavar="DATASET")
@@ -140,13 +147,41 @@ def _train(config: Any, *, resume: bool) -> int:
     from starpo_train.trainer import train
 
     disable_progress_bar()  # one bar is enough
-    if read_ranks().is_first:
-        with TrainingDisplay() as display:
-            result = train(config, resume=resume, progress=display.show)
-        display.print_end(result)
-    else:
-        result = train(config, resume=resume)
+    is_first = read_ranks().is_first
+    try:
+        if not is_first:
+            result = train(config, resume=resume)
+        else:
+            with TrainingDisplay() as display:
+                result = train(config, resume=resume, progress=display.show)
+            display.print_end(result)
+    except KeyboardInterrupt:
+        if is_first:
+            _print_interrupted(config.run.output)
+        return EXIT_INTERRUPTED
     return EXIT_INTERRUPTED if result.interrupted else 0
+
+
+def _print_interrupted(output: Path) -> None:
+    from rich.console import Console
+
+    from starpo_train.run_folder import RunFolder
+
+    line = "interrupted before the first step; nothing was written"
+    if RunFolder(output).config_path.is_file():
+        line = f"interrupted; go on from the last checkpoint with: starpo-train resume {output}"
+    Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from starpo_train.export import export_adapter, export_model
+
+    export = export_adapter if options.adapter else export_model
+    path = export(options.run_folder, options.output, dtype=options.dtype)
+    Console(highlight=False, soft_wrap=True).print(f"written: {path}", markup=False)
+    return 0
 
 
 def _explain(options: argparse.Namespace) -> int:

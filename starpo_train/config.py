@@ -29,6 +29,8 @@ class RunSection:
     """Order of the trajectories and everything else that is random."""
     name: str | None = None
     """Name shown in reports; the folder's name when absent."""
+    trackers: tuple[str, ...] = ()
+    """Where metrics go beside metrics.jsonl: tensorboard | wandb | mlflow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,15 @@ class TrainingError(StarpoTrainError, ArithmeticError):
     """A training step gave numbers that cannot be trained on."""
 
 
+class OutOfMemoryError(StarpoTrainError, MemoryError):
+    """A pack does not fit into memory."""
+
+    def __init__(self, message: str, *, num_tokens: int, num_rows: int) -> None:
+        super().__init__(message)
+        self.num_tokens = num_tokens
+        self.num_rows = num_rows
+
+
 class CheckpointError(StarpoTrainError, OSError):
     """A checkpoint is missing, uncommitted, torn or tampered with."""
 

@@ -86,7 +86,10 @@ def read_commit(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError(f"{folder}: not a committed checkpoint ({COMMIT_FILE} is missing).")
     try:
-        commit = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        commit = json.loads(text)
+        if commit["format"] >= 2 or "sha256" in commit:  # format 1 had no hash of itself
+            _require_own_hash(commit, text)
         expected = {name: str(entry["sha256"]) for name, entry in commit["files"].items()}
         int(commit["step"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -103,6 +106,21 @@ def read_commit(folder: Path) -> dict[str, Any]:
             continue
         raise CheckpointError(f"{folder / name} {fault}; use another checkpoint.")
     return commit
+
+
+def render_commit(values: dict[str, Any]) -> str:
+    """Content of a COMMIT file, which ends with the hash of what stands before."""
+    values = {"format": 2, **values}
+    plain = json.dumps(values, indent=1, default=str)
+    return json.dumps(
+        values | {"sha256": hashlib.sha256(plain.encode()).hexdigest()}, indent=1, default=str
+    )
+
+
+def _require_own_hash(commit: dict[str, Any], text: str) -> None:
+    values = {key: value for key, value in commit.items() if key != "sha256"}
+    if render_commit(values) != text:
+        raise ValueError("it does not match its own SHA-256")
 
 
 def list_files(folder: Path) -> list[Path]:

@@ -58,6 +58,14 @@ class TrainingData:
         rows = (self.rows[row] for row in self.rows_of_N[trajectory])
         return sum(row.weight * row.num_actions for row in rows)
 
+    def name_row(self, row: int) -> str:
+        """Trajectory that a row belongs to."""
+        return next(
+            name
+            for name, rows in zip(self.trajectory_ids_N, self.rows_of_N, strict=True)
+            if row in rows
+        )
+
 
 def prepare_training_data(
     config: RunConfig, policy: Policy, *, critic_values_K: Tensor | None = None

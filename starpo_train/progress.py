@@ -10,6 +10,12 @@ from rich.table import Table
 from starpo_train.provenance import DataFacts, Ruling
 from starpo_train.trainer import TrainResult
 
+_DESCRIBED = {
+    "pack_split": "out of memory: going on with {tokens_per_pack:,} tokens per pack instead of "
+    "{tokens_per_pack_before:,}; set train.tokens_per_pack to that, or see docs/training.md",
+    "tracker_failed": "{tracker} gets no more metrics ({error}); metrics.jsonl has them all",
+}
+
 
 class TrainingDisplay:
     """A progress bar with loss, tokens per second and time left."""
@@ -42,7 +48,11 @@ class TrainingDisplay:
         self._bar.stop()
 
     def show(self, record: dict[str, Any]) -> None:
-        """Take the start record or a step's record."""
+        """Take the record of the start, of a step or of an event."""
+        if record.get("event") in _DESCRIBED:
+            line = _DESCRIBED[record["event"]].format_map(record)
+            self._console.print(line, markup=False, soft_wrap=True)
+            return
         if "event" in record:
             self._console.print(_describe_start(record), markup=False, soft_wrap=True)
             self._task = self._bar.add_task(

@@ -19,7 +19,9 @@ from starpo_train.checkpoint import (
 from starpo_train.config import RunConfig, read_run_config, to_json_dict, write_config
 from starpo_train.dataset import Manifest
 from starpo_train.errors import CheckpointError, ConfigError
+from starpo_train.exported import find_model_folder, save_model_folder
 from starpo_train.model import Policy, merged_state_dict
+from starpo_train.modelcard import CARD_FILE, render_card
 from starpo_train.ranks import ALONE, Ranks
 from starpo_train.sharding import gather_weights
 from starpo_train.slices import Slice
@@ -81,30 +83,38 @@ class RunFolder:
         values: dict[str, Any],
         manifest: Manifest,
         config: RunConfig,
+        facts: dict[str, Any],
+        last_step: dict[str, Any],
     ) -> Path:
-        """Commit a checkpoint and remove those the run no longer keeps; every rank calls it."""
+        """Commit a checkpoint and remove those the run no longer keeps; every rank calls it.
+
+        `facts` about the data and the metrics of the last step are for its card.
+        """
         is_sharded = policy.ranks.size > 1
         weights = gather_weights(policy) if is_sharded else merged_state_dict(policy)
+        lineage = {
+            "starpo_version": _read_version(),
+            "dataset": {
+                "path": str(manifest.path),
+                "digest": manifest.digest,
+                "versions": manifest.versions,
+            },
+            "base_model": config.model.path,
+            "config": to_json_dict(config),
+        }
 
         def save_model(folder: Path) -> None:
-            policy.model.save_pretrained(folder, state_dict=weights)
-            policy.tokenizer.save_pretrained(folder)
+            base = find_model_folder(config.model.path)
+            save_model_folder(policy, folder, weights=weights, base=base)
+            card = render_card(lineage=lineage, facts=facts, last_step=last_step, base=base)
+            (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
         folder = write_checkpoint(
             self.checkpoints_path / f"step_{step:06d}",
             save_model=save_model,
             tensors=tensors,
             values=values,
-            lineage={
-                "starpo_version": _read_version(),
-                "dataset": {
-                    "path": str(manifest.path),
-                    "digest": manifest.digest,
-                    "versions": manifest.versions,
-                },
-                "base_model": config.model.path,
-                "config": to_json_dict(config),
-            },
+            lineage=lineage,
             ranks=policy.ranks,
         )
         if policy.ranks.is_first and config.train.keep_checkpoints > 0:

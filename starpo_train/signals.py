@@ -1,5 +1,6 @@
 """SIGINT or SIGTERM -> a request to stop after the current step."""
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -7,10 +8,14 @@ from typing import Self
 
 
 class StopRequest:
-    """Context in which the first SIGINT or SIGTERM sets `requested`; a second one interrupts."""
+    """Context in which the first SIGINT or SIGTERM sets `requested`; a second one interrupts.
+
+    Until `begin` there is nothing to keep, and the first one interrupts too.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        self._has_begun = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -29,10 +34,18 @@ class StopRequest:
         """Put the handlers back that were there before."""
         self._restore()
 
+    def begin(self) -> None:
+        """From here on a step is finished and committed before stopping."""
+        self._has_begun = True
+
     def _request(self, number: int, frame: FrameType | None) -> None:
         del number, frame
-        self.requested = True
         self._restore()
+        if not self._has_begun:
+            raise KeyboardInterrupt
+        self.requested = True
+        # not print: the signal may have come in the middle of one
+        os.write(2, b"stopping after this step; once more to stop at once\n")
 
     def _restore(self) -> None:
         while self._previous:

@@ -17,6 +17,7 @@ from starpo_train.losses.aggregation import compute_coefficients
 from starpo_train.losses.filtered_bc import compute_filtered_bc_loss
 from starpo_train.losses.output import LossOutput
 from starpo_train.losses.ppo_clip import compute_ppo_clip_loss
+from starpo_train.memory import explain_out_of_memory
 from starpo_train.model import Policy
 from starpo_train.pack import TokenBatch, pack_all
 from starpo_train.ranks import ALONE, Ranks
@@ -119,7 +120,8 @@ def measure_drift(
         ranks=policy.ranks,
     ):
         if batch.behaviour_logprobs_A is not None:
-            logprobs_A = policy.score_actions(batch).logprobs_A.cpu()
+            with explain_out_of_memory(batch, data.name_row):
+                logprobs_A = policy.score_actions(batch).logprobs_A.cpu()
             total += float((logprobs_A - batch.behaviour_logprobs_A).abs().double().sum())
             count += batch.num_actions
     sums = policy.ranks.sum({"total": total, "count": count})

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from starpo_train.blame import refuse_gradient, refuse_loss
 from starpo_train.checkpoint import Checkpoint
 from starpo_train.config import ModelSection, RunConfig
 from starpo_train.dataset import has_version, read_manifest
-from starpo_train.errors import DataError, TrainingError
-from starpo_train.metrics import MetricsWriter, SilentWriter
+from starpo_train.errors import DataError
+from starpo_train.memory import PackBudget, explain_out_of_memory
 from starpo_train.model import Policy, choose_device, load_policy
 from starpo_train.optimizer import Optimizer
 from starpo_train.prepare import TrainingData, prepare_training_data
@@ -32,9 +34,10 @@ from starpo_train.sharding import shard_policy
 from starpo_train.signals import StopRequest
 from starpo_train.slices import Slice, take_slice
 from starpo_train.step import StepPack, build_step_packs, compute_pack_loss, measure_drift
+from starpo_train.trackers import open_metrics, require_trackers
 
 Progress = Callable[[dict[str, Any]], None]
-"""Called with the start record, then with each step's record."""
+"""Called with the start record, then with each step's record and each event's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +75,9 @@ def train(
         ConfigError: the output folder holds another run.
         DataError, ProvenanceError, ModelError: the run cannot start.
         TrainingError: a loss or gradient is not a number; names the trajectories.
+        OutOfMemoryError: one row alone does not fit into memory; names its trajectory.
         CheckpointError: the checkpoint to resume from is damaged.
+        KeyboardInterrupt: SIGINT or SIGTERM before the first step, or a second one.
     """
     if config.train.threads > 0:
         torch.set_num_threads(config.train.threads)
@@ -82,6 +87,7 @@ def train(
         StopRequest() as stop,
     ):
         trainer = open_trainer(config, resume=resume, progress=progress, ranks=ranks)
+        stop.begin()
         return trainer.run(stop if ranks.size == 1 else JointStop(stop, ranks))
 
 
@@ -89,6 +95,7 @@ def open_trainer(
     config: RunConfig, *, resume: bool, progress: Progress | None, ranks: Ranks = ALONE
 ) -> "Trainer":
     """Load what a new or a resumed run needs."""
+    ranks.share(lambda: require_trackers(config.run.trackers))
     folder = RunFolder(config.run.output)
     if resume:
         checkpoint = folder.claim(config, resume=True, ranks=ranks)
@@ -96,14 +103,25 @@ def open_trainer(
         if checkpoint is not None:
             config = _pin_dataset(config, checkpoint)
         values = checkpoint.tensors.get("critic.values_K") if checkpoint else None
-        data = ranks.agree(lambda: prepare_training_data(config, policy, critic_values_K=values))
+        found = checkpoint.values.get("tokens_per_pack") if checkpoint else None
+        budget = PackBudget(config.train.tokens_per_pack, found=found)
+        prepare = partial(prepare_training_data, policy=policy, critic_values_K=values)
+        data = ranks.agree(lambda: budget.run(prepare, config))
     else:
         policy = ranks.agree(lambda: _load_sharded_policy(config.model, config.run.seed, ranks))
-        data = ranks.agree(lambda: prepare_training_data(config, policy))
+        budget = PackBudget(config.train.tokens_per_pack)
+        prepare = partial(prepare_training_data, policy=policy)
+        data = ranks.agree(lambda: budget.run(prepare, config))
         # only after the data was found usable
         checkpoint = folder.claim(config, resume=False, ranks=ranks)
     return Trainer(
-        config, policy=policy, data=data, folder=folder, checkpoint=checkpoint, progress=progress
+        config,
+        policy=policy,
+        data=data,
+        folder=folder,
+        budget=budget,
+        checkpoint=checkpoint,
+        progress=progress,
     )
 
 
@@ -117,6 +135,7 @@ class Trainer:
         policy: Policy,
         data: TrainingData,
         folder: RunFolder,
+        budget: PackBudget | None = None,
         checkpoint: Checkpoint | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -126,6 +145,7 @@ class Trainer:
         self.data = data
         self.folder = folder
         self.position = Position()
+        self._budget = budget or PackBudget(config.train.tokens_per_pack)
         self._batches_per_epoch = math.ceil(
             len(data.rows_of_N) / config.train.trajectories_per_step
         )
@@ -136,9 +156,14 @@ class Trainer:
             self._optimizer.restore(checkpoint.tensors)
             self.position = Position(**checkpoint.values["position"])
         self._ranks = policy.ranks
-        writer = MetricsWriter if self._ranks.is_first else SilentWriter
-        self._metrics = writer(folder.metrics_path, keep_up_to_step=self.position.step)
         self._progress = progress or (lambda record: None)
+        self._metrics = open_metrics(
+            config,
+            folder.path,
+            step=self.position.step,
+            progress=self._progress,
+            is_first=self._ranks.is_first,
+        )
         self._checkpoint = checkpoint.path if checkpoint is not None else None
 
     def run(self, stop: StopRequest | JointStop) -> TrainResult:
@@ -189,8 +214,12 @@ class Trainer:
     def train_step(self, trajectories: list[int]) -> dict[str, Any] | None:
         """One optimizer step on some trajectories; None when the KL ceiling forbids it."""
         started = time.perf_counter()
-        packs = self._build_packs(trajectories)
-        sums = self._accumulate_gradients(packs)
+        sums = self._budget.run(
+            lambda config: self._accumulate_gradients(self._build_packs(trajectories, config)),
+            self.config,
+            undo=self._optimizer.discard_gradients,
+        )
+        self._report_split(self.position.step + 1)
         if self._is_above_kl_ceiling(sums):
             return None
         grad_norm = self._clip_gradients(trajectories)
@@ -212,13 +241,13 @@ class Trainer:
             order = gather_tasks(order, self.data.task_of_N)
         return [part.tolist() for part in np.array_split(order, self._batches_per_epoch)]
 
-    def _build_packs(self, trajectories: list[int]) -> list[StepPack]:
+    def _build_packs(self, trajectories: list[int], config: RunConfig) -> list[StepPack]:
         return build_step_packs(
             self.data,
-            self.config,
+            config,
             trajectories,
             shared_up_to=self.policy.shared_up_to,
-            tokens_per_pack=self.policy.limit_pack(self.config.train.tokens_per_pack),
+            tokens_per_pack=self.policy.limit_pack(config.train.tokens_per_pack),
             ranks=self._ranks,
         )
 
@@ -227,10 +256,11 @@ class Trainer:
         totals: dict[str, Tensor] = {}
         suspect_rows: list[int] = []
         for pack in packs:
-            output, entropies_A = compute_pack_loss(self.policy, pack, self.config.algorithm)
-            if not torch.isfinite(output.loss):
-                suspect_rows += pack.batch.rows_R
-            output.loss.backward()
+            with explain_out_of_memory(pack.batch, self.data.name_row):
+                output, entropies_A = compute_pack_loss(self.policy, pack, self.config.algorithm)
+                if not torch.isfinite(output.loss):
+                    suspect_rows += pack.batch.rows_R
+                output.loss.backward()
             sums = output.sums | {
                 "loss": output.loss.detach().double(),
                 "entropy": entropies_A.detach().double().sum(),
@@ -248,7 +278,7 @@ class Trainer:
             | {name: float(value) for name, value in totals.items()}
         )
         if not math.isfinite(sums["loss"]):
-            self._refuse_rows(suspect_rows, sums["loss"])
+            raise refuse_loss(suspect_rows, sums["loss"], **self._suspects())
         return sums
 
     def _is_above_kl_ceiling(self, sums: dict[str, float]) -> bool:
@@ -279,31 +309,20 @@ class Trainer:
     def _clip_gradients(self, trajectories: list[int]) -> float:
         grad_norm = self._optimizer.clip_gradients()
         if not math.isfinite(grad_norm):
-            error = TrainingError(
-                f"step {self.position.step}: the gradient norm is {grad_norm}; trajectories "
-                f"{self._name(trajectories)}. Lower train.learning_rate or look at these."
-            )
-            raise self._ranks.join(error)
+            raise refuse_gradient(trajectories, grad_norm, **self._suspects())
         return grad_norm
 
-    def _refuse_rows(self, rows: list[int], loss: float) -> None:
-        """Name the trajectories whose own tokens give a loss that is no number."""
-        owner_of = {r: n for n, rows in enumerate(self.data.rows_of_N) for r in rows}
-        suspects = sorted({owner_of[r] for part in self._ranks.gather(rows) for r in part})
-        guilty = []
-        for n in suspects:
-            with torch.no_grad():
-                parts = [
-                    compute_pack_loss(self.policy, alone, self.config.algorithm)[0].loss
-                    for alone in self._build_packs([n])
-                ]
-            if self._ranks.any(not all(bool(torch.isfinite(part)) for part in parts)):
-                guilty.append(n)
-        error = TrainingError(
-            f"step {self.position.step}: the loss is {loss}; trajectories "
-            f"{self._name(guilty or suspects)}. Lower train.learning_rate or look at these."
-        )
-        raise self._ranks.join(error)
+    def _suspects(self) -> dict[str, Any]:
+        """What finding the trajectories behind a loss or gradient that is no number needs."""
+        return {
+            "step": self.position.step,
+            "policy": self.policy,
+            "data": self.data,
+            "algorithm": self.config.algorithm,
+            "build_packs": lambda chosen: self._budget.run(
+                partial(self._build_packs, chosen), self.config
+            ),
+        }
 
     def _summarize(
         self, sums: dict[str, float], *, grad_norm: float, learning_rate: float, wall_s: float
@@ -337,7 +356,9 @@ class Trainer:
             record = {"event": "resume", "step": self.position.step}
         else:
             sample = self._plan_epoch(0)[0]
-            drift = measure_drift(self.policy, self.data, self.config, sample)
+            drift = self._budget.run(
+                lambda config: measure_drift(self.policy, self.data, config, sample), self.config
+            )
             record = {"event": "start", "logprob_drift_mean_abs": drift}
             record |= {
                 "attention": self.policy.attention,
@@ -346,6 +367,11 @@ class Trainer:
         if self._ranks.size > 1:
             record["ranks"] = self._ranks.size
         self._report(record | self.data.facts | {"num_steps": self._total_steps})
+        self._report_split(self.position.step)
+
+    def _report_split(self, step: int) -> None:
+        if (news := self._budget.take_news()) is not None:
+            self._report(news | {"step": step})
 
     def _report(self, record: dict[str, Any]) -> None:
         self._metrics.write(record)
@@ -367,16 +393,17 @@ class Trainer:
             self.policy,
             step=self.position.step,
             tensors=tensors,
-            values={"step": self.position.step, "position": asdict(self.position)},
+            values={
+                "step": self.position.step,
+                "position": asdict(self.position),
+                "tokens_per_pack": self._budget.found,
+            },
             manifest=self.data.manifest,
             config=self.config,
+            facts=self.data.facts,
+            last_step=self._metrics.last_step,
         )
         return self._checkpoint
-
-    def _name(self, trajectories: list[int]) -> str:
-        names = [self.data.trajectory_ids_N[n] for n in trajectories]
-        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-        return ", ".join(names[:8]) + more
 
 
 def gather_tasks(order: np.ndarray, task_of_N: np.ndarray) -> np.ndarray:

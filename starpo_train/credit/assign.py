@@ -16,6 +16,7 @@ from starpo_train.credit.critic import TurnValues, compute_turn_returns, fit_tur
 from starpo_train.credit.group import compute_group_advantages, select_groups
 from starpo_train.dataset import Trajectory
 from starpo_train.errors import DataError
+from starpo_train.memory import explain_out_of_memory
 from starpo_train.model import Policy
 from starpo_train.pack import pack_all
 from starpo_train.tokens import TokenSequence
@@ -123,6 +124,7 @@ def _compute_features(
 ) -> Tensor:
     """Hidden states at every turn start; each rank computes some, and has all in the end."""
     features_R: list[Tensor] = [torch.empty(0)] * len(tokenized.rows)
+    owner_of = {r: n for n, rows in enumerate(tokenized.rows_of_N) for r in rows}
     counts_R = [int(row.turn_start_mask_T.sum()) for row in tokenized.rows]
     num_hidden = 0
     for chosen, batch in pack_all(
@@ -132,7 +134,10 @@ def _compute_features(
         shared_up_to=policy.shared_up_to,
         ranks=policy.ranks,
     ):
-        features_SH = policy.compute_state_features(batch).cpu()
+        with explain_out_of_memory(
+            batch, lambda r: tokenized.trajectories[owner_of[r]].trajectory_id
+        ):
+            features_SH = policy.compute_state_features(batch).cpu()
         num_hidden = features_SH.shape[1]
         counts = [counts_R[r] for r in chosen]
         for r, features in zip(chosen, features_SH.split(counts) if counts else (), strict=True):

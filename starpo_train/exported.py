@@ -1,0 +1,52 @@
+"""Policy -> the files of a model folder: weights, tokenizer, and what the base model had beside them."""
+
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Final
+
+from torch import Tensor
+
+from starpo_train.model import Policy
+
+_TAKEN: Final = (
+    "LICEN[CS]E*",
+    "NOTICE*",
+    "USE_POLICY*",
+    "chat_template*",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.tiktoken",
+)
+"""Files of the base model that are copied where saving has not written them."""
+
+
+def save_model_folder(
+    policy: Policy, folder: Path, *, weights: dict[str, Tensor], base: Path | None
+) -> None:
+    """Write what transformers and vLLM load; `base` is the folder that training began from."""
+    policy.model.save_pretrained(folder, state_dict=weights)
+    policy.tokenizer.save_pretrained(folder)
+    if base is None or not base.is_dir():
+        return
+    for file in sorted(base.iterdir()):
+        is_taken = any(fnmatch(file.name, pattern) for pattern in _TAKEN)
+        if is_taken and file.is_file() and not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)
+
+
+def find_model_folder(name: str) -> Path | None:
+    """Folder of a model that is named by its path or by its name in the hub's local cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # not in the form of a hub name: a folder that is gone
+        return None
+    return Path(config).parent if isinstance(config, str) else None

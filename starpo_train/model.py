@@ -304,7 +304,13 @@ def _add_lora(model: Any, section: ModelSection, *, seed: int) -> Any:
         lora_alpha=int(section.lora_alpha if section.lora_alpha is not None else 2 * rank),
         target_modules="all-linear",
     )
-    return inject_adapter_in_model(config, model)
+    try:
+        return inject_adapter_in_model(config, model)
+    except ValueError as error:  # such as Mamba, whose layers peft cannot wrap
+        raise ModelError(
+            f"model.lora_rank = {rank}: no LoRA for {section.path!r} "
+            f"({' '.join(str(error).split())}); use 0."
+        ) from error
 
 
 def _halve_frozen_weights(model: nn.Module) -> None:

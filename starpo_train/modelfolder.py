@@ -88,7 +88,7 @@ def read_commit(folder: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
         commit = json.loads(text)
-        if commit["format"] >= 2 or "sha256" in commit:  # format 1 had no hash of itself
+        if commit.get("format", 1) >= 2 or "sha256" in commit:  # before, it had no hash of itself
             _require_own_hash(commit, text)
         expected = {name: str(entry["sha256"]) for name, entry in commit["files"].items()}
         int(commit["step"])

@@ -241,7 +241,10 @@ class Trainer:
             order = gather_tasks(order, self.data.task_of_N)
         return [part.tolist() for part in np.array_split(order, self._batches_per_epoch)]
 
-    def _build_packs(self, trajectories: list[int], config: RunConfig) -> list[StepPack]:
+    def _build_packs(
+        self, trajectories: list[int], config: RunConfig | None = None
+    ) -> list[StepPack]:
+        config = config or self.config
         return build_step_packs(
             self.data,
             config,

@@ -120,3 +120,16 @@ def test_removed_checkpoints_are_gone(checkpoint):
     """Removal takes the folder away."""
     remove_checkpoint(checkpoint)
     assert list(checkpoint.parent.iterdir()) == []
+
+
+def test_each_byte_of_the_commit_counts(checkpoint):
+    """Also those that leave it good JSON: a digit of the step, a letter of a key, a space."""
+    file = checkpoint / COMMIT_FILE
+    whole = file.read_bytes()
+    for at in range(len(whole)):
+        for bit in (1, 32):
+            file.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
+            with pytest.raises(CheckpointError):
+                read_commit(checkpoint)
+    file.write_bytes(whole)
+    assert read_commit(checkpoint)["step"] == 3

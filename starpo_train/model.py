@@ -117,9 +117,10 @@ class Policy:
 
     def _compute_hidden(self, batch: TokenBatch) -> Tensor:
         decoder = self.model.base_model
-        return torch.cat(
-            [decoder(**inputs).last_hidden_state[0] for inputs, _ in self._forward_inputs(batch)]
-        )
+        parts = [
+            decoder(**inputs).last_hidden_state[0] for inputs, _ in self._forward_inputs(batch)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _compute_logits(self, batch: TokenBatch) -> Tensor:
         """Logits [A, V] through whatever the model puts around its head (scaling, capping)."""

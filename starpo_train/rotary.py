@@ -68,10 +68,10 @@ class _Rotation(torch.autograd.Function):
 def _rotates_halves(forward: Any) -> bool:
     theirs = forward.__globals__.get(_NAME)
     generator = torch.Generator().manual_seed(0)
-    samples = [torch.randn(1, n, 3, 8, generator=generator) for n in (4, 2)]
-    angles = [torch.randn(1, 3, 8, generator=generator) for _ in range(2)]
+    query, key = (torch.randn(1, n, 3, 8, generator=generator) for n in (4, 2))
+    cos, sin = (torch.randn(1, 3, 8, generator=generator) for _ in range(2))
     try:
-        expected, actual = theirs(*samples, *angles), rotate_both(*samples, *angles)
+        expected, actual = theirs(query, key, cos, sin), rotate_both(query, key, cos, sin)
     except (TypeError, RuntimeError, ValueError):
         return False
     return all(torch.allclose(a, b, atol=1e-6) for a, b in zip(expected, actual, strict=True))

@@ -35,6 +35,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from trainlib.measure import judge, measure_peak_mib, print_targets, spread_ratios
 from trainlib.runs import make_airline, make_branches, make_groups, make_linear
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -86,6 +87,19 @@ def lay_out(runs: list[list[TurnTokens]], layout: str) -> list[TokenSequence]:
             for row in build_rows([turn], trajectory=n)
         ]
     return [row for n, turns in enumerate(runs) for row in build_rows(turns, trajectory=n)]
+
+
+def count_extra(policy: Policy, rows: list[TokenSequence]) -> int:
+    """Tokens that the tree's packs compute beyond the different prefixes in each."""
+    packs = pack_all(
+        rows,
+        range(len(rows)),
+        tokens_per_pack=TOKENS_PER_PACK,
+        shared_up_to=policy.shared_up_to,
+    )
+    return sum(
+        batch.num_tokens - count_unique([rows[i] for i in chosen]) for chosen, batch in packs
+    )
 
 
 def run_layout(policy: Policy, rows: list[TokenSequence], layout: str) -> tuple[float, int]:
@@ -163,35 +177,31 @@ def time_set(runs: list[list[TurnTokens]], *, rounds: int) -> dict[str, Any]:
                 gradients[layout] = {
                     name: p.grad.clone() for name, p in policy.trained_parameters()
                 }
-    unique = count_unique(runs)
     for layout in LAYOUTS:
-        ratios = [a / b for a, b in zip(seconds["turns"], seconds[layout], strict=True)]
-        against = [a / b for a, b in zip(seconds["packed"], seconds[layout], strict=True)]
         differences = [
             float((gradients[layout][name] - gradient).abs().max())
             for name, gradient in gradients["turns"].items()
         ]
         told[layout] |= {
             "cpu_s": statistics.median(seconds[layout]),
-            "speed_up_over_turns": _spread(ratios),
-            "speed_up_over_packed": _spread(against),
+            "speed_up_over_turns": spread_ratios(seconds["turns"], seconds[layout]),
+            "speed_up_over_packed": spread_ratios(seconds["packed"], seconds[layout]),
             "max_gradient_difference": max(differences),
             "loss_difference": abs(told[layout]["loss"] - told["turns"]["loss"]),
         }
-    return {"unique_tokens": unique, "rounds": rounds, "layouts": told}
+    return {
+        "unique_tokens": count_unique(rows["tree"]),
+        "extra_tokens": count_extra(policy, rows["tree"]),
+        "rounds": rounds,
+        "layouts": told,
+    }
 
 
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "least": min(values), "greatest": max(values)}
-
-
-def count_unique(runs: list[list[TurnTokens]]) -> int:
-    """Different prefixes of all rows, counted without the tree."""
-    rows = sorted(
-        (row.input_ids_T.astype(">i8") for row in lay_out(runs, "tree")), key=lambda r: r.tobytes()
-    )
+def count_unique(rows: list[TokenSequence]) -> int:
+    """Different prefixes of rows, counted without the tree."""
     total, before = 0, np.empty(0, dtype=">i8")
-    for row in rows:
+    ids = (row.input_ids_T.astype(">i8") for row in rows)
+    for row in sorted(ids, key=lambda each: each.tobytes()):
         length = min(len(row), len(before))
         differs = np.flatnonzero(row[:length] != before[:length])
         total += len(row) - (int(differs[0]) if len(differs) else length)
@@ -212,22 +222,10 @@ def print_peak(name: str, layout: str, *, quick: bool) -> None:
     rows = lay_out(runs, layout)
     for _, parameter in policy.trained_parameters():
         parameter.grad = torch.zeros_like(parameter)
-    Path("/proc/self/clear_refs").write_text("5")  # from here on
-    before = _read_status("VmRSS")
-    run_layout(policy, rows, layout)
-    print((_read_status("VmHWM") - before) / 1024)
-
-
-def _read_status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+    print(measure_peak_mib(lambda: run_layout(policy, rows, layout)))
 
 
 def build_targets(sets: dict[str, Any]) -> list[dict[str, Any]]:
-    def target(name: str, value: float, bound: float, *, at_least: bool) -> dict[str, Any]:
-        met = value >= bound if at_least else value <= bound
-        return {"name": name, "value": value, "target": bound, "met": met}
-
     def speed(name: str, over: str) -> float:
         return sets[name]["layouts"]["tree"][f"speed_up_over_{over}"]["median"]
 
@@ -235,15 +233,15 @@ def build_targets(sets: dict[str, Any]) -> list[dict[str, Any]]:
     worst = max(
         told["max_gradient_difference"] for s in sets.values() for told in s["layouts"].values()
     )
-    extra = sum(s["layouts"]["tree"]["tokens"] - s["unique_tokens"] for s in sets.values())
+    extra = sum(s["extra_tokens"] for s in sets.values())
     return [
-        target("tokens computed beyond the unique ones", extra, 0, at_least=False),
-        target("largest gradient difference", worst, 1e-5, at_least=False),
-        target("linear: tree over turns", speed("linear", "turns"), 4.5, at_least=True),
-        target("groups: tree over turns", speed("groups", "turns"), 8.0, at_least=True),
-        target("groups: tree over packed", speed("groups", "packed"), 1.35, at_least=True),
-        target("linear: tree over packed", speed("linear", "packed"), 0.95, at_least=True),
-        target(
+        judge("tokens beyond the unique ones of a pack", extra, 0, at_least=False),
+        judge("largest gradient difference", worst, 1e-5, at_least=False),
+        judge("linear: tree over turns", speed("linear", "turns"), 4.5, at_least=True),
+        judge("groups: tree over turns", speed("groups", "turns"), 8.0, at_least=True),
+        judge("groups: tree over packed", speed("groups", "packed"), 1.35, at_least=True),
+        judge("linear: tree over packed", speed("linear", "packed"), 0.95, at_least=True),
+        judge(
             "groups: peak memory, tree / packed",
             groups["tree"]["peak_mib"] / groups["packed"]["peak_mib"],
             1.0,
@@ -279,10 +277,7 @@ def main() -> None:
                 f"gradients within {told['max_gradient_difference']:.1e}"
             )
     targets = build_targets(sets)
-    for each in targets:
-        print(
-            f"{'met   ' if each['met'] else 'MISSED'} {each['name']}: {each['value']:.3g} ({each['target']})"
-        )
+    print_targets(targets)
     if options.json:
         told = {
             "torch": torch.__version__,

@@ -132,7 +132,7 @@ class _TreeAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout, scale: float | None
     ) -> Tensor:
-        query, key, value = (x.contiguous() for x in (query, key, value))
+        # in the order of memory that the layers around it have: nothing is copied on the way
         out = torch.empty_like(query)
         lse = query.new_empty(
             query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32)
@@ -156,7 +156,7 @@ class _TreeAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse = ctx.saved_tensors
-        grad_out = grads[0].contiguous()
+        grad_out = grads[0]
         grad_query, grad_key, grad_value = (torch.zeros_like(x) for x in (query, key, value))
         for node, seeing, causal, _ in _plan_nodes(ctx.layout):
             parts = _flash_backward(

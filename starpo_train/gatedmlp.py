@@ -86,7 +86,8 @@ def _blocks(like_TI: Tensor, num_spaces: int) -> Iterator[tuple[slice, Tensor]]:
 
 @torch.no_grad()
 def _is_gated_mlp(module: Any) -> bool:
-    layers = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    names = ("gate_proj", "up_proj", "down_proj")
+    layers: list[Any] = [getattr(module, name, None) for name in names]
     if not all(_is_plain_layer(layer) for layer in layers) or not hasattr(module, "act_fn"):
         return False
     generator = torch.Generator().manual_seed(0)

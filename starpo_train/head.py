@@ -37,7 +37,7 @@ def compute_logprobs(
         and (temperatures_A is None or bias_V is None)
     ):
         if temperatures_A is not None:
-            hidden_AH = hidden_AH / temperatures_A[:, None]
+            hidden_AH = hidden_AH / temperatures_A[:, None].to(hidden_AH.dtype)
         return compute_tiled_logprobs(hidden_AH, weight_VH, bias_V, ids_A)
     return _ChunkedLogprobs.apply(hidden_AH, weight_VH, bias_V, ids_A, temperatures_A)
 

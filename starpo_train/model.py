@@ -16,13 +16,11 @@ from torch import Tensor, nn
 from starpo_train.attention import PACKED_ATTENTION, register_packed_attention
 from starpo_train.config import ModelSection
 from starpo_train.errors import ModelError
-from starpo_train.gatedmlp import fuse_gated_mlps
+from starpo_train.fused import fuse_layers
 from starpo_train.head import compute_logprobs
 from starpo_train.modelfolder import require_model
-from starpo_train.norms import fuse_norms
 from starpo_train.pack import TokenBatch, pack_rows
 from starpo_train.ranks import ALONE, Ranks
-from starpo_train.rotary import fuse_rotary
 from starpo_train.tokens import TokenSequence
 
 PROBE_TOLERANCE = 1e-4
@@ -119,9 +117,10 @@ class Policy:
 
     def _compute_hidden(self, batch: TokenBatch) -> Tensor:
         decoder = self.model.base_model
-        return torch.cat(
-            [decoder(**inputs).last_hidden_state[0] for inputs, _ in self._forward_inputs(batch)]
-        )
+        parts = [
+            decoder(**inputs).last_hidden_state[0] for inputs, _ in self._forward_inputs(batch)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _compute_logits(self, batch: TokenBatch) -> Tensor:
         """Logits [A, V] through whatever the model puts around its head (scaling, capping)."""
@@ -209,10 +208,12 @@ def build_policy(
         lora=section.lora_rank > 0,
         ranks=ranks,
     )
-    fuse_norms(model)
-    if target.type == "cpu":
-        fuse_gated_mlps(model)
-        fuse_rotary(model)
+    fuse_layers(
+        model,
+        device=target.type,
+        is_low=policy.autocast,
+        compute=lambda: _probe_plainly(policy),
+    )
     policy = _configure(policy, section, tree=target.type == "cpu")
     if policy.lora and policy.autocast:
         _halve_frozen_weights(policy.model)
@@ -304,7 +305,13 @@ def _add_lora(model: Any, section: ModelSection, *, seed: int) -> Any:
         lora_alpha=int(section.lora_alpha if section.lora_alpha is not None else 2 * rank),
         target_modules="all-linear",
     )
-    return inject_adapter_in_model(config, model)
+    try:
+        return inject_adapter_in_model(config, model)
+    except ValueError as error:  # such as Mamba, whose layers peft cannot wrap
+        raise ModelError(
+            f"model.lora_rank = {rank}: no LoRA for {section.path!r} "
+            f"({' '.join(str(error).split())}); use 0."
+        ) from error
 
 
 def _halve_frozen_weights(model: nn.Module) -> None:
@@ -329,9 +336,7 @@ def _configure(policy: Policy, section: ModelSection, *, tree: bool) -> Policy:
 
     `tree`: `auto` may choose one.
     """
-    rows = _probe_rows(policy)
-    with torch.no_grad():
-        expected_A = torch.cat([_plain_logprobs(policy.model, ids_T) for ids_T in rows])
+    rows, expected_A = _probe_rows(policy), _probe_plainly(policy)
     head = policy.model.get_output_embeddings()
     own_attention = policy.model.config._attn_implementation
     wanted = section.attention
@@ -429,6 +434,12 @@ def _as_row(ids_T: Tensor) -> TokenSequence:
         logprobs_T=None,
         recorded=True,
     )
+
+
+@torch.no_grad()
+def _probe_plainly(policy: Policy) -> Tensor:
+    """What the model's own forward pass gives for the probe's rows."""
+    return torch.cat([_plain_logprobs(policy.model, ids_T) for ids_T in _probe_rows(policy)])
 
 
 def _plain_logprobs(model: Any, ids_T: Tensor) -> Tensor:

@@ -21,10 +21,12 @@ def fuse_norms(model: nn.Module) -> None:
 
 def _normalize(module: Any, hidden_states: Tensor) -> Tensor:
     weight_H = module.weight
-    # with two types there is no such kernel; a sharded layer's weight may be bfloat16
-    dtype = torch.promote_types(hidden_states.dtype, weight_H.dtype)
+    # with two types there is no such kernel; in a sharded layer both may be bfloat16, but a sum of
+    # squares and the gradient of its root want more
+    dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+    dtype = torch.promote_types(dtype, weight_H.dtype)
     hidden, weight_H = hidden_states.to(dtype), weight_H.to(dtype)
-    if hidden.device.type == "cpu":
+    if hidden.device.type == "cpu" and dtype.itemsize >= torch.float32.itemsize:
         return _RmsNorm.apply(hidden, weight_H, module.variance_epsilon)
     return rms_norm(hidden, weight_H.shape, weight_H, module.variance_epsilon)
 

@@ -5,6 +5,7 @@ their rows, and attention never leaves a row. Suffixes: T packed tokens, A actio
 rows, S turn starts.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -146,19 +147,59 @@ def deal_rows(
 def _gather_units(
     ids: Sequence[np.ndarray], tokens_per_pack: int
 ) -> tuple[list[list[int]], list[int]]:
-    """Rows that share a prefix worth it, and how many tokens the tree of each unit has."""
+    """Rows that share a prefix worth it, and how many tokens the tree of each unit has.
+
+    Rows whose tree is above the budget become as few units as possible, of about equal size: the
+    largest pack is what memory must hold.
+    """
     order, shared = sort_rows(ids)
+    lengths = [len(ids[row]) for row in order]
     units: list[list[int]] = []
     sizes: list[int] = []
-    for row, num_shared in zip(order, shared, strict=True):
-        is_near = units and num_shared >= min(_LEAST_SHARED, len(ids[row]))
-        if is_near and sizes[-1] + len(ids[row]) - num_shared <= tokens_per_pack:
-            units[-1].append(row)
-            sizes[-1] += len(ids[row]) - num_shared
-        else:
-            units.append([row])
-            sizes.append(len(ids[row]))
+    start = 0
+    for end in range(1, len(order) + 1):
+        if end < len(order) and shared[end] >= min(_LEAST_SHARED, lengths[end]):
+            continue
+        begins, begin_sizes = _split_evenly(lengths[start:end], shared[start:end], tokens_per_pack)
+        cuts = [start + begin for begin in begins] + [end]
+        units += [order[left:right] for left, right in itertools.pairwise(cuts)]
+        sizes += begin_sizes
+        start = end
     return units, sizes
+
+
+def _split_evenly(
+    lengths: Sequence[int], shared: Sequence[int], limit: int
+) -> tuple[list[int], list[int]]:
+    """The least limit that needs no more parts than `limit` does, by bisection."""
+    best = _split(lengths, shared, limit)
+    low, high = 0, limit
+    while len(best[0]) > 1 and high - low > 1:
+        middle = (low + high) // 2
+        parts = _split(lengths, shared, middle)
+        if len(parts[0]) > len(best[0]):
+            low = middle
+        else:
+            best, high = parts, middle
+    return best
+
+
+def _split(
+    lengths: Sequence[int], shared: Sequence[int], limit: int
+) -> tuple[list[int], list[int]]:
+    """Neighbours -> where each part begins and the tokens of its tree, none above the limit.
+
+    A row above it is a part of its own.
+    """
+    begins: list[int] = []
+    sizes: list[int] = []
+    for row, (length, num_shared) in enumerate(zip(lengths, shared, strict=True)):
+        if sizes and sizes[-1] + length - num_shared <= limit:
+            sizes[-1] += length - num_shared
+        else:
+            begins.append(row)
+            sizes.append(length)
+    return begins, sizes
 
 
 def plan_packs(lengths: Sequence[int], *, tokens_per_pack: int) -> list[list[int]]:

@@ -3,6 +3,7 @@
 Suffixes: N heads, T tokens, D width of a head.
 """
 
+from functools import partial
 from types import FunctionType, MethodType
 from typing import Any, Final
 
@@ -24,9 +25,10 @@ def fuse_rotary(model: nn.Module) -> None:
             continue
         if _NAME not in forward.__code__.co_names or not _rotates_halves(forward):
             continue
+        rotate = partial(_rotate, theirs=forward.__globals__[_NAME])
         bound = FunctionType(
             forward.__code__,
-            {**forward.__globals__, _NAME: rotate_both},
+            {**forward.__globals__, _NAME: rotate},
             forward.__name__,
             forward.__defaults__,
             forward.__closure__,
@@ -41,6 +43,16 @@ def rotate_both(
     """[1, N, T, D] each, and [1, T, D] of cosines and sines."""
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return _Rotation.apply(query, cos, sin), _Rotation.apply(key, cos, sin)
+
+
+def _rotate(
+    query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *args: Any, **options: Any
+) -> Any:
+    """Only where the whole width of a head turns: GPT-NeoX and Phi turn a part of it."""
+    theirs = options.pop("theirs")
+    if cos.shape[-1] != query.shape[-1]:
+        return theirs(query, key, cos, sin, *args, **options)
+    return rotate_both(query, key, cos, sin, *args, **options)
 
 
 class _Rotation(torch.autograd.Function):
@@ -68,10 +80,10 @@ class _Rotation(torch.autograd.Function):
 def _rotates_halves(forward: Any) -> bool:
     theirs = forward.__globals__.get(_NAME)
     generator = torch.Generator().manual_seed(0)
-    samples = [torch.randn(1, n, 3, 8, generator=generator) for n in (4, 2)]
-    angles = [torch.randn(1, 3, 8, generator=generator) for _ in range(2)]
+    query, key = (torch.randn(1, n, 3, 8, generator=generator) for n in (4, 2))
+    cos, sin = (torch.randn(1, 3, 8, generator=generator) for _ in range(2))
     try:
-        expected, actual = theirs(*samples, *angles), rotate_both(*samples, *angles)
+        expected, actual = theirs(query, key, cos, sin), rotate_both(query, key, cos, sin)
     except (TypeError, RuntimeError, ValueError):
         return False
     return all(torch.allclose(a, b, atol=1e-6) for a, b in zip(expected, actual, strict=True))

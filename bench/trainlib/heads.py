@@ -43,10 +43,10 @@ def _use_full(hidden_AH: Tensor, weight_VH: Tensor, ids_A: Tensor) -> Tensor:
 
 
 def _use_trl_chunks(hidden_AH: Tensor, weight_VH: Tensor, ids_A: Tensor) -> Tensor:
-    from trl.kernels.chunked_logprob import _ChunkedLogProbFunction
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
     from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
-    outputs = _ChunkedLogProbFunction.apply(
+    outputs = ChunkedLogProbFunction.apply(
         hidden_AH,
         weight_VH,
         None,

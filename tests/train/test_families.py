@@ -6,6 +6,7 @@ import torch
 import transformers
 
 from starpo_train.config import ModelSection
+from starpo_train.errors import ModelError
 from starpo_train.model import load_policy
 from starpo_train.pack import pack_rows
 from starpo_train.signals import StopRequest
@@ -157,6 +158,18 @@ def test_rows_within_the_window_may_be_a_tree(hand, tmp_path, family):
     with torch.no_grad():
         actual = policy.score_actions(pack_rows(rows, range(3), share=True)).logprobs_A
     torch.testing.assert_close(actual, expected, atol=2e-5, rtol=0)
+
+
+def test_a_family_without_lora_is_refused_with_the_setting(hand, tmp_path):
+    """peft cannot wrap Mamba's layers; the error names the setting."""
+    torch.manual_seed(0)
+    config = transformers.MambaConfig(
+        vocab_size=300, hidden_size=32, state_size=4, num_hidden_layers=1, eos_token_id=1
+    )
+    transformers.MambaForCausalLM(config).save_pretrained(tmp_path)
+    hand.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"model\.lora_rank = 2: no LoRA"):
+        load(tmp_path, lora_rank=2)
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2])

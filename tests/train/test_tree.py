@@ -179,6 +179,14 @@ def test_packs_keep_to_the_budget(budget):
         assert sorted(batch.num_tokens for _, batch in packs) == [15, 23, 24]
 
 
+def test_attempts_above_the_budget_become_even_packs():
+    """A prompt of 20 and four answers of 10: two and two (40 and 40 tokens), not three and one."""
+    prompt = list(range(20))
+    rows = [make_row([*prompt, *range(100 * n, 100 * n + 10)]) for n in range(1, 5)]
+    packs = list(pack_all(rows, range(4), tokens_per_pack=55, shared_up_to=1000))
+    assert [(pack, batch.num_tokens) for pack, batch in packs] == [([0, 1], 40), ([2, 3], 40)]
+
+
 def test_what_shares_little_is_packed_as_before():
     """A common beginning of a few tokens does not bind rows together."""
     rows = [make_row([1, *range(10 * n + 2, 10 * n + 12)]) for n in range(6)]

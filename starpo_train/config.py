@@ -171,6 +171,14 @@ class RunConfig:
         ):
             if not count > 0:
                 raise ConfigError(f"{where} = {count}: must be greater than 0.")
+        for where, count in (
+            ("model.lora_rank", self.model.lora_rank),
+            ("train.checkpoint_every_steps", self.train.checkpoint_every_steps),
+            ("train.keep_checkpoints", self.train.keep_checkpoints),
+            ("train.threads", self.train.threads),
+        ):
+            if count < 0:
+                raise ConfigError(f"{where} = {count}: must be 0 or greater.")
 
 
 def read_run_config(path: Path) -> RunConfig:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from starpo_train.dataset import Trajectory, read_message_graphs
 from starpo_train.drift import TrajectoryDrift, measure_trajectory, summarize_drift
+from starpo_train.errors import ConfigError
 from starpo_train.findings import FAULTS, LOSSES
 from starpo_train.modelfolder import load_tokenizer
 from starpo_train.render import TurnRenderer
@@ -31,10 +32,13 @@ def explain_rendering(
     """Measure every trajectory, print what was found, and return it; with `output`, a line for each.
 
     Raises:
+        ConfigError: `output` cannot be there.
         ModelError: no tokenizer, or one without a chat template.
         DataError: the dataset's messages cannot be read.
     """
     console = console or Console(highlight=False)
+    if output is not None and not output.parent.is_dir():
+        raise ConfigError(f"--json {output}: there is no folder {output.parent}.")
     tokenizer = load_tokenizer(model, where="--model")
     renderer = TurnRenderer(tokenizer, model_path=model)
     drifts: list[TrajectoryDrift] = []

@@ -102,7 +102,10 @@ def find_checkpoint(run: Path) -> Path:
 def _claim(output: Path) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} exists and is not empty; export into a new folder.")
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{output}: the folder cannot be made ({error.strerror}).") from None
 
 
 def _convert_weights(source: Path, target: Path, dtype: torch.dtype) -> None:

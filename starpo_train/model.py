@@ -285,7 +285,12 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
                 f"{torch.cuda.device_count()} CUDA devices; start no more ranks than that on each."
             )
         name = f"cuda:{ranks.local_rank}"
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ModelError(
+            f"model.device = {name!r}: no such kind of device; use 'auto', 'cpu' or 'cuda'."
+        ) from None
 
 
 def _silence_dropout(model: nn.Module) -> None:

@@ -81,6 +81,7 @@ def prepare_training_data(
     trajectories = [
         t for t in everything if config.data.truncated == "keep" or t.end != "truncated"
     ]
+    _require_models(config, trajectories)
     fit = compare_conventions(policy, trajectories, models=config.data.models)
     if config.data.logprobs == "processed":
         trajectories = [accept_processed(trajectory) for trajectory in trajectories]
@@ -161,6 +162,14 @@ def _advise_rendering(left_out: Counter[str]) -> str:
         " What the chat template does to them: `starpo-train explain DATASET --model PATH`; "
         "docs/tokens.md says what to do."
     )
+
+
+def _require_models(config: RunConfig, trajectories: list[Trajectory]) -> None:
+    known = {turn.model for trajectory in trajectories for turn in trajectory.turns}
+    wanted = config.data.models
+    if wanted and known and not known & set(wanted):
+        names = ", ".join(sorted(repr(name) for name in known))
+        raise DataError(f"data.models = {list(wanted)}: no turn is of these; there are {names}.")
 
 
 def _number_tasks(trajectories: list[Trajectory]) -> np.ndarray:

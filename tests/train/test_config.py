@@ -56,6 +56,7 @@ def test_written_config_reads_back_equal(tmp_path):
         ("[algorithm]\nkeep_groups = 1.5", r"keep_groups = 1\.5: must be between 0 and 1"),
         ("[train]\nlearning_rate = nan", r"learning_rate = nan: must be a number"),
         ("[train]\nepochs = -1", r"run\.toml: train\.epochs = -1: must be greater than 0"),
+        ("[train]\nthreads = -3", r"train\.threads = -3: must be 0 or greater"),
         ("train = 3", r"train = 3: must be a table"),
     ],
 )

@@ -135,7 +135,11 @@ def test_explain_names_what_is_left_out(hand, model_folder, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [(["--json", "x"], "give --model"), (["--model", "nope"], "no such model folder")],
+    [
+        (["--json", "x"], "give --model"),
+        (["--model", "nope"], "no such model folder"),
+        (["--model", "nope", "--json", "no/x"], "there is no folder no"),
+    ],
 )
 def test_explain_refuses_what_it_cannot_do(hand, tmp_path, capsys, arguments, expected):
     """One line, exit code 2."""

@@ -119,6 +119,10 @@ def test_export_in_bfloat16(full_run, tmp_path, capsys):
     assert main(["export", str(run), "-o", str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
     assert f"written: {tmp_path}/out" in capsys.readouterr().out
     exported = load_file(tmp_path / "out" / "model.safetensors")
+    modes = {
+        (tmp_path / "out" / name).stat().st_mode for name in ("model.safetensors", "config.json")
+    }
+    assert len(modes) == 1  # whoever may read the one may read the other
     trained = load_file(full_run.final_path / "model.safetensors")
     assert all(torch.equal(exported[name], trained[name].bfloat16()) for name in trained)
     assert not (tmp_path / "out" / "trainer").exists()

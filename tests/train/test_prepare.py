@@ -114,6 +114,18 @@ def test_ids_of_another_vocabulary_are_refused(configure, hand, tmp_path):
         train(configure(dataset=hand.dataset(tmp_path / "data", rows)))
 
 
+def test_models_that_no_turn_is_of_are_refused(configure):
+    """The error names those that are there."""
+    with pytest.raises(DataError, match=r"data\.models = \['gpt-9'\]: no turn .* there are 'tiny'"):
+        train(configure(data={"models": ["gpt-9"]}))
+
+
+def test_a_device_of_no_kind_is_refused(configure):
+    """One line, before anything is read."""
+    with pytest.raises(ModelError, match=r"model\.device = 'gpu': no such kind of device"):
+        train(configure(model={"device": "gpu"}))
+
+
 def test_negative_ids_are_refused(configure, hand, tmp_path):
     """A mask that a dataset calls exact reaches no model."""
     rows = [

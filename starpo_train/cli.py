@@ -176,11 +176,12 @@ def _print_interrupted(output: Path) -> None:
 def _export(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from starpo_train.export import export_adapter, export_model
+    from starpo_train.export import export_adapter, export_model, find_checkpoint
 
+    source = find_checkpoint(options.run_folder).name
     export = export_adapter if options.adapter else export_model
     path = export(options.run_folder, options.output, dtype=options.dtype)
-    Console(highlight=False, soft_wrap=True).print(f"written: {path}", markup=False)
+    Console(highlight=False, soft_wrap=True).print(f"written: {path}, from {source}", markup=False)
     return 0
 
 

@@ -174,6 +174,8 @@ def _describe_start(record: dict[str, Any]) -> str:
         f"{record['num_trajectories']:,} trajectories, {record['num_rows']:,} rows, "
         f"{record['num_tokens']:,} tokens of which {record['num_action_tokens']:,} trained",
     ]
+    if record.get("event") == "resume":
+        lines.insert(0, f"going on after step {record['step']}")
     if record["left_out"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in record["left_out"].items())
         lines.append(f"left out: {reasons}")

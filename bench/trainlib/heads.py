@@ -73,13 +73,13 @@ def _use_liger(hidden_AH: Tensor, weight_VH: Tensor, ids_A: Tensor) -> Tensor:
     loss = LigerFusedLinearGRPOLoss(
         beta=0.0, compiled=False, use_ref_model=False, loss_type="bnpo", temperature=1.0
     )
-    ids_BT = ids_A.view(ROWS, ROW_LENGTH)
+    ids_BT = ids_A.view(-1, ROW_LENGTH)
     told = loss(
-        hidden_AH.view(ROWS, ROW_LENGTH, -1),
+        hidden_AH.view(*ids_BT.shape, -1),
         weight_VH,
         ids_BT,
         torch.ones_like(ids_BT),
-        torch.ones(ROWS),
+        torch.ones(len(ids_BT)),
     )
     return told[0]
 

@@ -48,6 +48,8 @@ from starpo_train.tokens import TokenSequence, TurnTokens, build_rows
 LAYOUTS = ("turns", "padded", "packed", "tree")
 TOKENS_PER_PACK = 8192
 VOCABULARY = 4096
+ROUNDS = {"linear": 5, "groups": 5, "branches": 3, "airline": 2}
+"""Of a full run, which so takes some 40 minutes; a quick one has two of each."""
 
 
 def make_sets(*, quick: bool) -> dict[str, list[list[TurnTokens]]]:
@@ -56,8 +58,8 @@ def make_sets(*, quick: bool) -> dict[str, list[list[TurnTokens]]]:
     return {
         "linear": make_linear(few, seed=0),
         "groups": make_groups(1 if quick else 2, seed=1),
-        "branches": make_branches(few, seed=2),
-        "airline": make_airline(2 if quick else 6, vocabulary=VOCABULARY),
+        "branches": make_branches(6 if quick else 12, seed=2),
+        "airline": make_airline(2, vocabulary=VOCABULARY),
     }
 
 
@@ -265,7 +267,7 @@ def main() -> None:
         if not runs:
             print(f"{name}: left out, its recorded runs are not in ../shared/data")
             continue
-        sets[name] = time_set(runs, rounds=2 if options.quick else 7)
+        sets[name] = time_set(runs, rounds=2 if options.quick else ROUNDS[name])
         print(f"{name}: {sets[name]['unique_tokens']:,} unique tokens")
         for layout, told in sets[name]["layouts"].items():
             told["peak_mib"] = measure_peak(name, layout, quick=options.quick)

@@ -91,7 +91,7 @@ def measure_batch(name: str, *, quick: bool) -> dict[str, Any]:
 def count_rounds(name: str, *, quick: bool) -> int:
     if quick:
         return 2 if name == "flat" else 1
-    return 7 if name == "flat" else 5
+    return 5 if name == "flat" else 4
 
 
 def measure_heads(*, quick: bool) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def measure_heads(*, quick: bool) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {}
     told: dict[str, Any] = {}
     expected: list[Any] = []
-    for number in range(2 if quick else 5):
+    for number in range(1 if quick else 4):
         for key, head in HEADS.items():
             if head.is_slow and (quick or number > 0):
                 continue

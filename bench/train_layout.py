@@ -37,12 +37,13 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from trainlib.measure import judge, measure_peak_mib, print_targets, spread_ratios
 from trainlib.runs import make_airline, make_branches, make_groups, make_linear
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from trainlib.work import build_model
 
 from starpo_train.config import ModelSection
 from starpo_train.head import compute_logprobs
-from starpo_train.model import Policy, build_policy
+from starpo_train.model import build_policy
 from starpo_train.pack import pack_all
+from starpo_train.policy import Policy
 from starpo_train.tokens import TokenSequence, TurnTokens, build_rows
 
 LAYOUTS = ("turns", "padded", "packed", "tree")
@@ -63,20 +64,8 @@ def make_sets(*, quick: bool) -> dict[str, list[list[TurnTokens]]]:
     }
 
 
-def build_model() -> Policy:
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        tie_word_embeddings=True,
-        max_position_embeddings=65536,
-    )
-    return build_policy(Qwen3ForCausalLM(config), None, ModelSection(path="bench", device="cpu"))
+def build_bench_policy() -> Policy:
+    return build_policy(build_model(VOCABULARY), None, ModelSection(path="bench", device="cpu"))
 
 
 def lay_out(runs: list[list[TurnTokens]], layout: str) -> list[TokenSequence]:
@@ -163,7 +152,7 @@ def _plan_padded(rows: list[TokenSequence]) -> list[list[TokenSequence]]:
 
 def time_set(runs: list[list[TurnTokens]], *, rounds: int) -> dict[str, Any]:
     """Every layout in turn, several times."""
-    policy = build_model()
+    policy = build_bench_policy()
     rows = {layout: lay_out(runs, layout) for layout in LAYOUTS}
     seconds: dict[str, list[float]] = {layout: [] for layout in LAYOUTS}
     told: dict[str, Any] = {}
@@ -220,7 +209,7 @@ def measure_peak(name: str, layout: str, *, quick: bool) -> float:
 
 def print_peak(name: str, layout: str, *, quick: bool) -> None:
     runs = make_sets(quick=quick)[name]
-    policy = build_model()
+    policy = build_bench_policy()
     rows = lay_out(runs, layout)
     for _, parameter in policy.trained_parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -7,7 +7,7 @@ from torch.distributed.tensor import DTensor
 
 from starpo_train.config import AlgorithmSection
 from starpo_train.errors import TrainingError
-from starpo_train.model import Policy
+from starpo_train.policy import Policy
 from starpo_train.prepare import TrainingData
 from starpo_train.step import StepPack, compute_pack_loss
 

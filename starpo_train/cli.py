@@ -144,7 +144,7 @@ def _train(config: Any, *, resume: bool) -> int:
 
     from starpo_train.progress import TrainingDisplay
     from starpo_train.ranks import read_ranks
-    from starpo_train.trainer import train
+    from starpo_train.run import train
 
     disable_progress_bar()  # one bar is enough
     is_first = read_ranks().is_first

@@ -16,6 +16,7 @@ from starpo_trace.convert.writers.chatmessages import UnwritableError
 from starpo_train.chattemplate import TemplateRefusalError
 from starpo_train.dataset import MessageNode, Trajectory, Turn, read_message_graphs
 from starpo_train.render import RenderedTrajectory, RenderedTurn, TurnRenderer
+from starpo_train.tree import count_shared
 
 _AROUND: Final = 6
 """Tokens shown on either side of a difference."""
@@ -149,8 +150,8 @@ def _compare(
     assert turn.prompt_ids_T is not None  # noqa: S101 (response ids are recorded)
     assert turn.response_ids_T is not None  # noqa: S101
     drift.num_answers_equal += int(np.array_equal(answer_T, turn.response_ids_T))
-    at = _find_difference(turn.prompt_ids_T, prompt_T)
-    if at is None:
+    at = count_shared(turn.prompt_ids_T, prompt_T)
+    if at == len(turn.prompt_ids_T) == len(prompt_T):
         drift.num_prompts_equal += 1
     elif drift.first_difference is None:
         around = slice(max(0, at - _AROUND), at + _AROUND)
@@ -160,12 +161,3 @@ def _compare(
             "recorded": renderer.tokenizer.decode(turn.prompt_ids_T[around]),
             "rendered": renderer.tokenizer.decode(prompt_T[around]),
         }
-
-
-def _find_difference(left_T: np.ndarray, right_T: np.ndarray) -> int | None:
-    """Position of the first token that differs; None when all are the same."""
-    length = min(len(left_T), len(right_T))
-    different = np.flatnonzero(left_T[:length] != right_T[:length])
-    if len(different):
-        return int(different[0])
-    return None if len(left_T) == len(right_T) else length

@@ -33,13 +33,19 @@ def explain_rendering(
 
     Raises:
         ConfigError: `output` cannot be there.
-        ModelError: no tokenizer, or one without a chat template.
+        ModelError: no tokenizer, or one without a chat template that some turns need.
         DataError: the dataset's messages cannot be read.
     """
     console = console or Console(highlight=False)
     if output is not None and not output.parent.is_dir():
         raise ConfigError(f"--json {output}: there is no folder {output.parent}.")
     tokenizer = load_tokenizer(model, where="--model")
+    if not tokenizer.chat_template and not any(t.lacks_ids() for t in trajectories):
+        _print_lines(
+            console,
+            f"{model} has no chat template, and no turn needs one: all have recorded ids",
+        )
+        return summarize_drift([])
     renderer = TurnRenderer(tokenizer, model_path=model)
     drifts: list[TrajectoryDrift] = []
     with nullcontext() if output is None else output.open("w", encoding="utf-8") as file:

@@ -7,7 +7,7 @@ from typing import Final
 
 from torch import Tensor
 
-from starpo_train.model import Policy
+from starpo_train.policy import Policy
 
 _TAKEN: Final = (
     "LICEN[CS]E*",
@@ -37,16 +37,3 @@ def save_model_folder(
         is_taken = any(fnmatch(file.name, pattern) for pattern in _TAKEN)
         if is_taken and file.is_file() and not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
-
-
-def find_model_folder(name: str) -> Path | None:
-    """Folder of a model that is named by its path or by its name in the hub's local cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if Path(name).is_dir():
-        return Path(name)
-    try:
-        config = try_to_load_from_cache(name, "config.json")
-    except ValueError:  # not in the form of a hub name: a folder that is gone
-        return None
-    return Path(config).parent if isinstance(config, str) else None

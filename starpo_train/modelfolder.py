@@ -62,12 +62,22 @@ def load_tokenizer(name: str, *, where: str = "model") -> Any:
 
 def is_cached_model(name: str) -> bool:
     """Whether the hub's local cache holds a model of that name; asks no network."""
+    return _find_cached_model(name) is not None
+
+
+def find_model_folder(name: str) -> Path | None:
+    """Folder of a model that is named by its path or by its name in the hub's local cache."""
+    return Path(name) if Path(name).is_dir() else _find_cached_model(name)
+
+
+def _find_cached_model(name: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+        config = try_to_load_from_cache(name, "config.json")
     except ValueError:  # not in the form of a hub name
-        return False
+        return None
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def resolve_model(name: str, *, folder: Path) -> str:

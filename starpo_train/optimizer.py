@@ -9,7 +9,7 @@ from torch import Tensor
 
 from starpo_train.config import TrainSection
 from starpo_train.errors import CheckpointError
-from starpo_train.model import Policy
+from starpo_train.policy import Policy
 from starpo_train.slices import SavedTensors, Slice, load_like, take_slice
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")

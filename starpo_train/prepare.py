@@ -20,7 +20,7 @@ from starpo_train.dataset import read_trajectories as read_dataset_trajectories
 from starpo_train.drift import sample_drift
 from starpo_train.errors import DataError, ProvenanceError
 from starpo_train.findings import FAULTS, LOSSES
-from starpo_train.model import Policy
+from starpo_train.policy import Policy
 from starpo_train.provenance import (
     Choice,
     DataFacts,

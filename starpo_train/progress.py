@@ -1,7 +1,7 @@
 """Records of training and evaluation -> what a person sees in a terminal."""
 
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,6 +15,8 @@ _DESCRIBED = {
     "{tokens_per_pack_before:,}; set train.tokens_per_pack to that, or see docs/training.md",
     "tracker_failed": "{tracker} gets no more metrics ({error}); metrics.jsonl has them all",
 }
+_NEARLY_ALL: Final = 0.99
+"""Share of clipped tokens at which a run has stopped learning."""
 
 
 class TrainingDisplay:
@@ -32,6 +34,7 @@ class TrainingDisplay:
             console=self._console,
         )
         self._task: Any = None
+        self._has_warned = False
 
     def __enter__(self) -> Self:
         """Start drawing."""
@@ -64,6 +67,15 @@ class TrainingDisplay:
                 tokens_per_s=0.0,
             )
             return
+        if record.get("clip_fraction", 0.0) >= _NEARLY_ALL and not self._has_warned:
+            self._has_warned = True
+            self._console.print(
+                f"warning: step {record['step']}: {record['clip_fraction']:.0%} of the tokens are "
+                "clipped and have no gradient; lower train.learning_rate, or set "
+                "algorithm.kl_ceiling",
+                markup=False,
+                soft_wrap=True,
+            )
         self._bar.update(
             self._task,
             completed=record["step"],

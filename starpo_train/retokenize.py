@@ -26,11 +26,6 @@ class Retokenizer:
         self._kept: dict[str, list[int]] = {}
         self._num_kept = 0
 
-    @property
-    def is_piecewise(self) -> bool:
-        """Whether texts are cut at their special tokens."""
-        return self._special is not None
-
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, int32; nothing is added in front or behind."""
         if self._special is None:

@@ -19,9 +19,10 @@ from starpo_train.checkpoint import (
 from starpo_train.config import RunConfig, read_run_config, to_json_dict, write_config
 from starpo_train.dataset import Manifest
 from starpo_train.errors import CheckpointError, ConfigError
-from starpo_train.exported import find_model_folder, save_model_folder
-from starpo_train.model import Policy, merged_state_dict
+from starpo_train.exported import save_model_folder
 from starpo_train.modelcard import CARD_FILE, render_card
+from starpo_train.modelfolder import find_model_folder
+from starpo_train.policy import Policy
 from starpo_train.ranks import ALONE, Ranks
 from starpo_train.sharding import gather_weights
 from starpo_train.slices import Slice
@@ -90,8 +91,7 @@ class RunFolder:
 
         `facts` about the data and the metrics of the last step are for its card.
         """
-        is_sharded = policy.ranks.size > 1
-        weights = gather_weights(policy) if is_sharded else merged_state_dict(policy)
+        weights = gather_weights(policy)
         lineage = {
             "starpo_version": _read_version(),
             "dataset": {

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from starpo_train.errors import ModelError
-from starpo_train.model import Policy, merge_lora
+from starpo_train.lora import merge_lora
+from starpo_train.policy import Policy, run_here
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ def shard_policy(policy: Policy, device: torch.device) -> Policy:
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
     # the decoder is called and the head's weight used without the model's own forward method
-    model.run_gathered = _call
+    model.run_gathered = run_here
     register_fsdp_forward_method(model, "run_gathered")
 
     def run(work: Callable[[], T]) -> T:
@@ -75,11 +76,14 @@ def find_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def gather_weights(policy: Policy) -> dict[str, Tensor]:
-    """Weights as the plain model has them, whole and on the CPU of rank 0; elsewhere nothing.
+    """Weights as the plain model has them, whole; LoRA updates are added in, on copies.
 
-    Every rank must call it.
+    Of several ranks, each must call it; rank 0 gets them, on the CPU, the others nothing.
     """
     model: Any = policy.model
+    if policy.ranks.size == 1:
+        state = model.state_dict()
+        return merge_lora(model, state) if policy.lora else state
     whole: dict[int, Tensor] = {}
     gathered: dict[str, Tensor] = {}
     tied = dict(model.named_parameters(remove_duplicate=False))
@@ -93,7 +97,3 @@ def gather_weights(policy: Policy) -> dict[str, Tensor]:
     if not policy.ranks.is_first:
         return {}
     return merge_lora(model, gathered) if policy.lora else gathered
-
-
-def _call(work: Callable[[], T]) -> T:
-    return work()

@@ -3,9 +3,9 @@
 Suffixes: A trained tokens of a pack, N trajectories of the step, R rows of a pack.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from starpo_train.losses.filtered_bc import compute_filtered_bc_loss
 from starpo_train.losses.output import LossOutput
 from starpo_train.losses.ppo_clip import compute_ppo_clip_loss
 from starpo_train.memory import explain_out_of_memory
-from starpo_train.model import Policy
 from starpo_train.pack import TokenBatch, pack_all
+from starpo_train.policy import Policy
 from starpo_train.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
@@ -35,6 +35,16 @@ class StepPack:
     """Factor of each token's loss; over all packs of the step they add up to 1."""
     advantages_A: Tensor | None
     """None for filtered BC."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSums:
+    """What a step's passes have found, over every rank; their gradients are on the weights."""
+
+    sums: dict[str, float]
+    """Over the step's trained tokens, as the losses name them, and how many there were."""
+    suspect_rows: list[int]
+    """Rows of this rank's packs whose loss is no number."""
 
 
 def build_step_packs(
@@ -99,6 +109,62 @@ def compute_pack_loss(
         bonus = algorithm.entropy_coef * (coefficients_A * scores.entropies_A).sum()
         output = replace(output, loss=output.loss - bonus)
     return output, scores.entropies_A
+
+
+def accumulate_gradients(
+    policy: Policy,
+    packs: Sequence[StepPack],
+    algorithm: AlgorithmSection,
+    name_row: Callable[[int], str],
+) -> StepSums:
+    """Forward and backward of every pack of this rank; `name_row` gives a row's trajectory.
+
+    Raises:
+        OutOfMemoryError: a pack does not fit into memory.
+    """
+    totals: dict[str, Tensor] = {}
+    suspect_rows: list[int] = []
+    for pack in packs:
+        with explain_out_of_memory(pack.batch, name_row):
+            output, entropies_A = compute_pack_loss(policy, pack, algorithm)
+            if not torch.isfinite(output.loss):
+                suspect_rows += pack.batch.rows_R
+            output.loss.backward()
+        sums = output.sums | {
+            "loss": output.loss.detach().double(),
+            "entropy": entropies_A.detach().double().sum(),
+        }
+        if pack.advantages_A is not None:
+            sums["advantage_abs"] = pack.advantages_A.abs().double().sum()
+        for name, value in sums.items():
+            totals[name] = totals[name] + value if name in totals else value
+    counts = {
+        "num_tokens": sum(pack.batch.num_row_tokens for pack in packs),
+        "num_computed": sum(pack.batch.num_tokens for pack in packs),
+        "num_actions": sum(pack.batch.num_actions for pack in packs),
+    }
+    found = counts | {name: float(value) for name, value in totals.items()}
+    return StepSums(sums=policy.ranks.sum(found), suspect_rows=suspect_rows)
+
+
+def summarize_sums(sums: dict[str, float]) -> dict[str, Any]:
+    """Sums over a step's trained tokens -> its metrics."""
+    count = sums["num_actions"]
+    record: dict[str, Any] = {
+        "loss": sums["loss"],
+        "entropy": sums["entropy"] / count,
+        "tokens": int(sums["num_tokens"]),
+        "computed_tokens": int(sums["num_computed"]),
+        "action_tokens": int(count),
+    }
+    if "kl" in sums:
+        record |= {
+            "clip_fraction": sums["clipped"] / count,
+            "approx_kl": sums["kl"] / count,
+            "ess_fraction": sums["ratio"] ** 2 / (count * sums["ratio_squared"]),
+            "advantage_mean_abs": sums["advantage_abs"] / count,
+        }
+    return record
 
 
 @torch.no_grad()

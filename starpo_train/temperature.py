@@ -14,8 +14,8 @@ import torch
 
 from starpo_trace.convert.verdict import INFORMATION
 from starpo_train.dataset import Trajectory, Turn
-from starpo_train.model import Policy
 from starpo_train.pack import pack_rows
+from starpo_train.policy import Policy
 from starpo_train.tokens import TokenSequence, TurnTokens, build_rows
 
 GREEDY_BELOW: Final = 1e-5

@@ -3,38 +3,41 @@
 StarPO here is offline: PPO's clipped objective over whole logged trajectories, with the recorded
 log-probabilities as the behaviour policy throughout; nothing is sampled. A step is a number of
 trajectories; its packs share one set of denominators, so packing cannot change the loss.
-
-Suffix: A trained tokens of a pack.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from starpo_train.blame import refuse_gradient, refuse_loss
 from starpo_train.checkpoint import Checkpoint
-from starpo_train.config import ModelSection, RunConfig
-from starpo_train.dataset import has_version, read_manifest
+from starpo_train.config import RunConfig
 from starpo_train.errors import DataError
-from starpo_train.memory import PackBudget, explain_out_of_memory
-from starpo_train.model import Policy, choose_device, load_policy
+from starpo_train.memory import PackBudget
 from starpo_train.optimizer import Optimizer
-from starpo_train.prepare import TrainingData, prepare_training_data
-from starpo_train.ranks import ALONE, JointStop, Ranks, open_ranks, watch_ranks
+from starpo_train.policy import Policy
+from starpo_train.prepare import TrainingData
+from starpo_train.ranks import JointStop
 from starpo_train.run_folder import RunFolder
-from starpo_train.sharding import shard_policy
 from starpo_train.signals import StopRequest
 from starpo_train.slices import Slice, take_slice
-from starpo_train.step import StepPack, build_step_packs, compute_pack_loss, measure_drift
-from starpo_train.trackers import open_metrics, require_trackers
+from starpo_train.step import (
+    StepPack,
+    accumulate_gradients,
+    build_step_packs,
+    measure_drift,
+    summarize_sums,
+)
+from starpo_train.trackers import open_metrics
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Progress = Callable[[dict[str, Any]], None]
 """Called with the start record, then with each step's record and each event's."""
@@ -64,65 +67,6 @@ class Position:
     batch: int = 0
     """Batches of this epoch that are done."""
     finished: bool = False
-
-
-def train(
-    config: RunConfig, *, resume: bool = False, progress: Progress | None = None
-) -> TrainResult:
-    """Run the training that `config` describes, from its start or from its last checkpoint.
-
-    Raises:
-        ConfigError: the output folder holds another run.
-        DataError, ProvenanceError, ModelError: the run cannot start.
-        TrainingError: a loss or gradient is not a number; names the trajectories.
-        OutOfMemoryError: one row alone does not fit into memory; names its trajectory.
-        CheckpointError: the checkpoint to resume from is damaged.
-        KeyboardInterrupt: SIGINT or SIGTERM before the first step, or a second one.
-    """
-    if config.train.threads > 0:
-        torch.set_num_threads(config.train.threads)
-    with (
-        open_ranks(device=config.model.device, timeout_s=config.train.rank_timeout_s) as ranks,
-        watch_ranks(ranks),
-        StopRequest() as stop,
-    ):
-        trainer = open_trainer(config, resume=resume, progress=progress, ranks=ranks)
-        stop.begin()
-        return trainer.run(stop if ranks.size == 1 else JointStop(stop, ranks))
-
-
-def open_trainer(
-    config: RunConfig, *, resume: bool, progress: Progress | None, ranks: Ranks = ALONE
-) -> "Trainer":
-    """Load what a new or a resumed run needs."""
-    ranks.share(lambda: require_trackers(config.run.trackers))
-    folder = RunFolder(config.run.output)
-    if resume:
-        checkpoint = folder.claim(config, resume=True, ranks=ranks)
-        policy = ranks.agree(lambda: _load_resumed_policy(config, checkpoint, ranks))
-        if checkpoint is not None:
-            config = _pin_dataset(config, checkpoint)
-        values = checkpoint.tensors.get("critic.values_K") if checkpoint else None
-        found = checkpoint.values.get("tokens_per_pack") if checkpoint else None
-        budget = PackBudget(config.train.tokens_per_pack, found=found)
-        prepare = partial(prepare_training_data, policy=policy, critic_values_K=values)
-        data = ranks.agree(lambda: budget.run(prepare, config))
-    else:
-        policy = ranks.agree(lambda: _load_sharded_policy(config.model, config.run.seed, ranks))
-        budget = PackBudget(config.train.tokens_per_pack)
-        prepare = partial(prepare_training_data, policy=policy)
-        data = ranks.agree(lambda: budget.run(prepare, config))
-        # only after the data was found usable
-        checkpoint = folder.claim(config, resume=False, ranks=ranks)
-    return Trainer(
-        config,
-        policy=policy,
-        data=data,
-        folder=folder,
-        budget=budget,
-        checkpoint=checkpoint,
-        progress=progress,
-    )
 
 
 class Trainer:
@@ -214,23 +158,34 @@ class Trainer:
     def train_step(self, trajectories: list[int]) -> dict[str, Any] | None:
         """One optimizer step on some trajectories; None when the KL ceiling forbids it."""
         started = time.perf_counter()
-        sums = self._budget.run(
-            lambda config: self._accumulate_gradients(self._build_packs(trajectories, config)),
+        found = self._budget.run(
+            lambda config: accumulate_gradients(
+                self.policy,
+                self._build_packs(trajectories, config),
+                self.config.algorithm,
+                self.data.name_row,
+            ),
             self.config,
             undo=self._optimizer.discard_gradients,
         )
         self._report_split(self.position.step + 1)
-        if self._is_above_kl_ceiling(sums):
+        if not math.isfinite(found.sums["loss"]):
+            raise refuse_loss(found.suspect_rows, found.sums["loss"], **self._suspects())
+        if self._is_above_kl_ceiling(found.sums):
             return None
         grad_norm = self._clip_gradients(trajectories)
         learning_rate = self._optimizer.apply(self.position.step)
         self.position.step += 1
-        return self._summarize(
-            sums,
-            grad_norm=grad_norm,
-            learning_rate=learning_rate,
-            wall_s=time.perf_counter() - started,
-        )
+        wall_s = time.perf_counter() - started
+        return {
+            "step": self.position.step,
+            "epoch": self.position.epoch,
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate,
+            "tokens_per_s": found.sums["num_tokens"] / wall_s,
+            "wall_s": wall_s,
+            "algorithm": self.data.choice.algorithm,
+        } | summarize_sums(found.sums)
 
     def _plan_epoch(self, epoch: int) -> list[list[int]]:
         """Trajectories of each step of an epoch; depends on seed and epoch only."""
@@ -253,36 +208,6 @@ class Trainer:
             tokens_per_pack=self.policy.limit_pack(config.train.tokens_per_pack),
             ranks=self._ranks,
         )
-
-    def _accumulate_gradients(self, packs: list[StepPack]) -> dict[str, float]:
-        """Forward and backward of every pack; sums over the step's trained tokens."""
-        totals: dict[str, Tensor] = {}
-        suspect_rows: list[int] = []
-        for pack in packs:
-            with explain_out_of_memory(pack.batch, self.data.name_row):
-                output, entropies_A = compute_pack_loss(self.policy, pack, self.config.algorithm)
-                if not torch.isfinite(output.loss):
-                    suspect_rows += pack.batch.rows_R
-                output.loss.backward()
-            sums = output.sums | {
-                "loss": output.loss.detach().double(),
-                "entropy": entropies_A.detach().double().sum(),
-            }
-            if pack.advantages_A is not None:
-                sums["advantage_abs"] = pack.advantages_A.abs().double().sum()
-            for name, value in sums.items():
-                totals[name] = totals[name] + value if name in totals else value
-        sums = self._ranks.sum(
-            {
-                "num_tokens": sum(pack.batch.num_row_tokens for pack in packs),
-                "num_computed": sum(pack.batch.num_tokens for pack in packs),
-                "num_actions": sum(pack.batch.num_actions for pack in packs),
-            }
-            | {name: float(value) for name, value in totals.items()}
-        )
-        if not math.isfinite(sums["loss"]):
-            raise refuse_loss(suspect_rows, sums["loss"], **self._suspects())
-        return sums
 
     def _is_above_kl_ceiling(self, sums: dict[str, float]) -> bool:
         ceiling = self.config.algorithm.kl_ceiling
@@ -326,33 +251,6 @@ class Trainer:
                 partial(self._build_packs, chosen), self.config
             ),
         }
-
-    def _summarize(
-        self, sums: dict[str, float], *, grad_norm: float, learning_rate: float, wall_s: float
-    ) -> dict[str, Any]:
-        count = sums["num_actions"]
-        record: dict[str, Any] = {
-            "step": self.position.step,
-            "epoch": self.position.epoch,
-            "loss": sums["loss"],
-            "entropy": sums["entropy"] / count,
-            "grad_norm": grad_norm,
-            "learning_rate": learning_rate,
-            "tokens": int(sums["num_tokens"]),
-            "computed_tokens": int(sums["num_computed"]),
-            "action_tokens": int(count),
-            "tokens_per_s": sums["num_tokens"] / wall_s,
-            "wall_s": wall_s,
-            "algorithm": self.data.choice.algorithm,
-        }
-        if "kl" in sums:
-            record |= {
-                "clip_fraction": sums["clipped"] / count,
-                "approx_kl": sums["kl"] / count,
-                "ess_fraction": sums["ratio"] ** 2 / (count * sums["ratio_squared"]),
-                "advantage_mean_abs": sums["advantage_abs"] / count,
-            }
-        return record
 
     def _announce(self) -> None:
         if self.position.step:
@@ -413,35 +311,6 @@ def gather_tasks(order: np.ndarray, task_of_N: np.ndarray) -> np.ndarray:
     """Trajectories in some order -> attempts at one task together, where its first one was."""
     first_of = {task: place for place, task in reversed(list(enumerate(task_of_N[order])))}
     return order[np.argsort([first_of[task] for task in task_of_N[order]], kind="stable")]
-
-
-def _pin_dataset(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
-    """A run goes on with the version of the dataset that it began with, as long as that is kept."""
-    dataset = config.data.dataset
-    digest = checkpoint.lineage["dataset"]["digest"]
-    if not has_version(dataset, digest) or read_manifest(dataset).digest == digest:
-        return config
-    pinned = dataset.with_name(f"{dataset.name}@{digest}")
-    return replace(config, data=replace(config.data, dataset=pinned))
-
-
-def _load_sharded_policy(
-    section: ModelSection, seed: int, ranks: Ranks, lora: Mapping[str, Tensor] | None = None
-) -> Policy:
-    policy = load_policy(section, seed=seed, ranks=ranks)
-    if lora is not None:
-        with torch.no_grad():
-            for name, parameter in policy.trained_parameters():
-                parameter.copy_(lora[f"lora.{name}"])
-    return shard_policy(policy, choose_device(section.device, ranks))
-
-
-def _load_resumed_policy(config: RunConfig, checkpoint: Checkpoint | None, ranks: Ranks) -> Policy:
-    section: ModelSection = config.model
-    if checkpoint is not None and section.lora_rank == 0:
-        section = replace(section, path=str(checkpoint.path))
-    lora = checkpoint.tensors if checkpoint is not None and section.lora_rank else None
-    return _load_sharded_policy(section, config.run.seed, ranks, lora)
 
 
 def _require_same_data(checkpoint: Checkpoint, data: TrainingData) -> None:

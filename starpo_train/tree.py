@@ -97,11 +97,12 @@ def sort_rows(rows: Sequence[np.ndarray]) -> tuple[list[int], list[int]]:
     order = sorted(range(len(rows)), key=lambda i: (keys[i], i))
     shared = [0]
     for before, row in itertools.pairwise(order):
-        shared.append(_count_shared(rows[before], rows[row]))
+        shared.append(count_shared(rows[before], rows[row]))
     return order, shared[: len(order)]
 
 
-def _count_shared(left: np.ndarray, right: np.ndarray) -> int:
+def count_shared(left: np.ndarray, right: np.ndarray) -> int:
+    """How many tokens two rows begin alike."""
     length = min(len(left), len(right))
     differs = left[:length] != right[:length]
     return int(differs.argmax()) if differs.any() else length

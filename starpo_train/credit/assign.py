@@ -17,8 +17,8 @@ from starpo_train.credit.group import compute_group_advantages, select_groups
 from starpo_train.dataset import Trajectory
 from starpo_train.errors import DataError
 from starpo_train.memory import explain_out_of_memory
-from starpo_train.model import Policy
 from starpo_train.pack import pack_all
+from starpo_train.policy import Policy
 from starpo_train.tokens import TokenSequence
 
 

@@ -130,11 +130,19 @@ def build_tokenizer(*, chat_template: str | None = CHAT_TEMPLATE) -> Any:
 
 def build_model_folder(path: Path, *, family: str = "qwen3", seed: int = 0, **changes: Any) -> Path:
     """A two-layer model with random weights and its tokenizer."""
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+    from transformers import (
+        GraniteConfig,
+        GraniteForCausalLM,
+        LlamaConfig,
+        LlamaForCausalLM,
+        Qwen3Config,
+        Qwen3ForCausalLM,
+    )
 
     config_class, model_class = {
         "qwen3": (Qwen3Config, Qwen3ForCausalLM),
         "llama": (LlamaConfig, LlamaForCausalLM),
+        "granite": (GraniteConfig, GraniteForCausalLM),  # divides its logits
     }[family]
     torch.manual_seed(seed)
     sizes: dict[str, Any] = {

@@ -9,7 +9,7 @@ from starpo_train.dataset import read_message_graphs, read_trajectories
 from starpo_train.drift import measure_trajectory, summarize_drift
 from starpo_train.metrics import read_metrics
 from starpo_train.render import TurnRenderer
-from starpo_train.trainer import train
+from starpo_train.run import train
 
 CHAT = (("q", None, "user", "left or right?"), ("a", "q", "assistant", "goal"))
 
@@ -115,6 +115,14 @@ def test_explain_with_a_model_shows_and_writes_what_its_template_does(
         ("t0", 0),
         ("t1", 0),
     ]
+
+
+def test_explain_needs_no_template_where_all_ids_are_recorded(hand, model_folder, tmp_path, capsys):
+    """It says so, and that there is nothing to compare."""
+    dataset = write_recorded(hand, tmp_path / "d", prompt="left")
+    hand.tokenizer(chat_template=None).save_pretrained(tmp_path / "plain")
+    assert main(["explain", str(dataset), "--model", str(tmp_path / "plain")]) == 0
+    assert "no turn needs one" in " ".join(capsys.readouterr().out.split())
 
 
 def test_explain_names_what_is_left_out(hand, model_folder, tmp_path, capsys):

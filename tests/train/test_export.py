@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from starpo_train.cli import main
 from starpo_train.modelfolder import read_commit
-from starpo_train.trainer import train
+from starpo_train.run import train
 
 IDS = torch.tensor([[0, 20, 21, 60, 40, 1]])
 

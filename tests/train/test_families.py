@@ -9,9 +9,9 @@ from starpo_train.config import ModelSection
 from starpo_train.errors import ModelError
 from starpo_train.model import load_policy
 from starpo_train.pack import pack_rows
+from starpo_train.run import open_trainer
 from starpo_train.signals import StopRequest
 from starpo_train.tokens import TurnTokens, build_rows
-from starpo_train.trainer import open_trainer
 
 WINDOW = 6
 SIZES = {

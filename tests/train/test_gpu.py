@@ -13,8 +13,8 @@ from starpo_train.head import compute_logprobs
 from starpo_train.metrics import read_metrics
 from starpo_train.model import load_policy
 from starpo_train.pack import pack_rows
+from starpo_train.run import train
 from starpo_train.run_folder import read_resumed_config
-from starpo_train.trainer import train
 
 pytestmark = pytest.mark.gpu
 MODEL = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "initializer_range": 0.1}

@@ -15,8 +15,8 @@ from starpo_train.cli import main
 from starpo_train.errors import TrainingError
 from starpo_train.memory import PackBudget, is_out_of_memory
 from starpo_train.metrics import read_metrics
+from starpo_train.run import open_trainer, train
 from starpo_train.run_folder import read_resumed_config
-from starpo_train.trainer import open_trainer, train
 
 
 def hash_weights(folder):
@@ -46,9 +46,9 @@ class Memory:
 
     def __init__(self, monkeypatch):
         self.forward, self.backward = 1 << 30, 1 << 30
-        from starpo_train import trainer
+        from starpo_train import run
 
-        load = trainer.load_policy
+        load = run.load_policy
 
         def load_watched(section, **options):
             policy = load(section, **options)
@@ -56,7 +56,7 @@ class Memory:
             policy.model.base_model.layers[0].register_forward_hook(self._leave)
             return policy
 
-        monkeypatch.setattr(trainer, "load_policy", load_watched)
+        monkeypatch.setattr(run, "load_policy", load_watched)
 
     def _enter(self, module, arguments, options):
         if options["input_ids"].shape[1] > self.forward:
@@ -195,9 +195,9 @@ _SHORT_OF_MEMORY = """
 import json, resource, sys
 from pathlib import Path
 from starpo_train.config import read_run_config
-from starpo_train import trainer
+from starpo_train import run
 
-open_trainer = trainer.open_trainer
+open_trainer = run.open_trainer
 
 def open_and_limit(*arguments, **options):
     opened = open_trainer(*arguments, **options)
@@ -206,8 +206,8 @@ def open_and_limit(*arguments, **options):
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     return opened
 
-trainer.open_trainer = open_and_limit
-result = trainer.train(read_run_config(Path(sys.argv[1])))
+run.open_trainer = open_and_limit
+result = run.train(read_run_config(Path(sys.argv[1])))
 print(json.dumps({"steps": result.num_steps}))
 """
 

@@ -14,9 +14,10 @@ from torch.nn.functional import pad
 from starpo_train.config import ModelSection
 from starpo_train.errors import CheckpointError, ModelError
 from starpo_train.head import compute_logprobs
-from starpo_train.model import load_policy, merged_state_dict
+from starpo_train.model import load_policy
 from starpo_train.pack import pack_rows
 from starpo_train.serve.loading import load_model as load_served
+from starpo_train.sharding import gather_weights
 
 
 def load(folder, **options):
@@ -195,7 +196,7 @@ def test_lora_trains_few_weights_and_exports_plain_ones(hand, model_folder):
         expected = policy.score_actions(pack_rows(rows, [0, 1])).logprobs_A
         plain = AutoModelForCausalLM.from_pretrained(model_folder)
         before, _ = plain_forward(plain, rows)
-        plain.load_state_dict(merged_state_dict(policy))
+        plain.load_state_dict(gather_weights(policy))
         actual, _ = plain_forward(plain, rows)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
     assert float((actual - before).abs().max()) > 0.01
@@ -203,24 +204,7 @@ def test_lora_trains_few_weights_and_exports_plain_ones(hand, model_folder):
 
 def test_a_head_with_scaling_is_not_taken_for_a_plain_one(tmp_path, hand):
     """Granite divides its logits; the check at loading notices and uses the model's own head."""
-    from transformers import GraniteConfig, GraniteForCausalLM
-
-    torch.manual_seed(0)
-    config = GraniteConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        logits_scaling=3.0,
-        initializer_range=0.2,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
-    GraniteForCausalLM(config).save_pretrained(tmp_path)
-    hand.tokenizer().save_pretrained(tmp_path)
+    hand.model(tmp_path, family="granite", logits_scaling=3.0)
     policy = load(tmp_path)
     assert (policy.packed, policy.fast_head) == (True, False)
     rows = hand.rows([9, 5])
@@ -340,6 +324,6 @@ def test_lora_keeps_frozen_weights_in_bfloat16_where_that_is_exact(hand, tmp_pat
                 torch.nn.init.normal_(parameter, std=0.1)
         scores, gradients = score_and_differentiate(policy, batch)
         results.append([scores.logprobs_A, scores.entropies_A, *gradients.values()])
-        results[-1] += [merged_state_dict(policy)[name] for name in state]
+        results[-1] += [gather_weights(policy)[name] for name in state]
     assert [torch.equal(a, b) for a, b in zip(*results, strict=True)] == [True] * len(results[0])
-    assert {x.dtype for x in merged_state_dict(halved).values()} == {torch.float32}
+    assert {x.dtype for x in gather_weights(halved).values()} == {torch.float32}

@@ -10,7 +10,7 @@ from starpo_train.errors import (
     ProvenanceError,
 )
 from starpo_train.metrics import read_metrics
-from starpo_train.trainer import train
+from starpo_train.run import train
 
 PROMPT = [0, 20, 21]
 GOOD, BAD, END = 40, 50, 1

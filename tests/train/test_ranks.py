@@ -31,9 +31,10 @@ from starpo_train.metrics import read_metrics
 from starpo_train.model import choose_device, load_policy
 from starpo_train.pack import deal_rows, pack_all
 from starpo_train.ranks import ALONE, Ranks, open_ranks, read_ranks
+from starpo_train.run import open_trainer, train
 from starpo_train.run_folder import read_final_path, read_resumed_config
 from starpo_train.slices import SavedTensors, Slice, name_files, save_slices
-from starpo_train.trainer import open_trainer, train
+from starpo_train.step import accumulate_gradients
 
 # What every rank does
 
@@ -41,7 +42,8 @@ from starpo_train.trainer import open_trainer, train
 def measure_gradients(config, ranks=ALONE):
     """Gradients of the first step, whole, and what it says about itself."""
     trainer = open_trainer(config, resume=False, progress=None, ranks=ranks)
-    sums = trainer._accumulate_gradients(trainer._build_packs(trainer._plan_epoch(0)[0]))
+    packs = trainer._build_packs(trainer._plan_epoch(0)[0])
+    sums = accumulate_gradients(trainer.policy, packs, config.algorithm, trainer.data.name_row).sums
     trainer._metrics.close()
     found = {}
     for name, parameter in trainer.policy.trained_parameters():
@@ -172,32 +174,6 @@ def write_games(hand, folder, model, *, is_poisoned=False):
     return hand.dataset(folder, trajectories)
 
 
-def build_scaled_model(hand, folder):
-    """A model that divides its logits, so that its head is no plain linear layer."""
-    from transformers import GraniteConfig, GraniteForCausalLM
-
-    torch.manual_seed(0)
-    config = GraniteConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        logits_scaling=2.0,
-        attention_multiplier=0.35,
-        tie_word_embeddings=True,
-        eos_token_id=1,
-        bos_token_id=None,
-        pad_token_id=None,
-    )
-    GraniteForCausalLM(config).save_pretrained(folder)
-    hand.tokenizer().save_pretrained(folder)
-    return folder
-
-
 CASES = {
     "tied": {},
     "untied": {"model": {"gradient_checkpointing": True}},
@@ -220,7 +196,9 @@ def place(hand, tmp_path_factory):
     model = hand.model(folder / "model")
     bases = {
         "untied": hand.model(folder / "untied", tie_word_embeddings=False, attention_bias=True),
-        "scaled": build_scaled_model(hand, folder / "scaled"),
+        "scaled": hand.model(
+            folder / "scaled", family="granite", logits_scaling=2.0, attention_multiplier=0.35
+        ),
     }
     games = write_games(hand, folder / "data", model)
     poisoned = write_games(hand, folder / "poison", model, is_poisoned=True)

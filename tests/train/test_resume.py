@@ -16,8 +16,8 @@ from starpo_train.errors import (
     DataError,
 )
 from starpo_train.metrics import read_metrics
+from starpo_train.run import train
 from starpo_train.run_folder import read_resumed_config
-from starpo_train.trainer import train
 
 
 def steps_of(result):

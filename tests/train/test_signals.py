@@ -11,8 +11,8 @@ from starpo_train import run_folder
 from starpo_train.checkpoint import list_checkpoints
 from starpo_train.cli import main
 from starpo_train.credit import assign
+from starpo_train.run import train
 from starpo_train.run_folder import read_resumed_config
-from starpo_train.trainer import train
 
 
 def hash_weights(folder):
@@ -82,7 +82,7 @@ def test_while_data_is_prepared_or_the_critic_fitted_it_stops_at_once(
 
 def test_while_a_resumed_run_is_prepared_its_checkpoint_stays(configure, monkeypatch, capsys):
     """The next resume does what this one would have done."""
-    from starpo_train import trainer
+    from starpo_train import run
 
     whole = train(configure("whole", **SECTIONS))
 
@@ -91,12 +91,12 @@ def test_while_a_resumed_run_is_prepared_its_checkpoint_stays(configure, monkeyp
             send(signal.SIGTERM)
 
     part = train(configure("part", **SECTIONS), progress=stop)
-    run = part.metrics_path.parent
+    folder = part.metrics_path.parent
     with monkeypatch.context() as patch:
-        signal_in(patch, trainer, "prepare_training_data", signal.SIGTERM)
-        assert main(["resume", str(run)]) == 130
-    assert f"go on from the last checkpoint with: starpo-train resume {run}" in (
+        signal_in(patch, run, "prepare_training_data", signal.SIGTERM)
+        assert main(["resume", str(folder)]) == 130
+    assert f"go on from the last checkpoint with: starpo-train resume {folder}" in (
         capsys.readouterr().err
     )
-    resumed = train(read_resumed_config(run), resume=True)
+    resumed = train(read_resumed_config(folder), resume=True)
     assert hash_weights(resumed.final_path) == hash_weights(whole.final_path)

@@ -14,8 +14,8 @@ from starpo_train.model import load_policy
 from starpo_train.pack import pack_rows
 from starpo_train.progress import _describe_start as describe_start
 from starpo_train.provenance import explain_inexact
+from starpo_train.run import train
 from starpo_train.temperature import accept_processed, compare_conventions
-from starpo_train.trainer import train
 
 PROMPT, GOOD, BAD, END = [0, 20, 21], 40, 50, 1
 

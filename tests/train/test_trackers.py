@@ -11,9 +11,9 @@ import pytest
 
 from starpo_train.errors import ConfigError
 from starpo_train.metrics import MetricsWriter, read_metrics
+from starpo_train.run import train
 from starpo_train.run_folder import read_resumed_config
 from starpo_train.trackers import BackgroundTracker, TrackedMetrics, require_trackers
-from starpo_train.trainer import train
 
 
 def steps_of(path):

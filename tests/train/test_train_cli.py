@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from starpo_train.cli import main
+from starpo_train.progress import TrainingDisplay
 from starpo_train.progress import _describe_start as describe_start
 
 
@@ -188,3 +191,19 @@ def test_sigterm_commits_and_resume_finishes(hand, dataset, model_folder, tmp_pa
     resolved.write_text(text.replace("epochs = 4000", f"epochs = {step // 4 + 1}"))
     assert main(["resume", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "final.json").read_text())["step"] == 4 * (step // 4 + 1)
+
+
+def test_a_run_in_which_all_is_clipped_is_warned_about():
+    """Once, with what to do; loss and bar alone would not show it."""
+    told = StringIO()
+    with TrainingDisplay(Console(file=told, width=400)) as display:
+        facts = {"algorithm": "starpo", "algorithm_reason": "", "left_out": {}, "num_steps": 3}
+        counts = dict.fromkeys(
+            ("num_trajectories", "num_rows", "num_tokens", "num_action_tokens"), 1
+        )
+        display.show({"event": "start"} | facts | counts)
+        for step, share in ((1, 0.5), (2, 1.0), (3, 1.0)):
+            numbers = {"loss": 0.1, "tokens_per_s": 1.0, "clip_fraction": share}
+            display.show({"step": step, "epoch": 0} | numbers)
+    assert told.getvalue().count("warning: step 2: 100% of the tokens are clipped") == 1
+    assert told.getvalue().count("warning") == 1

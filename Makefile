@@ -27,13 +27,15 @@ INSPECT_TESTS := tests/trace/sources/test_inspect_logs.py
 # Agent frameworks, really run: a group of them shares an environment, of the versions it pins.
 FRAMEWORKS := .venvs/frameworks
 ON_PUSH := openai3 openai2
+# Other packages' losses and estimators, which ours are compared with on random cases.
+ORACLES := .venvs/oracles
 GROUPS := $(ON_PUSH) crewai strands semantic_kernel a_year_ago crewai_a_year_ago coexistence
 TESTS_crewai := tests/frameworks/test_crewai.py
 TESTS_crewai_a_year_ago := $(TESTS_crewai)
 TESTS_coexistence := tests/frameworks/test_launch.py tests/frameworks/test_coexistence.py
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-seeds test test-frameworks matrix check format clean FORCE
+.PHONY: demo demo-seeds test test-frameworks matrix oracles check format clean FORCE
 
 demo: $(VENV)/.demo-ready $(if $(filter smollm2,$(MODEL)),$(VENV)/.smollm2-ready)
 	$(BIN)/python examples/frozen_lake/demo.py --model $(MODEL) --seed $(SEED)
@@ -51,6 +53,10 @@ test-frameworks: $(GROUPS:%=$(FRAMEWORKS)/%.json)
 # The same, written into the README.
 matrix: test-frameworks
 	$(PYTHON) tests/frameworks/publish.py $(GROUPS:%=$(FRAMEWORKS)/%.json)
+
+# Ours against verl, TRL, Liger and scope-rl; writes tests/train/golden, which `make test` reads.
+oracles: $(ORACLES)/.ready
+	PYTHONPATH=$(CURDIR) $(ORACLES)/bin/python -m pytest -q -W ignore tests/oracles
 
 check: $(VENV)/.test-ready
 	$(BIN)/ruff check .
@@ -113,6 +119,13 @@ $(INSPECT)/.ready: constraints-inspect.txt pyproject.toml
 	$(PYTHON) -m venv $(INSPECT)
 	$(INSPECT)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints-inspect.txt -e ".[dataset]" inspect-ai openai pytest
+	@touch $@
+
+# These packages pin each other's versions more tightly than their losses need.
+$(ORACLES)/.ready: tests/oracles/requirements.txt
+	$(PYTHON) -m venv $(ORACLES)
+	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check -c $< torch
+	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
 $(FRAMEWORKS)/%/.ready: tests/frameworks/environments/%.txt pyproject.toml

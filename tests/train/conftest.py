@@ -264,6 +264,17 @@ def hand() -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
+def read_golden():
+    """`read_golden(name)`: the cases of tests/train/golden/NAME.json, which `make oracles` writes."""
+
+    def read(name: str) -> list[dict[str, Any]]:
+        file = Path(__file__).parent / "golden" / f"{name}.json"
+        return json.loads(file.read_text())["cases"]
+
+    return read
+
+
+@pytest.fixture(scope="session")
 def bandit(hand, model_folder, tmp_path_factory):
     return hand.bandit(tmp_path_factory.mktemp("bandit") / "data", model_folder)
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from starpo_train.losses.output import LossOutput
-
-LOG_RATIO_LIMIT = 20.0
+from starpo_train.losses.ratios import LOG_RATIO_LIMIT as LOG_RATIO_LIMIT
+from starpo_train.losses.ratios import compute_log_ratios, count, measure_ratios
 
 
 def compute_ppo_clip_loss(
@@ -19,29 +19,33 @@ def compute_ppo_clip_loss(
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.28,
+    dual_clip: float | None = None,
 ) -> LossOutput:
     """Sum of coefficient * max(-A rho, -A clip(rho, 1 - low, 1 + high)).
 
-    rho = exp(log pi - log mu), the log-ratio held within +-20. With A = 1, rho = 1.5 and the
-    default clips the term is -1.28 and has no gradient; with A = -1 it is 1.5 and has one.
+    rho = exp(log pi - log mu), the log-ratio held within +-20 (arXiv 1707.06347; unequal clips:
+    DAPO, arXiv 2503.14476). With A = 1, rho = 1.5 and the default clips the term is -1.28 and has
+    no gradient; with A = -1 it is 1.5 and has one. `dual_clip` = c (arXiv 1912.09729) ends that:
+    where A < 0 the term is at most -A c, so with c = 3 a bad token at rho = 5 costs 3, not 5, and
+    has no gradient. `sums`: clipped (tokens), dual_clipped with `dual_clip`, and `measure_ratios`.
+
+    Raises:
+        ValueError: `dual_clip` is 1 or less, which would undo ratios that have not moved.
     """
-    log_ratio_A = (logprobs_A - behaviour_logprobs_A).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    log_ratio_A = compute_log_ratios(logprobs_A, behaviour_logprobs_A)
     ratio_A = log_ratio_A.exp()
     free_A = -advantages_A * ratio_A
     held_A = -advantages_A * ratio_A.clamp(1.0 - clip_low, 1.0 + clip_high)
-    loss = (coefficients_A * torch.maximum(free_A, held_A)).sum()
-    return LossOutput(loss=loss, sums=_measure(log_ratio_A, free_A, held_A))
-
-
-@torch.no_grad()
-def _measure(log_ratio_A: Tensor, free_A: Tensor, held_A: Tensor) -> dict[str, Tensor]:
-    log_ratio_A = log_ratio_A.detach().to(torch.float64)
-    ratio_A = log_ratio_A.exp()
-    return {
-        "clipped": (held_A > free_A).sum().to(torch.float64),
-        # k3 on samples of mu: unbiased for KL(mu | pi), never negative
-        "kl": (ratio_A - 1.0 - log_ratio_A).sum(),
-        "ratio": ratio_A.sum(),
-        "ratio_squared": (ratio_A**2).sum(),
-        "drift": log_ratio_A.abs().sum(),
-    }
+    terms_A = torch.maximum(free_A, held_A)
+    sums = {"clipped": count(held_A > free_A)} | measure_ratios(log_ratio_A)
+    if dual_clip is not None:
+        if dual_clip <= 1.0:
+            raise ValueError(
+                f"dual_clip = {dual_clip:g} bounds ratios of bad tokens that have not even grown; "
+                "give more than 1 (3 is usual), or leave it out."
+            )
+        bound_A = -advantages_A * dual_clip
+        bad_A = advantages_A < 0
+        sums["dual_clipped"] = count(bad_A & (terms_A > bound_A))
+        terms_A = torch.where(bad_A, torch.minimum(terms_A, bound_A), terms_A)
+    return LossOutput(loss=(coefficients_A * terms_A).sum(), sums=sums)

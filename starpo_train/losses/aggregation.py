@@ -4,8 +4,7 @@ A trajectory may have several rows (branches); `seq` in a mode's name is a row, 
 Suffixes: A action tokens of a pack, N trajectories of a step, R their rows.
 """
 
-from collections.abc import Callable
-from typing import Final, Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -74,49 +73,27 @@ def compute_row_coefficients(
     Raises:
         ValueError: an unknown mode, or seq-mean-token-sum-norm without a positive horizon.
     """
-    if mode not in _FACTORS:
-        raise ValueError(f"aggregation {mode!r} is none of {', '.join(_FACTORS)}.")
-    if mode == "seq-mean-token-sum-norm" and not (horizon is not None and horizon > 0):
-        raise ValueError(
-            f"aggregation {mode!r} divides by a constant horizon, which is {horizon}; give the "
-            "longest row's number of tokens, the same for every step."
-        )
     num_tokens_R = num_tokens_R.to(torch.float64)
     weights_R = torch.where(num_tokens_R > 0, weights_R.to(torch.float64), 0.0)
-    factors_R = _FACTORS[mode](num_tokens_R, weights_R, trajectory_of_R)
-    if horizon is not None and mode == "seq-mean-token-sum-norm":
-        factors_R = factors_R / horizon
-    return torch.where(weights_R > 0, factors_R, 0.0)
-
-
-def _of_trajectories(num_tokens_R: Tensor, weights_R: Tensor, trajectory_of_R: Tensor) -> Tensor:
-    num_trajectories = int(trajectory_of_R.max()) + 1 if len(trajectory_of_R) else 0
-    sums_N = torch.zeros(num_trajectories, dtype=torch.float64, device=num_tokens_R.device)
-    sums_N.index_add_(0, trajectory_of_R, weights_R * num_tokens_R)
-    return compute_coefficients(sums_N, mode="traj-mean")[trajectory_of_R]
-
-
-def _of_tokens(num_tokens_R: Tensor, weights_R: Tensor, trajectory_of_R: Tensor) -> Tensor:  # noqa: ARG001
-    return (1.0 / (weights_R * num_tokens_R).sum().clamp(min=1e-12)).expand_as(weights_R)
-
-
-def _of_nothing(num_tokens_R: Tensor, weights_R: Tensor, trajectory_of_R: Tensor) -> Tensor:  # noqa: ARG001
-    return torch.ones_like(weights_R)
-
-
-def _of_rows(num_tokens_R: Tensor, weights_R: Tensor, trajectory_of_R: Tensor) -> Tensor:  # noqa: ARG001
-    return (1.0 / weights_R.sum().clamp(min=1e-12)).expand_as(weights_R)
-
-
-def _of_row_means(num_tokens_R: Tensor, weights_R: Tensor, trajectory_of_R: Tensor) -> Tensor:
-    return _of_rows(num_tokens_R, weights_R, trajectory_of_R) / num_tokens_R.clamp(min=1)
-
-
-_FACTORS: Final[dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
-    "traj-mean": _of_trajectories,
-    "token-mean": _of_tokens,
-    "token-sum": _of_nothing,
-    "seq-mean-token-mean": _of_row_means,
-    "seq-mean-token-sum": _of_rows,
-    "seq-mean-token-sum-norm": _of_rows,
-}
+    sums_R = weights_R * num_tokens_R
+    num_rows = weights_R.sum().clamp(min=1e-12)
+    if mode == "traj-mean":
+        num_trajectories = int(trajectory_of_R.max()) + 1 if len(trajectory_of_R) else 0
+        sums_N = sums_R.new_zeros(num_trajectories).index_add_(0, trajectory_of_R, sums_R)
+        factors_R = compute_coefficients(sums_N, mode="traj-mean")[trajectory_of_R]
+    elif mode in ("token-mean", "token-sum"):
+        factors_R = compute_coefficients(sums_R, mode=mode)
+    elif mode == "seq-mean-token-mean":
+        factors_R = 1.0 / (num_rows * num_tokens_R.clamp(min=1))
+    elif mode == "seq-mean-token-sum":
+        factors_R = (1.0 / num_rows).expand_as(sums_R)
+    elif mode == "seq-mean-token-sum-norm":
+        if horizon is None or horizon <= 0:
+            raise ValueError(
+                f"aggregation {mode!r} divides by a constant horizon, which is {horizon}; give the "
+                "longest row's number of tokens, the same for every step."
+            )
+        factors_R = (1.0 / (num_rows * horizon)).expand_as(sums_R)
+    else:
+        raise ValueError(f"aggregation {mode!r} is none of {', '.join(get_args(Aggregation))}.")
+    return torch.where(sums_R > 0, factors_R, 0.0)

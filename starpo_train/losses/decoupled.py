@@ -11,7 +11,7 @@ from starpo_train.losses.ppo_clip import compute_ppo_clip_loss
 from starpo_train.losses.ratios import count
 
 
-def compute_decoupled_loss(
+def compute_decoupled_loss(  # noqa: PLR0913  three policies, two limits
     logprobs_A: Tensor,
     behaviour_logprobs_A: Tensor,
     advantages_A: Tensor,

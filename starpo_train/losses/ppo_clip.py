@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from starpo_train.losses.output import LossOutput
-from starpo_train.losses.ratios import LOG_RATIO_LIMIT as LOG_RATIO_LIMIT
 from starpo_train.losses.ratios import compute_log_ratios, count, measure_ratios
 
 

@@ -1,0 +1,412 @@
+"""Losses against verl 0.9.1's, on random batches: values and gradients to 1e-10."""
+
+from dataclasses import replace
+from itertools import cycle
+
+import pytest
+import torch
+from loss_cases import NUM_CASES, assert_equal, compare_token_loss, differentiate, make_batch
+from verl.trainer.ppo import core_algos as verl
+from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
+from verl.workers.config import ActorConfig
+from verl.workers.config.actor import PolicyLossConfig
+
+from starpo_train.losses.awr import compute_awr_loss, compute_awr_weights
+from starpo_train.losses.cispo import compute_cispo_loss
+from starpo_train.losses.correction import correct_ratios
+from starpo_train.losses.decoupled import compute_decoupled_loss
+from starpo_train.losses.dppo_tv import compute_dppo_tv_loss
+from starpo_train.losses.dro import compute_dro_loss, compute_dro_token_loss
+from starpo_train.losses.gspo import compute_gspo_loss
+from starpo_train.losses.kl import compute_kl
+from starpo_train.losses.ppo_clip import compute_ppo_clip_loss
+from starpo_train.losses.sapo import compute_sapo_loss
+from starpo_train.losses.topr import compute_topr_loss
+from starpo_train.losses.value import compute_value_loss
+
+MODES = (
+    "token-mean",
+    "token-sum",
+    "seq-mean-token-mean",
+    "seq-mean-token-sum",
+    "seq-mean-token-sum-norm",
+)
+ACTOR = ActorConfig(
+    strategy="fsdp",
+    rollout_n=1,
+    ppo_micro_batch_size_per_gpu=1,
+    clip_ratio_low=0.2,
+    clip_ratio_high=0.28,
+    clip_ratio_c=3.0,
+)
+
+
+def choose_options(batch):
+    return {"clip_low": batch.uniform(0.05, 0.5), "clip_high": batch.uniform(0.05, 0.5)}
+
+
+def configure(options, **changes):
+    return replace(
+        ACTOR, clip_ratio_low=options["clip_low"], clip_ratio_high=options["clip_high"], **changes
+    )
+
+
+def in_verl(batch, mode, name, config, **given):
+    """The named loss as a function of log-probabilities."""
+
+    def compute(logprobs_BT):
+        loss, _ = verl.get_policy_loss_fn(name)(
+            old_log_prob=batch.behaviour_BT,
+            log_prob=logprobs_BT,
+            advantages=batch.advantages_BT,
+            response_mask=batch.mask_BT,
+            loss_agg_mode=mode,
+            config=config,
+            **given,
+        )
+        return loss
+
+    return compute
+
+
+def coefficients_as_verl(batch, mode):
+    """Ours, with the 1e-8 that verl adds to a row's number of tokens in seq-mean-token-mean."""
+    coefficients_A = batch.coefficients(mode, horizon=batch.mask_BT.shape[1])
+    if mode != "seq-mean-token-mean":
+        return coefficients_A
+    count_B = batch.mask_BT.sum(1)
+    return coefficients_A * (count_B / (count_B + 1e-8))[batch.row_of]
+
+
+def test_every_token_loss(write_golden):
+    """PPO with and without dual clip, CISPO, SAPO, DPPO-TV and token DRO in verl's five modes."""
+    cases = []
+    for seed, mode in zip(range(NUM_CASES), cycle(MODES), strict=False):
+        batch = make_batch(seed)
+        coefficients_A = coefficients_as_verl(batch, mode)
+        clips = choose_options(batch)
+        cap, beta = batch.uniform(1.1, 5.0), batch.uniform(0.01, 2.0)
+        temperatures = {
+            "tau_positive": batch.uniform(0.5, 2),
+            "tau_negative": batch.uniform(0.5, 2),
+        }
+        taus = {"tau_pos": temperatures["tau_positive"], "tau_neg": temperatures["tau_negative"]}
+        limits = {"limit_low": clips["clip_low"], "limit_high": clips["clip_high"]}
+        dro = PolicyLossConfig(loss_mode="dro", dro_beta=beta)
+        for name, ours, config, options in (
+            ("vanilla", compute_ppo_clip_loss, {"clip_ratio_c": cap}, clips | {"dual_clip": cap}),
+            ("cispo", compute_cispo_loss, {}, clips),
+            ("dppo_tv", compute_dppo_tv_loss, {"clip_ratio_c": cap}, limits | {"ratio_cap": cap}),
+            ("sapo", compute_sapo_loss, taus, temperatures),
+            ("dro", compute_dro_token_loss, {"policy_loss": dro}, {"beta": beta}),
+        ):
+            always = "seq-mean-token-mean" if name == "sapo" else mode  # whatever it is told
+            factors_A = coefficients_as_verl(batch, always) if name == "sapo" else coefficients_A
+            oracle = in_verl(batch, mode, name, configure(clips, **config))
+            case = compare_token_loss(ours, oracle, batch, factors_A, options)
+            cases.append({"function": name} | case)
+        oracle = in_verl(batch, mode, "vanilla", configure(clips, clip_ratio_c=1e12))
+        compare_token_loss(compute_ppo_clip_loss, oracle, batch, coefficients_A, clips)
+    write_golden("losses_verl", "verl", "0.9.1", cases)
+
+
+def test_dual_clip_is_always_on_in_verl():
+    """A = -1, rho = e^2: verl's term is 3 without being asked to; ours is 7.389 until told 3."""
+    batch = replace_all(make_batch(1, spread=0.1), logprob=-1.0, behaviour=-3.0, advantage=-1.0)
+    loss = in_verl(batch, "token-mean", "vanilla", ACTOR)(batch.logprobs_BT)
+    given = (*map(batch.flatten, (batch.logprobs_BT, batch.behaviour_BT, batch.advantages_BT)),)
+    factors_A = batch.coefficients("token-mean")
+    assert loss.item() == pytest.approx(3.0)
+    assert compute_ppo_clip_loss(*given, factors_A).loss.item() == pytest.approx(7.389056)
+    assert compute_ppo_clip_loss(*given, factors_A, dual_clip=3.0).loss.item() == pytest.approx(3.0)
+
+
+def test_dppo_cap_is_three_in_verl():
+    """rho = e^2 with pi - mu < .2, A = 1: verl's weight is 3, as its actor's dual clip is; ours 7.39."""
+    batch = replace_all(make_batch(1, spread=0.1), logprob=-3.0, behaviour=-5.0, advantage=1.0)
+    loss = in_verl(batch, "token-mean", "dppo_tv", ACTOR)(batch.logprobs_BT)
+    given = (*map(batch.flatten, (batch.logprobs_BT, batch.behaviour_BT, batch.advantages_BT)),)
+    factors_A = batch.coefficients("token-mean")
+    assert loss.item() == pytest.approx(3.0 * 3.0)
+    assert compute_dppo_tv_loss(*given, factors_A).loss.item() == pytest.approx(7.389056 * 3.0)
+
+
+def replace_all(batch, *, logprob, behaviour, advantage):
+    return replace(
+        batch,
+        logprobs_BT=torch.full_like(batch.logprobs_BT, logprob),
+        behaviour_BT=torch.full_like(batch.logprobs_BT, behaviour),
+        advantages_BT=torch.full_like(batch.logprobs_BT, advantage),
+        mask_BT=torch.ones_like(batch.mask_BT),
+    )
+
+
+def compute_ours_gspo(batch, logprobs_BT, coefficients_A, options):
+    means_B = batch.means(logprobs_BT - batch.behaviour_BT)
+    return compute_gspo_loss(
+        means_B, batch.flatten(batch.advantages_BT), batch.row_of, coefficients_A, **options
+    )
+
+
+def test_gspo():
+    """Values for any advantages, gradients where a row has one advantage."""
+    for seed, mode in zip(range(NUM_CASES), cycle(MODES), strict=False):
+        for rows_alike in (False, True):
+            batch = make_batch(seed, rows_alike=rows_alike)
+            options = choose_options(batch)
+            leaf_BT = batch.logprobs_BT.clone().requires_grad_()
+            ours = compute_ours_gspo(
+                batch, leaf_BT, coefficients_as_verl(batch, mode), options
+            ).loss
+            theirs = in_verl(batch, mode, "gspo", configure(options))(leaf_BT)
+            assert_equal(ours, theirs)
+            if rows_alike:
+                ours_BT = differentiate(ours, leaf_BT) * batch.mask_BT
+                assert_equal(ours_BT, differentiate(theirs, leaf_BT) * batch.mask_BT)
+
+
+def test_gspo_gradients_differ_where_advantages_do():
+    """Two tokens, rho = 1, A = (1, 0), token-mean: ours (-.25, -.25), verl's (-.5, 0)."""
+    batch = make_batch(1, spread=0.1)
+    whole = torch.ones(1, 2, dtype=torch.float64)
+    batch = replace(
+        batch,
+        logprobs_BT=-whole,
+        behaviour_BT=-whole,
+        advantages_BT=torch.tensor([[1.0, 0.0]], dtype=torch.float64),
+        mask_BT=whole,
+    )
+    leaf_BT = batch.logprobs_BT.clone().requires_grad_()
+    factors_A = batch.coefficients("token-mean")
+    ours = compute_ours_gspo(batch, leaf_BT, factors_A, {}).loss
+    theirs = in_verl(batch, "token-mean", "gspo", ACTOR)(leaf_BT)
+    assert_equal(differentiate(ours, leaf_BT), [[-0.25, -0.25]])
+    assert_equal(differentiate(theirs, leaf_BT), [[-0.5, 0.0]])
+
+
+def test_aggregation(write_golden):
+    """`agg_loss` in its five modes, also as a share of a larger batch's denominators."""
+    cases = []
+    for seed, mode in zip(range(NUM_CASES), cycle(MODES), strict=False):
+        batch = make_batch(seed)
+        horizon = batch.uniform(5.0, 50.0)
+        values_BT = batch.advantages_BT
+        whole = verl.agg_loss(values_BT, batch.mask_BT, mode, loss_scale_factor=horizon)
+        coefficients_A = batch.coefficients(mode, horizon)
+        values_A = batch.flatten(values_BT)
+        tolerance = 1e-7 if mode == "seq-mean-token-mean" else 1e-10  # verl's 1e-8 per row
+        assert_equal((coefficients_A * values_A).sum(), whole, tolerance)
+        shares = [
+            verl.agg_loss(
+                values_BT[[row]],
+                batch.mask_BT[[row]],
+                mode,
+                batch_num_tokens=batch.mask_BT.sum(),
+                global_batch_size=(batch.mask_BT.sum(1) > 0).sum(),
+                loss_scale_factor=horizon,
+            )
+            for row in range(len(values_BT))
+        ]
+        ours_B = torch.zeros(len(values_BT), dtype=torch.float64)
+        ours_B.index_add_(0, batch.row_of, coefficients_A * values_A)
+        assert_equal(ours_B, torch.stack(shares), tolerance)
+        inputs = {"num_tokens_R": batch.mask_BT.sum(1), "row_of_A": batch.row_of}
+        inputs |= {"values_A": values_A, "mode": mode, "horizon": horizon}
+        cases.append({"function": f"agg_loss {mode}", "inputs": inputs, "outputs": {"loss": whole}})
+    write_golden("aggregation_verl", "verl", "0.9.1", cases)
+
+
+def test_kl(write_golden):
+    """k1, k2, k3 and their + forms: values and gradients, within limits and beyond."""
+    cases = []
+    for seed in range(NUM_CASES):
+        batch = make_batch(seed)
+        for estimator in ("k1", "k2", "k3", "k1+", "k3+"):
+            leaf_BT = batch.logprobs_BT.clone().requires_grad_()
+            ours_BT = compute_kl(leaf_BT, batch.behaviour_BT, estimator=estimator)
+            theirs_BT = verl.kl_penalty(leaf_BT, batch.behaviour_BT, estimator)
+            gradient_BT = differentiate(theirs_BT.sum(), leaf_BT)
+            assert_equal(ours_BT, theirs_BT)
+            assert_equal(differentiate(ours_BT.sum(), leaf_BT), gradient_BT)
+            inputs = {
+                "logprobs_A": batch.logprobs_BT[0],
+                "reference_logprobs_A": batch.behaviour_BT[0],
+            }
+            outputs = {"values": theirs_BT[0], "gradient": gradient_BT[0]}
+            case = {"options": {"estimator": estimator}, "inputs": inputs, "outputs": outputs}
+            cases.append({"function": f"kl_penalty {estimator}"} | case)
+    write_golden("kl_verl", "verl", "0.9.1", cases)
+
+
+def test_value_loss(write_golden):
+    """Clipped squared error: value and gradient at the predicted values."""
+    cases = []
+    for seed, mode in zip(range(NUM_CASES), cycle(MODES), strict=False):
+        batch = make_batch(seed)
+        clip = batch.uniform(0.1, 1.0)
+        leaf_BT = batch.logprobs_BT.clone().requires_grad_()
+        theirs, _ = verl.compute_value_loss(
+            leaf_BT, batch.advantages_BT, batch.behaviour_BT, batch.mask_BT, clip, mode
+        )
+        gradient_A = batch.flatten(differentiate(theirs, leaf_BT))
+        given = [batch.flatten(x) for x in (batch.behaviour_BT, batch.advantages_BT)]
+        given.append(coefficients_as_verl(batch, mode))
+        leaf_A = batch.flatten(batch.logprobs_BT).clone().requires_grad_()
+        ours = compute_value_loss(leaf_A, *given, clip=clip).loss
+        assert_equal(ours, theirs)
+        assert_equal(differentiate(ours, leaf_A), gradient_A)
+        names = ("values_A", "old_values_A", "returns_A", "coefficients_A")
+        inputs = dict(zip(names, (leaf_A, *given), strict=True)) | {"clip": clip}
+        outputs = {"loss": theirs, "gradient": gradient_A}
+        cases.append({"function": "compute_value_loss", "inputs": inputs, "outputs": outputs})
+    write_golden("value_verl", "verl", "0.9.1", cases)
+
+
+def test_corrections(write_golden):
+    """TIS and IcePop weights per token, and of the sequence's product."""
+    cases = []
+    for seed in range(2 * NUM_CASES):
+        batch = make_batch(seed)
+        log_ratio_BT = batch.logprobs_BT - batch.behaviour_BT
+        cap, floor = batch.uniform(1.1, 5.0), batch.uniform(0.1, 0.9)
+        sums_B = (log_ratio_BT * batch.mask_BT).sum(1)
+        for level in ("token", "sequence"):
+            log_ratios_A = batch.flatten(log_ratio_BT)
+            log_ratios_A = sums_B[batch.row_of] if level == "sequence" else log_ratios_A
+            for options in ({"cap": cap}, {"cap": cap, "floor": floor, "masked": True}):
+                ours_A = correct_ratios(log_ratios_A, **options)
+                if not ours_A.any():  # verl's metrics divide by zero then
+                    continue
+                threshold = f"{floor}_{cap}" if "masked" in options else cap
+                theirs_BT, _ = compute_rollout_correction_weights(
+                    log_ratio_BT, batch.mask_BT, level, threshold
+                )
+                expected_A = batch.flatten(theirs_BT)
+                assert_equal(ours_A, expected_A)
+                case = {"inputs": {"log_ratios_A": log_ratios_A}, "options": options}
+                kind = "icepop" if "masked" in options else "tis"
+                name = f"compute_rollout_correction_weights {level} {kind}"
+                cases.append({"function": name, "outputs": {"weights": expected_A}} | case)
+    write_golden("corrections_verl", "verl", "0.9.1", cases)
+
+
+def test_decoupled():
+    """verl's clipped loss against the proximal policy times its rollout correction, TIS and mask."""
+    for seed, mode in zip(range(NUM_CASES), cycle(MODES), strict=False):
+        batch = make_batch(seed)
+        noise_BT = torch.randn(batch.logprobs_BT.shape, generator=batch.generator).double()
+        proximal_BT = batch.logprobs_BT + 0.3 * noise_BT
+        cap, masked, clips = batch.uniform(1.1, 5.0), bool(seed % 2), choose_options(batch)
+        weights_BT, _ = compute_rollout_correction_weights(
+            proximal_BT - batch.behaviour_BT,
+            batch.mask_BT,
+            "token",
+            f"1e-9_{cap}" if masked else cap,
+        )
+        near = replace(batch, behaviour_BT=proximal_BT)
+        leaf_BT = batch.logprobs_BT.clone().requires_grad_()
+        config = configure(clips, clip_ratio_c=1e12)
+        theirs = in_verl(near, mode, "vanilla", config, rollout_is_weights=weights_BT)(leaf_BT)
+        leaf_A = batch.flatten(batch.logprobs_BT).clone().requires_grad_()
+        ours = compute_decoupled_loss(
+            leaf_A,
+            batch.flatten(batch.behaviour_BT),
+            batch.flatten(batch.advantages_BT),
+            coefficients_as_verl(batch, mode),
+            proximal_logprobs_A=batch.flatten(proximal_BT),
+            cap=cap,
+            masked=masked,
+            **clips,
+        ).loss
+        assert_equal(ours, theirs)
+        assert_equal(differentiate(ours, leaf_A), batch.flatten(differentiate(theirs, leaf_BT)))
+
+
+def test_awr_is_a_policy_gradient_with_constant_weights():
+    """verl's REINFORCE with exp(A / beta), at most 20, in the advantages' place."""
+    for seed, mode in zip(range(NUM_CASES), cycle(MODES), strict=False):
+        batch = make_batch(seed)
+        beta = batch.uniform(0.1, 2.0)
+        weights_BT = torch.exp(batch.advantages_BT / beta).clamp(max=20.0)
+        assert_equal(compute_awr_weights(batch.advantages_BT, beta=beta), weights_BT)
+        leaf_BT = batch.logprobs_BT.clone().requires_grad_()
+        theirs, _ = verl.compute_policy_loss_reinforce(
+            batch.behaviour_BT, leaf_BT, weights_BT, batch.mask_BT, mode, ACTOR
+        )
+        leaf_A = batch.flatten(batch.logprobs_BT).clone().requires_grad_()
+        advantages_A = batch.flatten(batch.advantages_BT)
+        factors_A = coefficients_as_verl(batch, mode)
+        ours = compute_awr_loss(leaf_A, advantages_A, factors_A, beta=beta).loss
+        assert_equal(ours, theirs)
+        assert_equal(differentiate(ours, leaf_A), batch.flatten(differentiate(theirs, leaf_BT)))
+
+
+def compute_topr_in_verl(batch, leaf_BT, outcomes_B):
+    """REINFORCE on whole rows; where the outcome is bad, times the row's ratio, at most 1."""
+    log_ratio_BT = (leaf_BT - batch.behaviour_BT).detach()
+    weights_BT, _ = compute_rollout_correction_weights(log_ratio_BT, batch.mask_BT, "sequence", 1.0)
+    weights_BT = torch.where(outcomes_B[:, None] >= 0, torch.ones_like(weights_BT), weights_BT)
+    loss, _ = verl.compute_policy_loss_reinforce(
+        batch.behaviour_BT,
+        leaf_BT,
+        outcomes_B[:, None].expand_as(leaf_BT),
+        batch.mask_BT,
+        "seq-mean-token-sum",
+        ACTOR,
+        weights_BT,
+    )
+    return loss
+
+
+def test_topr(write_golden):
+    """verl's REINFORCE with truncated sequence ratios on the bad rows alone."""
+    cases = []
+    for seed in range(NUM_CASES):
+        batch = make_batch(seed, spread=1.0, rows_alike=True, empty_rows=False)
+        outcomes_N = batch.advantages_BT[:, 0]
+        leaf_BT = batch.logprobs_BT.clone().requires_grad_()
+        theirs = compute_topr_in_verl(batch, leaf_BT, outcomes_N)
+        gradient_N = differentiate(theirs, leaf_BT).gather(1, batch.mask_BT.argmax(1)[:, None])[
+            :, 0
+        ]
+        sums = [(x * batch.mask_BT).sum(1) for x in (batch.logprobs_BT, batch.behaviour_BT)]
+        leaf_N = sums[0].clone().requires_grad_()
+        ours = compute_topr_loss(leaf_N, sums[1], outcomes_N).loss
+        assert_equal(ours, theirs)
+        assert_equal(differentiate(ours, leaf_N), gradient_N)
+        names = ("logprobs_N", "behaviour_logprobs_N", "outcomes_N")
+        inputs = dict(zip(names, (*sums, outcomes_N), strict=True))
+        outputs = {"loss": theirs, "gradient": gradient_N}
+        cases.append(
+            {"function": "compute_policy_loss_reinforce", "inputs": inputs, "outputs": outputs}
+        )
+    write_golden("topr_verl", "verl", "0.9.1", cases)
+
+
+def test_topr_has_no_floor():
+    """log pi - log mu = -100, R = -1: ours fades to 3.7e-44, verl's limit of -20 keeps 2.1e-9."""
+    far = torch.tensor([-101.0], dtype=torch.float64, requires_grad=True)
+    ours = compute_topr_loss(far, torch.tensor([-1.0]).double(), torch.tensor([-1.0]).double())
+    weights, _ = compute_rollout_correction_weights(
+        torch.tensor([[-100.0]]).double(), torch.ones(1, 1).double(), "sequence", 1.0
+    )
+    assert differentiate(ours.loss, far).item() == pytest.approx(3.72e-44, rel=1e-2, abs=0)
+    assert weights.item() == pytest.approx(2.06e-9, rel=1e-2)
+
+
+def test_the_two_forms_of_dro():
+    """They agree, up to constants and 1 / tau, on one token and differ on two.
+
+    One token, h = .5, A = 1, tau = beta = .8: gradients -(1 - .4) and -.8 (1 - .4).
+    Two tokens of h = .5 each: -(1 - .4) per token in verl, -.8 (1 - .8) in the paper's form.
+    """
+    for count, slope in ((1, -0.8 * (1 - 0.4)), (2, -0.8 * (1 - 0.8))):
+        ones = torch.ones(1, count, dtype=torch.float64)
+        leaf_BT = (-ones).clone().requires_grad_()
+        config = replace(ACTOR, policy_loss=PolicyLossConfig(loss_mode="dro", dro_beta=0.8))
+        token_loss, _ = verl.compute_policy_loss_dro(
+            -1.5 * ones, leaf_BT, ones, ones, "token-sum", config
+        )
+        assert_equal(differentiate(token_loss, leaf_BT), -(1 - 0.4) * ones)
+        whole = compute_dro_loss(leaf_BT.sum(1), -1.5 * ones.sum(1), ones[:, 0], tau=0.8)
+        assert_equal(differentiate(whole.loss, leaf_BT), slope * ones)

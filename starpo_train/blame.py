@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.distributed.tensor import DTensor
 
-from starpo_train.config import AlgorithmSection
 from starpo_train.errors import TrainingError
+from starpo_train.objective import Objective
 from starpo_train.policy import Policy
-from starpo_train.prepare import TrainingData
 from starpo_train.step import StepPack, compute_pack_loss
+from starpo_train.trainingdata import TrainingData
 
 BuildPacks = Callable[[list[int]], list[StepPack]]
 """Trajectories -> their packs."""
@@ -22,7 +22,7 @@ def refuse_loss(
     step: int,
     policy: Policy,
     data: TrainingData,
-    algorithm: AlgorithmSection,
+    objective: Objective,
     build_packs: BuildPacks,
 ) -> Exception:
     """Name the trajectories, of this rank's suspect rows, whose own loss is no number.
@@ -34,7 +34,7 @@ def refuse_loss(
     for n in owners:
         with torch.no_grad():
             parts = [
-                compute_pack_loss(policy, alone, algorithm)[0].loss for alone in build_packs([n])
+                compute_pack_loss(policy, alone, objective)[0].loss for alone in build_packs([n])
             ]
         if policy.ranks.any(not all(bool(torch.isfinite(part)) for part in parts)):
             guilty.append(n)
@@ -52,7 +52,7 @@ def refuse_gradient(
     step: int,
     policy: Policy,
     data: TrainingData,
-    algorithm: AlgorithmSection,
+    objective: Objective,
     build_packs: BuildPacks,
 ) -> Exception:
     """Name the trajectories whose own tokens give a gradient that is no number.
@@ -64,7 +64,7 @@ def refuse_gradient(
     def is_at_fault(packs: Sequence[StepPack]) -> bool:
         policy.model.zero_grad(set_to_none=True)
         for pack in packs:
-            compute_pack_loss(policy, pack, algorithm)[0].loss.backward()
+            compute_pack_loss(policy, pack, objective)[0].loss.backward()
         gradients = [p.grad for _, p in policy.trained_parameters() if p.grad is not None]
         own = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in gradients]
         return policy.ranks.any(not all(bool(torch.isfinite(grad).all()) for grad in own))

@@ -16,7 +16,15 @@ from starpo_train.modelfolder import resolve_model
 
 ConfigT = TypeVar("ConfigT")
 
-AlgorithmName = Literal["auto", "starpo", "filtered_bc"]
+Aggregation = Literal[
+    "traj-mean",
+    "token-mean",
+    "token-sum",
+    "seq-mean-token-mean",
+    "seq-mean-token-sum",
+    "seq-mean-token-sum-norm",
+]
+AlgorithmName = Literal["auto", "starpo", "topr", "awr", "awac", "dro", "kto", "dpo", "filtered_bc"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +58,8 @@ class DataSection:
     """What the server returned for turns sampled at a temperature other than 1: raw, those of
     temperature 1 (vLLM's default), from which no ratio can be formed; or processed, those of the
     temperature (vLLM's `--logprobs-mode processed_logprobs`), at which the policy is scored then."""
+    behaviour: Path | None = None
+    """Log-probabilities of turns that lack them, written by `starpo-train behaviour`."""
     lossy_rendering: Literal["drop", "keep"] = "drop"
     """Trajectories without recorded ids of which the model's chat template loses a part, such as
     tool definitions or reasoning (docs/tokens.md): leave them out, or train on what is left."""
@@ -91,8 +101,37 @@ class AlgorithmSection:
     """A task with one attempt: advantage 0, or against the mean over all trajectories."""
     keep_groups: float = 1.0
     """StarPO-S: train on this share of the groups, those of highest reward deviation."""
+    loss: Literal["ppo_clip", "gspo", "cispo", "cispo_trl", "sapo", "dppo_tv"] = "ppo_clip"
+    """StarPO: how ratios and advantages make a loss (docs/algorithms.md)."""
     clip_low: float = 0.2
     clip_high: float = 0.28
+    """ppo_clip, gspo and cispo: how far a ratio counts, 1 - low to 1 + high; cispo_trl: the cap."""
+    dual_clip: float | None = None
+    """ppo_clip: bound of the loss where the advantage is negative, as a ratio; 3 is usual."""
+    proximal: Literal["none", "epoch"] = "none"
+    """none: ratios to the behaviour policy; epoch: to the policy at the epoch's start, times a
+    `correction` for what that has moved away from the behaviour (decoupled PPO, TIS)."""
+    correction: Literal["truncate", "mask", "sequence_truncate", "sequence_mask"] = "truncate"
+    """With `proximal = "epoch"`: what becomes of pi_proximal / mu above `correction_cap`, per
+    token or as the trajectory's product."""
+    correction_cap: float = 2.0
+    kl_coef: float = 0.0
+    """StarPO: weight of the divergence from the model the run began with."""
+    kl_estimator: Literal["k1", "k2", "k3", "k3+"] = "k3"
+    estimated_logprobs: Literal["refuse", "accept"] = "refuse"
+    """StarPO and TOPR on log-probabilities of a fitted behaviour model (data.behaviour): the run
+    and its checkpoints are stamped `estimated`."""
+    baseline: Literal["auto", "none", "task_mean", "critic"] = "auto"
+    """AWR, AWAC, DRO, TOPR: what a reward is compared with: the mean of the task's attempts (all
+    trajectories for a lone one), or the critic's value of the first turn. auto: none for TOPR,
+    whose rewards are then mapped to -1..1, task_mean for AWR and DRO."""
+    beta: float | None = None
+    """AWR, AWAC: temperature of the weights exp(A / beta), absent: the standard deviation of A;
+    DPO, KTO, DRO: how dear it is to leave the model that the run began with, absent: 0.1."""
+    weight_max: float = 20.0
+    """AWR and AWAC: largest weight."""
+    pairs_per_task: int = 4
+    """DPO: pairs made of each task's attempts, the furthest apart in reward first."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     kl_ceiling: float | None = None
@@ -106,9 +145,12 @@ class AlgorithmSection:
     shaping_weight: float = 0.0
     """Bi-level GAE: weight of the shaping that the dataset's recipe gives each turn."""
     reward_threshold: float | None = None
-    """Filtered BC keeps rewards at or above this; absent: the middle of the range seen."""
-    aggregation: Literal["traj-mean", "token-mean"] = "traj-mean"
-    """traj-mean: each trajectory weighs the same (the paper's 1/|tau|); token-mean: each token."""
+    """Filtered BC keeps rewards at or above this, KTO calls them desirable; absent: the middle of
+    the range seen."""
+    aggregation: Aggregation = "traj-mean"
+    """traj-mean: each trajectory weighs the same (the paper's 1/|tau|); token-mean: each token;
+    seq-mean-...: each row, by its tokens' mean (GRPO) or sum (-norm: over the longest row's number
+    of tokens, Dr.GRPO); token-sum."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +210,10 @@ class RunConfig:
             ("train.learning_rate", self.train.learning_rate),
             ("train.max_grad_norm", self.train.max_grad_norm),
             ("train.rank_timeout_s", self.train.rank_timeout_s),
+            ("algorithm.correction_cap", self.algorithm.correction_cap),
+            ("algorithm.weight_max", self.algorithm.weight_max),
+            ("algorithm.pairs_per_task", self.algorithm.pairs_per_task),
+            ("algorithm.beta", 1.0 if self.algorithm.beta is None else self.algorithm.beta),
         ):
             if not count > 0:
                 raise ConfigError(f"{where} = {count}: must be greater than 0.")
@@ -175,6 +221,7 @@ class RunConfig:
             ("model.lora_rank", self.model.lora_rank),
             ("train.checkpoint_every_steps", self.train.checkpoint_every_steps),
             ("train.keep_checkpoints", self.train.keep_checkpoints),
+            ("algorithm.kl_coef", self.algorithm.kl_coef),
             ("train.threads", self.train.threads),
         ):
             if count < 0:

@@ -142,3 +142,19 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_weights(name: str) -> str:
+    """SHA-256 over the safetensors files of a model, by name: what identifies its weights.
+
+    Raises:
+        ModelError: there is no such model, or it has no such file.
+    """
+    folder = find_model_folder(name)
+    files = sorted(folder.glob("*.safetensors")) if folder is not None else []
+    if not files:
+        raise ModelError(f"{name!r}: holds no *.safetensors whose hash would identify its weights.")
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {hash_file(file)}\n".encode())
+    return digest.hexdigest()

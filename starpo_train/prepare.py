@@ -7,70 +7,42 @@ Suffixes: N trajectories, R rows, K turns (in row order), A trained tokens of a 
 """
 
 from collections import Counter
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from torch import Tensor
 
+from starpo_train.behaviour.table import Behaviour, accept_rescored, read_behaviour
 from starpo_train.config import RunConfig
-from starpo_train.credit.assign import TokenizedTrajectories, assign_credit
-from starpo_train.dataset import Manifest, Trajectory, read_manifest, read_message_graphs
+from starpo_train.dataset import Trajectory, read_manifest
 from starpo_train.dataset import read_trajectories as read_dataset_trajectories
 from starpo_train.drift import sample_drift
 from starpo_train.errors import DataError, ProvenanceError
 from starpo_train.findings import FAULTS, LOSSES
+from starpo_train.objective import WITH_RATIOS, Objective
 from starpo_train.policy import Policy
 from starpo_train.provenance import (
     Choice,
     DataFacts,
+    Terms,
     choose_algorithm,
     describe_data,
     explain_inexact,
+    has_estimates,
 )
 from starpo_train.render import TurnRenderer
+from starpo_train.rows import tokenize_trajectories
+from starpo_train.targets import assign_targets, find_threshold, number_tasks
 from starpo_train.temperature import ConventionFit, accept_processed, compare_conventions
-from starpo_train.tokens import TokenSequence, tokenize_trajectory
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingData:
-    """What the training loop goes through."""
-
-    manifest: Manifest
-    choice: Choice
-    """Algorithm that runs and why."""
-    trajectory_ids_N: list[str]
-    task_of_N: np.ndarray
-    """int64: the same number for attempts at one task."""
-    rows: list[TokenSequence]
-    rows_of_N: list[list[int]]
-    """Rows of each trajectory; branches make it more than one."""
-    advantages_R: list[np.ndarray]
-    """float32 [A] per row; empty list for filtered BC."""
-    critic_values_K: Tensor | None
-    """Value of each turn start, kept so that a resumed run has the same."""
-    facts: dict[str, Any]
-    """Counts for the first metrics record."""
-
-    def weight_sum(self, trajectory: int) -> float:
-        """Summed weight of a trajectory's trained tokens."""
-        rows = (self.rows[row] for row in self.rows_of_N[trajectory])
-        return sum(row.weight * row.num_actions for row in rows)
-
-    def name_row(self, row: int) -> str:
-        """Trajectory that a row belongs to."""
-        return next(
-            name
-            for name, rows in zip(self.trajectory_ids_N, self.rows_of_N, strict=True)
-            if row in rows
-        )
+from starpo_train.trainingdata import TrainingData
 
 
 def prepare_training_data(
-    config: RunConfig, policy: Policy, *, critic_values_K: Tensor | None = None
+    config: RunConfig, policy: Policy, *, kept: Mapping[str, Tensor] | None = None
 ) -> TrainingData:
     """Read, judge, tokenize, assign credit.
+
+    `kept` is what an earlier life of the run asked of the model that it began with.
 
     Raises:
         DataError: no dataset, an empty split, no rewards, nothing left to train on.
@@ -85,25 +57,36 @@ def prepare_training_data(
     fit = compare_conventions(policy, trajectories, models=config.data.models)
     if config.data.logprobs == "processed":
         trajectories = [accept_processed(trajectory) for trajectory in trajectories]
+    estimates = None
+    if config.data.behaviour is not None:
+        estimates = read_behaviour(config.data.behaviour, dataset=config.data.dataset)
+        trajectories = [accept_rescored(trajectory, estimates) for trajectory in trajectories]
     left_out: Counter[str] = Counter()
     left_out["truncated"] += len(everything) - len(trajectories)
-    facts = describe_data(trajectories, models=config.data.models)
+    facts = describe_data(trajectories, models=config.data.models, estimates=estimates)
     choice = _choose(config, facts, fit)
-    chosen = _select(trajectories, choice.algorithm, config, left_out)
+    chosen = _select(trajectories, choice, config, left_out, estimates)
     findings: Counter[str] = Counter()
-    at_temperature = config.data.logprobs == "processed" and choice.algorithm == "starpo"
-    tokenized = _tokenize(chosen, config, policy, left_out, findings, at_temperature=at_temperature)
-    summary: dict[str, Any] = {}
-    advantages_R: list[np.ndarray] = []
-    if choice.algorithm == "starpo":
-        credit = assign_credit(tokenized, config, policy, critic_values_K=critic_values_K)
-        tokenized, advantages_R = credit.tokenized, credit.advantages_R
-        critic_values_K, summary = credit.critic_values_K, credit.facts
+    at_temperature = config.data.logprobs == "processed" and choice.algorithm in WITH_RATIOS
+    tokenized = tokenize_trajectories(
+        chosen,
+        config.data,
+        policy,
+        model_path=config.model.path,
+        left_out=left_out,
+        findings=findings,
+        at_temperature=at_temperature,
+        estimates=estimates if choice.estimated else None,
+    )
+    objective = Objective(algorithm=choice.algorithm, section=config.algorithm)
+    targets = assign_targets(tokenized, objective, config, policy, kept=kept or {})
+    tokenized = targets.tokenized
     if not tokenized.rows:
         raise DataError(
             f"{config.data.dataset}: nothing left to train on ({dict(left_out)})."
             + _advise_rendering(left_out)
         )
+    summary = dict(targets.facts)
     recorded = [t for t in tokenized.trajectories if not t.lacks_ids(config.data.models)]
     if recorded and policy.tokenizer.chat_template:
         renderer = TurnRenderer(policy.tokenizer, model_path=config.model.path)
@@ -113,12 +96,14 @@ def prepare_training_data(
     summary |= {
         "algorithm": choice.algorithm,
         "algorithm_reason": choice.reason,
+        "estimated": choice.estimated,
         "num_trajectories": len(tokenized.trajectories),
         "num_trajectories_read": len(everything),
         "num_rows": len(tokenized.rows),
         "num_tokens": sum(row.num_tokens for row in tokenized.rows),
         "num_action_tokens": sum(row.num_actions for row in tokenized.rows),
         "num_retokenized_rows": sum(not row.recorded for row in tokenized.rows),
+        "num_estimated_rows": sum(row.estimated for row in tokenized.rows),
         "reward_mean": float(np.mean([t.reward for t in trajectories if t.reward is not None])),
         "rendering": dict(findings.most_common()),
         "logprobs": config.data.logprobs,
@@ -128,12 +113,19 @@ def prepare_training_data(
     return TrainingData(
         manifest=read_manifest(config.data.dataset),
         choice=choice,
+        objective=objective,
         trajectory_ids_N=[t.trajectory_id for t in tokenized.trajectories],
-        task_of_N=_number_tasks(tokenized.trajectories),
+        task_of_N=number_tasks(tokenized.trajectories),
         rows=tokenized.rows,
         rows_of_N=tokenized.rows_of_N,
-        advantages_R=advantages_R,
-        critic_values_K=critic_values_K,
+        advantages_R=targets.advantages_R,
+        outcomes_N=targets.outcomes_N,
+        desirable_N=targets.desirable_N,
+        pairs_P2=targets.pairs_P2,
+        reference_R=targets.reference_R,
+        mismatched=targets.mismatched,
+        mismatched_reference_R=targets.mismatched_reference_R,
+        kept=targets.kept,
         facts=summary,
     )
 
@@ -144,7 +136,10 @@ def _choose(config: RunConfig, facts: DataFacts, fit: ConventionFit | None) -> C
         return choose_algorithm(
             algorithm.name,
             facts,
-            needs_groups=algorithm.advantage == "group" and algorithm.singleton == "drop",
+            Terms(
+                needs_groups=algorithm.advantage == "group" and algorithm.singleton == "drop",
+                accept_estimated=algorithm.estimated_logprobs == "accept",
+            ),
         )
     except ProvenanceError as error:
         if fit is None or fit.better in (None, config.data.logprobs):
@@ -172,100 +167,35 @@ def _require_models(config: RunConfig, trajectories: list[Trajectory]) -> None:
         raise DataError(f"data.models = {list(wanted)}: no turn is of these; there are {names}.")
 
 
-def _number_tasks(trajectories: list[Trajectory]) -> np.ndarray:
-    """A trajectory that names no task is a task of its own."""
-    numbers: dict[tuple[str, str], int] = {}
-    keys = [("task", t.task_id) if t.task_id else ("run", t.trajectory_id) for t in trajectories]
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
-
-
 def _select(
-    trajectories: list[Trajectory], algorithm: str, config: RunConfig, left_out: Counter[str]
+    trajectories: list[Trajectory],
+    choice: Choice,
+    config: RunConfig,
+    left_out: Counter[str],
+    estimates: Behaviour | None,
 ) -> list[Trajectory]:
     chosen = []
-    threshold = config.algorithm.reward_threshold
-    if threshold is None:
-        rewards = [t.reward for t in trajectories if t.reward is not None]
-        threshold = (min(rewards) + max(rewards)) / 2
+    threshold = find_threshold(config.algorithm, trajectories)
+    models = config.data.models
     for trajectory in trajectories:
         if trajectory.reward is None:
             reason = "no_reward"
-        elif algorithm == "starpo":
-            reason = explain_inexact(trajectory, models=config.data.models)
+        elif choice.algorithm in WITH_RATIOS:
+            reason = explain_inexact(trajectory, models=models)
+            if choice.estimated and has_estimates(trajectory, models=models, estimates=estimates):
+                reason = None
         elif trajectory.usable_for == "none":
             reason = trajectory.reasons[0] if trajectory.reasons else "not_usable"
         else:
-            reason = "below_threshold" if trajectory.reward < threshold else None
+            cloned = choice.algorithm == "filtered_bc"
+            reason = "below_threshold" if cloned and trajectory.reward < threshold else None
         if reason is None:
             chosen.append(trajectory)
         else:
             left_out[reason] += 1
     if not chosen:
         raise DataError(
-            f"{config.data.dataset}: no trajectory is left for {algorithm} ({dict(left_out)}); "
-            "lower algorithm.reward_threshold or record more."
+            f"{config.data.dataset}: no trajectory is left for {choice.algorithm} "
+            f"({dict(left_out)}); lower algorithm.reward_threshold or record more."
         )
     return chosen
-
-
-def _tokenize(
-    trajectories: list[Trajectory],
-    config: RunConfig,
-    policy: Policy,
-    left_out: Counter[str],
-    findings: Counter[str],
-    *,
-    at_temperature: bool,
-) -> TokenizedTrajectories:
-    models = config.data.models
-    missing = [t.trajectory_id for t in trajectories if t.lacks_ids(models)]
-    graphs, renderer = {}, None
-    if missing:
-        renderer = TurnRenderer(policy.tokenizer, model_path=config.model.path)
-        graphs = read_message_graphs(config.data.dataset, missing)
-    longest = getattr(policy.model.config, "max_position_embeddings", None) or 1 << 62
-    kept = TokenizedTrajectories(trajectories=[], rows=[], rows_of_N=[])
-    for position, trajectory in enumerate(trajectories):
-        turns = None
-        if renderer is not None and trajectory.lacks_ids(models):
-            graph = graphs.get(trajectory.trajectory_id, {})
-            rendered = renderer.render_trajectory(trajectory, graph, models=models)
-            findings.update(rendered.findings.keys())
-            reason = rendered.find_reason(keep_lossy=config.data.lossy_rendering == "keep")
-            if reason is not None:
-                left_out[reason] += 1
-                continue
-            turns = rendered.turns
-        rows = tokenize_trajectory(
-            trajectory,
-            position=position,
-            rendered=turns,
-            models=models,
-            at_temperature=at_temperature,
-        )
-        if not rows or any(row.num_tokens > longest for row in rows):
-            left_out["too_long_for_model" if rows else "no_tokens"] += 1
-            continue
-        _check_vocabulary(rows, trajectory, policy, config)
-        kept.rows_of_N.append(list(range(len(kept.rows), len(kept.rows) + len(rows))))
-        kept.rows += rows
-        kept.trajectories.append(trajectory)
-    return kept
-
-
-def _check_vocabulary(
-    rows: list[TokenSequence], trajectory: Trajectory, policy: Policy, config: RunConfig
-) -> None:
-    lowest = min(int(row.input_ids_T.min()) for row in rows)
-    if lowest < 0:
-        raise DataError(
-            f"trajectory {trajectory.trajectory_id}: token id {lowest} is none; the dataset's "
-            "token_provenance must not be 'exact' there. Export it again with this release."
-        )
-    highest = max(int(row.input_ids_T.max()) for row in rows)
-    if highest >= policy.num_vocabulary:
-        raise DataError(
-            f"trajectory {trajectory.trajectory_id}: token id {highest} is outside the vocabulary "
-            f"of {config.model.path!r} ({policy.num_vocabulary} ids); train the model that was "
-            "recorded, or one with its tokenizer."
-        )

@@ -5,13 +5,17 @@ recorded is refused.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
+from starpo_train.behaviour.table import Behaviour
 from starpo_train.dataset import Trajectory
 from starpo_train.errors import DataError, ProvenanceError
+from starpo_train.objective import WITH_RATIOS
 
-ALGORITHMS = ("starpo", "filtered_bc")
+_MOST_USED: Final = 0.5
+"""`auto` takes an algorithm that needs log-probabilities when this share of the data has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,12 +26,18 @@ class DataFacts:
     num_rewarded: int
     num_exact: int
     """Rewarded, and every trained turn has exact ids and log-probabilities."""
+    num_estimated: int
+    """Rewarded, usable and not exact, with log-probabilities of a fitted behaviour model."""
     num_usable: int
     """Rewarded, and the converter found them fit for supervised training at least."""
     num_groups: int
     """Tasks among the exact ones, lone attempts included."""
     num_comparable_groups: int
     """Tasks with two exact attempts or more whose rewards differ."""
+    num_usable_groups: int
+    """Tasks among the usable ones, lone attempts included."""
+    num_paired_groups: int
+    """Tasks with two usable attempts or more whose rewards differ."""
     reward_low: float
     reward_high: float
     reasons: dict[str, int]
@@ -49,15 +59,30 @@ class Choice:
 
     algorithm: str
     reason: str
+    estimated: bool = False
+    """It takes estimated log-probabilities: everything that comes of it is stamped so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """How an algorithm would be run on the data."""
+
+    needs_groups: bool = True
+    """StarPO's advantages compare attempts at the same task and nothing else."""
+    accept_estimated: bool = False
+    """Log-probabilities of a fitted behaviour model will do."""
 
 
 def explain_inexact(trajectory: Trajectory, *, models: Sequence[str] = ()) -> str | None:
-    """Why no importance ratio can be formed on a trajectory; None when it can."""
+    """Why no importance ratio can be formed on a trajectory; None when it can.
+
+    Log-probabilities of tokens whose ids were not recorded belong to no token: they are missing.
+    """
+    trained = [turn for turn in trajectory.turns if not models or turn.model in models]
     if trajectory.usable_for != "rl":
         return (
             trajectory.reasons[0] if trajectory.reasons else f"usable_for_{trajectory.usable_for}"
         )
-    trained = [turn for turn in trajectory.turns if not models or turn.model in models]
     if not trained:
         return "no_trained_turn"
     if any(turn.response_ids_T is None for turn in trained):
@@ -69,111 +94,215 @@ def explain_inexact(trajectory: Trajectory, *, models: Sequence[str] = ()) -> st
     return None
 
 
-def describe_data(trajectories: Sequence[Trajectory], *, models: Sequence[str] = ()) -> DataFacts:
-    """Trajectories -> DataFacts."""
+def has_estimates(
+    trajectory: Trajectory, *, models: Sequence[str] = (), estimates: Behaviour | None = None
+) -> bool:
+    """Whether every trained turn has log-probabilities, some of them from a fitted model."""
+    return (
+        estimates is not None
+        and estimates.provenance == "estimated"
+        and trajectory.usable_for != "none"
+        and estimates.covers(trajectory, models=models)
+    )
+
+
+def describe_data(
+    trajectories: Sequence[Trajectory],
+    *,
+    models: Sequence[str] = (),
+    estimates: Behaviour | None = None,
+) -> DataFacts:
+    """Trajectories, and log-probabilities that were fitted to them -> DataFacts."""
     reasons: Counter[str] = Counter()
-    rewards_of: dict[str, list[float]] = {}
-    num_exact = 0
+    exact: dict[str, list[float]] = {}
+    usable: dict[str, list[float]] = {}
+    num_estimated = 0
     for i, trajectory in enumerate(trajectories):
-        reason = explain_inexact(trajectory, models=models)
+        group = f"task:{trajectory.task_id}" if trajectory.task_id is not None else f"lone:{i}"
         if trajectory.reward is None:
-            reason = "no_reward"
-        if reason is not None:
+            reasons["no_reward"] += 1
+            continue
+        if trajectory.usable_for != "none":
+            usable.setdefault(group, []).append(trajectory.reward)
+        reason = explain_inexact(trajectory, models=models)
+        if reason is None:
+            exact.setdefault(group, []).append(trajectory.reward)
+        else:
             reasons[reason] += 1
-        elif trajectory.reward is not None:
-            num_exact += 1
-            group = f"task:{trajectory.task_id}" if trajectory.task_id is not None else f"lone:{i}"
-            rewards_of.setdefault(group, []).append(trajectory.reward)
+            num_estimated += has_estimates(trajectory, models=models, estimates=estimates)
     rewards = [t.reward for t in trajectories if t.reward is not None]
     return DataFacts(
         num_trajectories=len(trajectories),
         num_rewarded=len(rewards),
-        num_exact=num_exact,
-        num_usable=sum(t.reward is not None and t.usable_for != "none" for t in trajectories),
-        num_groups=len(rewards_of),
-        num_comparable_groups=sum(max(r) > min(r) for r in rewards_of.values()),
+        num_exact=sum(map(len, exact.values())),
+        num_estimated=num_estimated,
+        num_usable=sum(map(len, usable.values())),
+        num_groups=len(exact),
+        num_comparable_groups=sum(max(r) > min(r) for r in exact.values()),
+        num_usable_groups=len(usable),
+        num_paired_groups=sum(max(r) > min(r) for r in usable.values()),
         reward_low=min(rewards, default=float("nan")),
         reward_high=max(rewards, default=float("nan")),
         reasons=dict(reasons.most_common()),
     )
 
 
-def judge_algorithms(facts: DataFacts, *, needs_groups: bool = True) -> list[Ruling]:
-    """DataFacts -> one Ruling per algorithm, with the reason either way.
+def judge_algorithms(facts: DataFacts, terms: Terms | None = None) -> list[Ruling]:
+    """DataFacts -> one Ruling per algorithm, with the reason either way."""
+    terms = terms or Terms()
+    rulings = []
+    for name, find_refusal in _REFUSALS.items():
+        refusal = find_refusal(facts, terms)
+        reason = refusal or _describe_use(name, facts, terms)
+        rulings.append(Ruling(algorithm=name, legal=refusal is None, reason=reason))
+    return rulings
 
-    `needs_groups`: advantages compare attempts at the same task and nothing else.
-    """
-    return [
-        _judge_starpo(facts, needs_groups=needs_groups),
-        _judge_filtered_bc(facts),
-    ]
 
-
-def choose_algorithm(requested: str, facts: DataFacts, *, needs_groups: bool = True) -> Choice:
-    """The requested algorithm if it is legal; for `auto` the first legal one.
+def choose_algorithm(requested: str, facts: DataFacts, terms: Terms | None = None) -> Choice:
+    """The requested algorithm if it is legal; for `auto` the one that suits the data.
 
     Raises:
         DataError: no trajectory has a reward.
         ProvenanceError: the requested algorithm, or every algorithm, is refused.
     """
+    terms = terms or Terms()
     if facts.num_rewarded == 0:
         raise DataError(
             f"none of {facts.num_trajectories} trajectories has a trusted reward; record one with "
             "`starpo_trace.reward(...)` or name its source as trusted in `starpo-trace export`."
         )
-    rulings = judge_algorithms(facts, needs_groups=needs_groups)
+    rulings = {ruling.algorithm: ruling for ruling in judge_algorithms(facts, terms)}
     if requested == "auto":
-        refused = []
-        for ruling in rulings:
-            if ruling.legal:
-                because = "".join(f"{r.algorithm} refused ({r.reason}); " for r in refused)
-                return Choice(algorithm=ruling.algorithm, reason=because + ruling.reason)
-            refused.append(ruling)
-        detail = "; ".join(f"{ruling.algorithm}: {ruling.reason}" for ruling in refused)
-        raise ProvenanceError(f"algorithm.name = 'auto': nothing is legal on this data. {detail}.")
-    ruling = next(ruling for ruling in rulings if ruling.algorithm == requested)
+        return _choose_automatically(facts, rulings)
+    ruling = rulings[requested]
     if ruling.legal:
-        return Choice(algorithm=requested, reason=f"requested; {ruling.reason}")
-    others = ", ".join(r.algorithm for r in rulings if r.legal) or "none"
+        return Choice(
+            algorithm=requested,
+            reason=f"requested; {ruling.reason}",
+            estimated=requested in WITH_RATIOS and terms.accept_estimated,
+        )
+    others = ", ".join(r.algorithm for r in rulings.values() if r.legal) or "none"
     raise ProvenanceError(
         f"algorithm.name = {requested!r} is refused: {ruling.reason}. Legal on this data: {others}."
     )
 
 
-def _judge_starpo(facts: DataFacts, *, needs_groups: bool) -> Ruling:
-    refusal = _refuse_starpo(facts, needs_groups=needs_groups)
-    if refusal is not None:
-        return Ruling(algorithm="starpo", legal=False, reason=refusal)
-    left_out = facts.num_trajectories - facts.num_exact
-    return Ruling(
-        algorithm="starpo",
-        legal=True,
-        reason=(
-            f"{facts.num_exact} of {facts.num_trajectories} trajectories have a reward, exact ids "
-            f"and log-probabilities{f' ({left_out} left out)' if left_out else ''}; "
-            f"{facts.num_comparable_groups} of {facts.num_groups} tasks have attempts to compare"
-        ),
-    )
+def _choose_automatically(facts: DataFacts, rulings: dict[str, Ruling]) -> Choice:
+    """StarPO, else TOPR, where most of the data has log-probabilities; else AWR; else cloning."""
+    refused = []
+    few = facts.num_exact < _MOST_USED * facts.num_usable
+    for name in ("starpo", "topr", "awr", "filtered_bc"):
+        ruling = rulings[name]
+        if not ruling.legal:
+            refused.append(f"{name} refused ({ruling.reason})")
+        elif name in WITH_RATIOS and few:
+            refused.append(
+                f"{name} would leave out {facts.num_usable - facts.num_exact} of "
+                f"{facts.num_usable} usable trajectories, which lack exact log-probabilities"
+            )
+        else:
+            return Choice(algorithm=name, reason="; ".join([*refused, ruling.reason]))
+    detail = "; ".join(f"{ruling.algorithm}: {ruling.reason}" for ruling in rulings.values())
+    raise ProvenanceError(f"algorithm.name = 'auto': nothing is legal on this data. {detail}.")
 
 
-def _refuse_starpo(facts: DataFacts, *, needs_groups: bool) -> str | None:
-    if facts.num_exact == 0:
-        why = ", ".join(f"{reason} in {count}" for reason, count in facts.reasons.items())
-        return (
-            "importance ratios need recorded token ids and their exact log-probabilities, which "
-            f"none of {facts.num_trajectories} trajectories has ({why})"
-        )
-    if facts.reward_low == facts.reward_high:
-        return f"every reward is {facts.reward_low:g}, so no advantage differs from 0"
-    if needs_groups and facts.num_comparable_groups == 0:
+def _refuse_starpo(facts: DataFacts, terms: Terms) -> str | None:
+    refusal = _refuse_without_exact(facts, terms) or _refuse_equal_rewards(facts)
+    if refusal is None and terms.needs_groups and facts.num_comparable_groups == 0:
+        if terms.accept_estimated and facts.num_paired_groups:
+            return None
         return f"none of {facts.num_groups} tasks has attempts with different rewards to compare"
+    return refusal
+
+
+def _refuse_topr(facts: DataFacts, terms: Terms) -> str | None:
+    return _refuse_without_exact(facts, terms) or _refuse_equal_rewards(facts)
+
+
+def _refuse_weighted(facts: DataFacts, terms: Terms) -> str | None:
+    return _refuse_unusable(facts, terms) or _refuse_equal_rewards(facts)
+
+
+def _refuse_dpo(facts: DataFacts, terms: Terms) -> str | None:
+    refusal = _refuse_weighted(facts, terms)
+    if refusal is None and facts.num_paired_groups == 0:
+        return (
+            f"none of {facts.num_usable_groups} tasks has two attempts with different rewards, "
+            "and a pair is of one task"
+        )
+    return refusal
+
+
+def _refuse_unusable(facts: DataFacts, terms: Terms) -> str | None:
+    if facts.num_usable == 0:
+        return f"none of {facts.num_trajectories} trajectories has both a reward and content"
     return None
 
 
-def _judge_filtered_bc(facts: DataFacts) -> Ruling:
-    total = facts.num_trajectories
-    if facts.num_usable == 0:
-        reason = f"none of {total} trajectories has both a reward and content"
-        return Ruling(algorithm="filtered_bc", legal=False, reason=reason)
-    reason = f"{facts.num_usable} of {total} trajectories have a reward and content"
-    return Ruling(algorithm="filtered_bc", legal=True, reason=reason)
+def _refuse_without_exact(facts: DataFacts, terms: Terms) -> str | None:
+    if facts.num_exact or (terms.accept_estimated and facts.num_estimated):
+        return None
+    why = ", ".join(f"{reason} in {count}" for reason, count in facts.reasons.items())
+    refusal = (
+        "importance ratios need recorded token ids and their exact log-probabilities, which "
+        f"none of {facts.num_trajectories} trajectories has ({why})"
+    )
+    if facts.num_estimated:
+        refusal += (
+            f"; {facts.num_estimated} have estimated ones, which algorithm.estimated_logprobs = "
+            "'accept' takes"
+        )
+    return refusal
+
+
+def _refuse_equal_rewards(facts: DataFacts) -> str | None:
+    if facts.reward_low == facts.reward_high:
+        return f"every reward is {facts.reward_low:g}, so no advantage differs from 0"
+    return None
+
+
+def _describe_use(algorithm: str, facts: DataFacts, terms: Terms) -> str:
+    if algorithm not in WITH_RATIOS:
+        use = (
+            f"{facts.num_usable} of {facts.num_trajectories} trajectories have a reward and content"
+        )
+        if algorithm == "dpo":
+            use += f"; {facts.num_paired_groups} of {facts.num_usable_groups} tasks have pairs"
+        return use
+    num_used = facts.num_exact + (facts.num_estimated if terms.accept_estimated else 0)
+    left_out = facts.num_trajectories - num_used
+    kind = "exact or estimated" if terms.accept_estimated else "exact"
+    use = (
+        f"{num_used} of {facts.num_trajectories} trajectories have a reward, {kind} ids "
+        f"and log-probabilities{f' ({left_out} left out)' if left_out else ''}"
+    )
+    if algorithm == "starpo":
+        use += (
+            f"; {facts.num_comparable_groups} of {facts.num_groups} tasks have attempts to compare"
+        )
+    return use
+
+
+_REFUSALS: Final[dict[str, Callable[[DataFacts, Terms], str | None]]] = {
+    "starpo": _refuse_starpo,
+    "topr": _refuse_topr,
+    "awr": _refuse_weighted,
+    "awac": _refuse_weighted,
+    "dro": _refuse_weighted,
+    "kto": _refuse_weighted,
+    "dpo": _refuse_dpo,
+    "filtered_bc": _refuse_unusable,
+}
+"""The table of what is legal for which data: algorithm -> why it is refused, or None.
+
+====================  =====================  =========  =======
+log-probabilities     exact, of exact ids    estimated  missing
+====================  =====================  =========  =======
+starpo                yes                    opt-in     no
+topr                  yes                    opt-in     no
+awr awac dro kto dpo  yes                    yes        yes
+filtered_bc           yes                    yes        yes
+====================  =====================  =========  =======
+"""
+
+ALGORITHMS: Final = tuple(_REFUSALS)

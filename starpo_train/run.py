@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,10 +21,25 @@ from starpo_train.sharding import shard_policy
 from starpo_train.signals import StopRequest
 from starpo_train.trackers import require_trackers
 from starpo_train.trainer import Progress, Trainer, TrainResult
+from starpo_train.trainingdata import TrainingData
+
+
+class Prepare(Protocol):
+    """What makes a run's data of its configuration and of the model that it begins with."""
+
+    def __call__(
+        self, config: RunConfig, policy: Policy, *, kept: Mapping[str, Tensor] | None = None
+    ) -> TrainingData:
+        """`kept` is what an earlier life of the run asked of that model."""
+        ...
 
 
 def train(
-    config: RunConfig, *, resume: bool = False, progress: Progress | None = None
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    prepare: Prepare = prepare_training_data,
 ) -> TrainResult:
     """Run the training that `config` describes, from its start or from its last checkpoint.
 
@@ -42,13 +58,20 @@ def train(
         watch_ranks(ranks),
         StopRequest() as stop,
     ):
-        trainer = open_trainer(config, resume=resume, progress=progress, ranks=ranks)
+        trainer = open_trainer(
+            config, resume=resume, progress=progress, ranks=ranks, prepare=prepare
+        )
         stop.begin()
         return trainer.run(stop if ranks.size == 1 else JointStop(stop, ranks))
 
 
 def open_trainer(
-    config: RunConfig, *, resume: bool, progress: Progress | None, ranks: Ranks = ALONE
+    config: RunConfig,
+    *,
+    resume: bool,
+    progress: Progress | None,
+    ranks: Ranks = ALONE,
+    prepare: Prepare = prepare_training_data,
 ) -> Trainer:
     """Load what a new or a resumed run needs."""
     ranks.share(lambda: require_trackers(config.run.trackers))
@@ -58,16 +81,14 @@ def open_trainer(
         policy = ranks.agree(lambda: _load_resumed_policy(config, checkpoint, ranks))
         if checkpoint is not None:
             config = _pin_dataset(config, checkpoint)
-        values = checkpoint.tensors.get("critic.values_K") if checkpoint else None
+        kept = checkpoint.tensors if checkpoint else None
         found = checkpoint.values.get("tokens_per_pack") if checkpoint else None
         budget = PackBudget(config.train.tokens_per_pack, found=found)
-        prepare = partial(prepare_training_data, policy=policy, critic_values_K=values)
-        data = ranks.agree(lambda: budget.run(prepare, config))
+        data = ranks.agree(lambda: budget.run(partial(prepare, policy=policy, kept=kept), config))
     else:
         policy = ranks.agree(lambda: _load_sharded_policy(config.model, config.run.seed, ranks))
         budget = PackBudget(config.train.tokens_per_pack)
-        prepare = partial(prepare_training_data, policy=policy)
-        data = ranks.agree(lambda: budget.run(prepare, config))
+        data = ranks.agree(lambda: budget.run(partial(prepare, policy=policy), config))
         # only after the data was found usable
         checkpoint = folder.claim(config, resume=False, ranks=ranks)
     return Trainer(

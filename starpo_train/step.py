@@ -1,29 +1,35 @@
-"""Trajectories of one step -> packs, and each pack's share of the step's loss.
+"""Trajectories of one step -> packs, and the gradients of their loss.
+
+A loss on tokens is a sum over packs. A loss on trajectories is a function of their log-probabilities,
+which may lie in several packs: those are summed up first, without gradient; the loss's slope at
+each then goes to every token of its trajectory.
 
 Suffixes: A trained tokens of a pack, N trajectories of the step, R rows of a pack.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from starpo_train.config import AlgorithmSection, RunConfig
-from starpo_train.errors import DataError
-from starpo_train.losses.aggregation import compute_coefficients
-from starpo_train.losses.filtered_bc import compute_filtered_bc_loss
+from starpo_train.config import RunConfig
+from starpo_train.losses.aggregation import compute_row_coefficients
 from starpo_train.losses.output import LossOutput
-from starpo_train.losses.ppo_clip import compute_ppo_clip_loss
+from starpo_train.losses.ratios import compute_log_ratios, measure_ratios
 from starpo_train.memory import explain_out_of_memory
+from starpo_train.objective import Objective, TokenTerms, TrajectoryTerms
 from starpo_train.pack import TokenBatch, pack_all
 from starpo_train.policy import Policy
+from starpo_train.proximal import Proximal
 from starpo_train.ranks import ALONE, Ranks
+from starpo_train.trainingdata import TrainingData
 
-if TYPE_CHECKING:
-    from starpo_train.prepare import TrainingData
+OF_TRAJECTORIES: Final = "trajectory."
+"""Begins the names of what a loss on trajectories found of the step as a whole."""
+_NAMES: Final = {"clipped": "clip_fraction", "advantage_abs": "advantage_mean_abs"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +37,32 @@ class StepPack:
     """One pack of a step with what its loss needs."""
 
     batch: TokenBatch
+    trajectory_of_A: Tensor
+    """Index in N of each trained token."""
     coefficients_A: Tensor
     """Factor of each token's loss; over all packs of the step they add up to 1."""
-    advantages_A: Tensor | None
-    """None for filtered BC."""
+    advantages_A: Tensor | None = None
+    """None for filtered BC and losses on trajectories."""
+    proximal_A: Tensor | None = None
+    """Log-probabilities of the policy at the epoch's start, in the place of mu's."""
+    corrections_A: Tensor | None = None
+    """Weights for what that policy has moved away from mu."""
+    reference_A: Tensor | None = None
+    """Log-probabilities of the model that the run began with."""
+    slopes_A: Tensor | None = None
+    """d loss / d log-probability, of a loss on trajectories."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Some trajectories, as their loss needs them."""
+
+    packs: list[StepPack]
+    """Those of this rank."""
+    terms: TrajectoryTerms | None = None
+    """For a loss on trajectories."""
+    mismatched: list[tuple[TokenBatch, Tensor]] | None = None
+    """KTO: packs of answers to other prompts, and their reference log-probabilities."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,75 +75,106 @@ class StepSums:
     """Rows of this rank's packs whose loss is no number."""
 
 
-def build_step_packs(
-    data: "TrainingData",
+def build_step(
+    data: TrainingData,
     config: RunConfig,
     trajectories: Sequence[int],
     *,
     shared_up_to: int = 0,
     tokens_per_pack: int | None = None,
     ranks: Ranks = ALONE,
-) -> list[StepPack]:
+    proximal: Proximal | None = None,
+) -> Step:
     """Rows of some trajectories -> packs that share the step's denominators; those of this rank."""
     rows = [r for n in trajectories for r in data.rows_of_N[n]]
-    weight_sums_N = torch.tensor([data.weight_sum(n) for n in trajectories])
-    coefficients_N = compute_coefficients(weight_sums_N, mode=config.algorithm.aggregation)
-    coefficient_of = dict(zip(trajectories, coefficients_N.tolist(), strict=True))
-    owner_of = {r: n for n in trajectories for r in data.rows_of_N[n]}
+    place_of = {r: i for i, n in enumerate(trajectories) for r in data.rows_of_N[n]}
+    coefficients_R = compute_row_coefficients(
+        torch.tensor([data.rows[r].num_actions for r in rows]),
+        torch.tensor([data.rows[r].weight for r in rows]),
+        torch.tensor([place_of[r] for r in rows]),
+        mode=config.algorithm.aggregation,
+        horizon=data.horizon,
+    )
+    coefficient_of = dict(zip(rows, coefficients_R.tolist(), strict=True))
+    packing = {
+        "tokens_per_pack": tokens_per_pack or config.train.tokens_per_pack,
+        "shared_up_to": shared_up_to,
+        "ranks": ranks,
+    }
     packs = []
-    for chosen, batch in pack_all(
-        data.rows,
-        rows,
-        tokens_per_pack=tokens_per_pack or config.train.tokens_per_pack,
-        shared_up_to=shared_up_to,
-        ranks=ranks,
-    ):
-        coefficients_R = torch.tensor([coefficient_of[owner_of[r]] for r in chosen])
-        advantages_A = None
-        if data.advantages_R:
-            parts = [data.advantages_R[r] for r in chosen] or [np.empty(0, dtype=np.float32)]
-            advantages_A = torch.from_numpy(np.concatenate(parts))
+    for chosen, batch in pack_all(data.rows, rows, **packing):
+        place_of_R = torch.tensor([place_of[r] for r in chosen], dtype=torch.long)
+        factor_of_R = torch.tensor([coefficient_of[r] for r in chosen])
         packs.append(
             StepPack(
                 batch=batch,
-                coefficients_A=coefficients_R[batch.row_of_A] * batch.weights_A,
-                advantages_A=advantages_A,
+                trajectory_of_A=place_of_R[batch.row_of_A],
+                coefficients_A=factor_of_R[batch.row_of_A] * batch.weights_A,
+                advantages_A=_gather(data.advantages_R, chosen),
+                proximal_A=None if proximal is None else _gather(proximal.logprobs_R, chosen),
+                corrections_A=None if proximal is None else _gather(proximal.weights_R, chosen),
+                reference_A=_gather(data.reference_R, chosen),
             )
         )
-    return packs
+    if not data.objective.is_on_trajectories:
+        return Step(packs=packs)
+    mismatched = None
+    if data.mismatched:
+        mismatched = [
+            (batch, reference_A)
+            for chosen, batch in pack_all(data.mismatched, trajectories, **packing)
+            if (reference_A := _gather(data.mismatched_reference_R, chosen)) is not None
+        ]
+    terms = data.describe_trajectories(trajectories, coefficient_of, proximal)
+    return Step(packs=packs, terms=terms, mismatched=mismatched)
+
+
+def _gather(values_R: Sequence[np.ndarray] | None, rows: Sequence[int]) -> Tensor | None:
+    if not values_R:
+        return None
+    parts = [values_R[r] for r in rows] or [np.empty(0, dtype=np.float32)]
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def compute_pack_loss(
-    policy: Policy, pack: StepPack, algorithm: AlgorithmSection
-) -> tuple[LossOutput, Tensor]:
-    """A pack's share of the step's loss, and the entropies at its trained tokens."""
+    policy: Policy, pack: StepPack, objective: Objective
+) -> tuple[LossOutput, Tensor, Tensor]:
+    """A pack's share of the step's loss; log-probabilities and entropies at its trained tokens.
+
+    Of a loss on trajectories, what has its gradient: slope * log pi, or what clones the pack before
+    the slopes are known.
+    """
     scores = policy.score_actions(pack.batch)
-    coefficients_A = pack.coefficients_A.to(policy.device)
-    behaviour_A = pack.batch.behaviour_logprobs_A
-    if pack.advantages_A is None:
-        output = compute_filtered_bc_loss(scores.logprobs_A, coefficients_A)
-    elif behaviour_A is None:
-        raise DataError("a row without exact log-probabilities reached StarPO's loss.")
+    if objective.is_on_trajectories:
+        slopes_A = -pack.coefficients_A if pack.slopes_A is None else pack.slopes_A
+        loss = (slopes_A.to(policy.device) * scores.logprobs_A).sum()
+        output = LossOutput(loss=loss, sums={})
     else:
-        output = compute_ppo_clip_loss(
-            scores.logprobs_A,
-            behaviour_A.to(policy.device),
-            pack.advantages_A.to(policy.device),
-            coefficients_A,
-            clip_low=algorithm.clip_low,
-            clip_high=algorithm.clip_high,
-        )
-    if algorithm.entropy_coef:
-        bonus = algorithm.entropy_coef * (coefficients_A * scores.entropies_A).sum()
+        output = objective.compute_on_tokens(scores.logprobs_A, _terms_on(policy.device, pack))
+    if objective.section.entropy_coef:
+        coefficients_A = pack.coefficients_A.to(policy.device)
+        bonus = objective.section.entropy_coef * (coefficients_A * scores.entropies_A).sum()
         output = replace(output, loss=output.loss - bonus)
-    return output, scores.entropies_A
+    return output, scores.logprobs_A, scores.entropies_A
+
+
+def _terms_on(device: torch.device, pack: StepPack) -> TokenTerms:
+    def move(values_A: Tensor | None) -> Tensor | None:
+        return None if values_A is None else values_A.to(device)
+
+    recorded_A = pack.batch.behaviour_logprobs_A
+
+    return TokenTerms(
+        coefficients_A=pack.coefficients_A.to(device),
+        advantages_A=move(pack.advantages_A),
+        behaviour_A=move(recorded_A if pack.proximal_A is None else pack.proximal_A),
+        corrections_A=move(pack.corrections_A),
+        reference_A=move(pack.reference_A),
+    )
 
 
 def accumulate_gradients(
-    policy: Policy,
-    packs: Sequence[StepPack],
-    algorithm: AlgorithmSection,
-    name_row: Callable[[int], str],
+    policy: Policy, step: Step, objective: Objective, name_row: Callable[[int], str]
 ) -> StepSums:
     """Forward and backward of every pack of this rank; `name_row` gives a row's trajectory.
 
@@ -124,20 +183,25 @@ def accumulate_gradients(
     """
     totals: dict[str, Tensor] = {}
     suspect_rows: list[int] = []
+
+    def add(sums: dict[str, Tensor]) -> None:
+        for name, value in sums.items():
+            totals[name] = totals[name] + value if name in totals else value
+
+    packs = step.packs
+    if step.terms is not None:
+        whole, packs = _find_slopes(policy, step, step.terms, objective, name_row)
+        if policy.ranks.is_first:
+            add(whole)
     for pack in packs:
         with explain_out_of_memory(pack.batch, name_row):
-            output, entropies_A = compute_pack_loss(policy, pack, algorithm)
+            output, logprobs_A, entropies_A = compute_pack_loss(policy, pack, objective)
             if not torch.isfinite(output.loss):
                 suspect_rows += pack.batch.rows_R
             output.loss.backward()
-        sums = output.sums | {
-            "loss": output.loss.detach().double(),
-            "entropy": entropies_A.detach().double().sum(),
-        }
-        if pack.advantages_A is not None:
-            sums["advantage_abs"] = pack.advantages_A.abs().double().sum()
-        for name, value in sums.items():
-            totals[name] = totals[name] + value if name in totals else value
+        add(output.sums | _measure(pack, logprobs_A.detach(), entropies_A.detach()))
+        if step.terms is None:
+            add({"loss": output.loss.detach().double()})
     counts = {
         "num_tokens": sum(pack.batch.num_row_tokens for pack in packs),
         "num_computed": sum(pack.batch.num_tokens for pack in packs),
@@ -147,29 +211,96 @@ def accumulate_gradients(
     return StepSums(sums=policy.ranks.sum(found), suspect_rows=suspect_rows)
 
 
+def _find_slopes(
+    policy: Policy,
+    step: Step,
+    terms: TrajectoryTerms,
+    objective: Objective,
+    name_row: Callable[[int], str],
+) -> tuple[dict[str, Tensor], list[StepPack]]:
+    """The step's loss and what goes with it, and the packs with its slope at each token."""
+    logprobs_N = _sum_up(policy, step.packs, len(terms.outcomes_N), name_row).requires_grad_()
+    divergence = _measure_divergence(policy, step.mismatched) if step.mismatched else 0.0
+    output = objective.compute_on_trajectories(logprobs_N, terms, divergence=divergence)
+    (slopes_N,) = torch.autograd.grad(output.loss, logprobs_N)
+    packs = [
+        replace(pack, slopes_A=slopes_N[pack.trajectory_of_A].float() * pack.batch.weights_A)
+        for pack in step.packs
+    ]
+    sums = {f"{OF_TRAJECTORIES}{name}": value for name, value in output.sums.items()}
+    return sums | {"loss": output.loss.detach().double()}, packs
+
+
+@torch.no_grad()
+def _sum_up(
+    policy: Policy,
+    packs: Sequence[StepPack],
+    num_trajectories: int,
+    name_row: Callable[[int], str],
+) -> Tensor:
+    """Weighted log-probabilities of each trajectory, float64 [N]."""
+    sums_N = torch.zeros(num_trajectories, dtype=torch.float64)
+    for pack in packs:
+        with explain_out_of_memory(pack.batch, name_row):
+            values_A = policy.score_actions(pack.batch).logprobs_A.double().cpu()
+        sums_N.index_add_(0, pack.trajectory_of_A, values_A * pack.batch.weights_A)
+    return policy.ranks.sum_tensor(sums_N)
+
+
+@torch.no_grad()
+def _measure_divergence(policy: Policy, parts: Sequence[tuple[TokenBatch, Tensor]]) -> float:
+    """Mean log-ratio to the reference of answers to other prompts, not below 0: KTO's z."""
+    total, count = 0.0, 0
+    for batch, reference_A in parts:
+        with explain_out_of_memory(batch, lambda row: f"answer {row} to another's prompt"):
+            values_A = policy.score_actions(batch).logprobs_A.double().cpu()
+        total += float((values_A - reference_A).sum())
+        count += len(batch.rows_R)
+    sums = policy.ranks.sum({"total": total, "count": count})
+    return max(sums["total"] / max(sums["count"], 1), 0.0)
+
+
+@torch.no_grad()
+def _measure(pack: StepPack, logprobs_A: Tensor, entropies_A: Tensor) -> dict[str, Tensor]:
+    """What every loss has: entropy, and how far the policy is from where the data is from."""
+    sums = {"entropy": entropies_A.double().sum()}
+    if pack.advantages_A is not None:
+        sums["advantage_abs"] = pack.advantages_A.abs().double().sum()
+    base_A = pack.batch.behaviour_logprobs_A
+    base_A = pack.reference_A if base_A is None else base_A
+    if base_A is None:
+        return sums
+    return sums | measure_ratios(compute_log_ratios(logprobs_A, base_A.to(logprobs_A.device)))
+
+
 def summarize_sums(sums: dict[str, float]) -> dict[str, Any]:
     """Sums over a step's trained tokens -> its metrics."""
-    count = sums["num_actions"]
+    rest = dict(sums)
+    count = rest.pop("num_actions")
     record: dict[str, Any] = {
-        "loss": sums["loss"],
-        "entropy": sums["entropy"] / count,
-        "tokens": int(sums["num_tokens"]),
-        "computed_tokens": int(sums["num_computed"]),
+        "loss": rest.pop("loss"),
+        "entropy": rest.pop("entropy") / count,
+        "tokens": int(rest.pop("num_tokens")),
+        "computed_tokens": int(rest.pop("num_computed")),
         "action_tokens": int(count),
     }
-    if "kl" in sums:
+    if "kl" in rest:
+        ratio, squared = rest.pop("ratio"), rest.pop("ratio_squared")
         record |= {
-            "clip_fraction": sums["clipped"] / count,
-            "approx_kl": sums["kl"] / count,
-            "ess_fraction": sums["ratio"] ** 2 / (count * sums["ratio_squared"]),
-            "advantage_mean_abs": sums["advantage_abs"] / count,
+            "approx_kl": rest.pop("kl") / count,
+            "ess_fraction": ratio**2 / (count * squared),
         }
+    for name, value in rest.items():
+        if name.startswith(OF_TRAJECTORIES):
+            record[name.removeprefix(OF_TRAJECTORIES)] = value
+        else:
+            record[_NAMES.get(name, name)] = value / count
     return record
 
 
 @torch.no_grad()
 def measure_drift(
-    policy: Policy, data: "TrainingData", config: RunConfig, trajectories: Sequence[int]
+    policy: Policy, data: TrainingData, config: RunConfig, trajectories: Sequence[int]
 ) -> float | None:
     """Mean |recorded - recomputed| log-probability of some trajectories; None without recorded.
 

@@ -8,14 +8,20 @@ exactly the prefix it was sampled from.
 Array suffix: T tokens of one row.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from starpo_train.errors import DataError
+
 if TYPE_CHECKING:  # tokens and what follows need no data library
     from starpo_train.dataset import Trajectory, Turn
+
+
+FindEstimate = Callable[[str, int, np.ndarray, np.ndarray], np.ndarray | None]
+"""Trajectory, turn, ids of its prompt and answer -> log-probabilities of the answer, if any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +32,13 @@ class TurnTokens:
     prompt_ids_T: np.ndarray
     response_ids_T: np.ndarray
     logprobs_T: np.ndarray | None
-    """Of the response; None unless recorded exactly."""
+    """Of the response; None unless recorded exactly, or estimated."""
     recorded: bool
     """False: rendered by a chat template from the messages."""
     trained: bool
     """False: context only, such as a turn of another model."""
+    estimated: bool = False
+    """The log-probabilities are those of a fitted behaviour model."""
     temperature: float = 1.0
     """At which the log-probabilities are the policy's."""
 
@@ -57,6 +65,8 @@ class TokenSequence:
     """Multiplies the loss of the row's tokens."""
     recorded: bool
     """True: exact ids; False: retokenized."""
+    estimated: bool = False
+    """The log-probabilities are those of a fitted behaviour model."""
     temperatures_T: np.ndarray | None = None
     """float32, by which the logits of trained tokens are divided; None: all are 1."""
 
@@ -70,6 +80,16 @@ class TokenSequence:
         """Trained tokens of the row."""
         return int(self.action_mask_T.sum())
 
+    def recorded_logprobs(self) -> np.ndarray:
+        """float32 [A]: the behaviour policy's at the trained tokens.
+
+        Raises:
+            DataError: it has none.
+        """
+        if self.logprobs_T is None:
+            raise DataError("a row without log-probabilities reached a ratio.")
+        return self.logprobs_T[self.action_mask_T]
+
 
 def tokenize_trajectory(
     trajectory: "Trajectory",
@@ -78,12 +98,14 @@ def tokenize_trajectory(
     rendered: Sequence[TurnTokens | None] | None = None,
     models: Sequence[str] = (),
     at_temperature: bool = False,
+    estimate: FindEstimate | None = None,
 ) -> list[TokenSequence]:
     """One trajectory -> its rows.
 
     Turns without recorded ids are taken from `rendered`; those that are None there are left out.
     With `models`, turns sampled by any other model become context. With `at_temperature`, the policy
-    is scored at the temperature at which each turn was sampled, otherwise at 1.
+    is scored at the temperature at which each turn was sampled, otherwise at 1. `estimate` gives
+    log-probabilities of turns that have none.
     """
     turns: list[TurnTokens] = []
     for index, turn in enumerate(trajectory.turns):
@@ -93,6 +115,8 @@ def tokenize_trajectory(
         if tokens is None and rendered is not None:
             tokens = rendered[index]
         if tokens is not None:
+            if estimate is not None and tokens.logprobs_T is None and trained:
+                tokens = _add_estimate(tokens, trajectory.trajectory_id, estimate)
             turns.append(tokens)
     return build_rows(turns, trajectory=position)
 
@@ -166,8 +190,14 @@ class _RowBuilder:
             turn_start_mask_T=turn_start_mask_T,
             logprobs_T=logprobs_T if exact else None,
             recorded=all(turn.recorded for _, turn in trained),
+            estimated=exact and any(turn.estimated for _, turn in trained),
             temperatures_T=temperatures_T if (temperatures_T != 1).any() else None,
         )
+
+
+def _add_estimate(tokens: TurnTokens, name: str, estimate: FindEstimate) -> TurnTokens:
+    logprobs_T = estimate(name, tokens.turn, tokens.prompt_ids_T, tokens.response_ids_T)
+    return replace(tokens, logprobs_T=logprobs_T, estimated=logprobs_T is not None)
 
 
 def _recorded_turn(turn: "Turn", *, trained: bool, temperature: float) -> TurnTokens | None:

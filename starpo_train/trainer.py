@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from starpo_train.blame import refuse_gradient, refuse_loss
 from starpo_train.checkpoint import Checkpoint
@@ -22,22 +24,21 @@ from starpo_train.errors import DataError
 from starpo_train.memory import PackBudget
 from starpo_train.optimizer import Optimizer
 from starpo_train.policy import Policy
-from starpo_train.prepare import TrainingData
+from starpo_train.proximal import PROXIMAL, Proximal, correct_rows
 from starpo_train.ranks import JointStop
 from starpo_train.run_folder import RunFolder
+from starpo_train.scoring import score_rows
 from starpo_train.signals import StopRequest
 from starpo_train.slices import Slice, take_slice
 from starpo_train.step import (
-    StepPack,
+    Step,
     accumulate_gradients,
-    build_step_packs,
+    build_step,
     measure_drift,
     summarize_sums,
 )
 from starpo_train.trackers import open_metrics
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from starpo_train.trainingdata import TrainingData
 
 Progress = Callable[[dict[str, Any]], None]
 """Called with the start record, then with each step's record and each event's."""
@@ -90,6 +91,7 @@ class Trainer:
         self.folder = folder
         self.position = Position()
         self._budget = budget or PackBudget(config.train.tokens_per_pack)
+        self._proximal: Proximal | None = None
         self._batches_per_epoch = math.ceil(
             len(data.rows_of_N) / config.train.trajectories_per_step
         )
@@ -99,6 +101,8 @@ class Trainer:
             _require_same_data(checkpoint, data)
             self._optimizer.restore(checkpoint.tensors)
             self.position = Position(**checkpoint.values["position"])
+            if self.position.batch:  # in the middle of an epoch
+                self._proximal = self._restore_proximal(checkpoint)
         self._ranks = policy.ranks
         self._progress = progress or (lambda record: None)
         self._metrics = open_metrics(
@@ -138,6 +142,7 @@ class Trainer:
         """What is left of an epoch; it ends early at the KL ceiling or when asked to stop."""
         position, every = self.position, self.config.train.checkpoint_every_steps
         batches = self._plan_epoch(position.epoch)
+        self._look_at_proximal()
         while position.batch < len(batches):
             record = self.train_step(batches[position.batch])
             if record is None:  # above the ceiling; at an epoch's first batch, so would be the rest
@@ -152,6 +157,7 @@ class Trainer:
             if every and position.step % every == 0:
                 self._commit()
         position.epoch, position.batch = position.epoch + 1, 0
+        self._proximal = None
         if every and position.step % every == 0 and not self._is_finished():
             self._commit()
 
@@ -161,8 +167,8 @@ class Trainer:
         found = self._budget.run(
             lambda config: accumulate_gradients(
                 self.policy,
-                self._build_packs(trajectories, config),
-                self.config.algorithm,
+                self._build_step(trajectories, config),
+                self.data.objective,
                 self.data.name_row,
             ),
             self.config,
@@ -192,22 +198,59 @@ class Trainer:
         order = np.random.default_rng([self.config.run.seed, epoch]).permutation(
             len(self.data.rows_of_N)
         )
-        if self.config.train.order == "tasks":  # tasks in the order of their first attempt
+        whole = self.data.objective.compares_attempts
+        if self.config.train.order == "tasks" or whole:
             order = gather_tasks(order, self.data.task_of_N)
+        if whole:
+            return split_between_tasks(order, self.data.task_of_N, self._batches_per_epoch)
         return [part.tolist() for part in np.array_split(order, self._batches_per_epoch)]
 
-    def _build_packs(
-        self, trajectories: list[int], config: RunConfig | None = None
-    ) -> list[StepPack]:
+    def _build_step(self, trajectories: list[int], config: RunConfig | None = None) -> Step:
         config = config or self.config
-        return build_step_packs(
+        return build_step(
             self.data,
             config,
             trajectories,
             shared_up_to=self.policy.shared_up_to,
             tokens_per_pack=self.policy.limit_pack(config.train.tokens_per_pack),
             ranks=self._ranks,
+            proximal=self._proximal,
         )
+
+    def _look_at_proximal(self) -> None:
+        """Ask the policy as it is at an epoch's start, where the loss is to be held near that."""
+        section = self.config.algorithm
+        if section.proximal == "none" or self.data.choice.algorithm != "starpo" or self._proximal:
+            return
+        scores = self._budget.run(
+            lambda config: score_rows(
+                self.policy,
+                self.data.rows,
+                tokens_per_pack=config.train.tokens_per_pack,
+                name_row=self.data.name_row,
+            ),
+            self.config,
+        )
+        self._proximal = correct_rows(
+            scores.logprobs_R, self.data.rows, self.data.rows_of_N, section
+        )
+        self._metrics.write(
+            {
+                "event": "proximal",
+                "step": self.position.step,
+                "epoch": self.position.epoch,
+                "correction_kept": self._proximal.kept,
+            }
+        )
+
+    def _restore_proximal(self, checkpoint: Checkpoint) -> Proximal | None:
+        flat_A = checkpoint.tensors.get(PROXIMAL)
+        if flat_A is None:
+            return None
+        ends = np.cumsum([row.num_actions for row in self.data.rows])
+        scores_R = list(np.split(flat_A.numpy(), ends[:-1]))
+        rows_of_N = self.data.rows_of_N
+        return correct_rows(scores_R, self.data.rows, rows_of_N, self.config.algorithm)
 
     def _is_above_kl_ceiling(self, sums: dict[str, float]) -> bool:
         ceiling = self.config.algorithm.kl_ceiling
@@ -246,9 +289,9 @@ class Trainer:
             "step": self.position.step,
             "policy": self.policy,
             "data": self.data,
-            "algorithm": self.config.algorithm,
-            "build_packs": lambda chosen: self._budget.run(
-                partial(self._build_packs, chosen), self.config
+            "objective": self.data.objective,
+            "build_packs": lambda chosen: (
+                self._budget.run(partial(self._build_step, chosen), self.config).packs
             ),
         }
 
@@ -284,8 +327,10 @@ class Trainer:
         if self._checkpoint == path:  # resumed, and nothing trained since
             return path
         tensors: dict[str, Tensor | Slice] = self._optimizer.snapshot()
-        if self.data.critic_values_K is not None:
-            tensors["critic.values_K"] = self.data.critic_values_K
+        tensors |= self.data.kept
+        if self._proximal is not None:
+            flat_A = np.concatenate(self._proximal.logprobs_R)
+            tensors[PROXIMAL] = torch.from_numpy(flat_A)
         if self.policy.lora:
             tensors |= {
                 f"lora.{name}": take_slice(p) for name, p in self.policy.trained_parameters()
@@ -311,6 +356,19 @@ def gather_tasks(order: np.ndarray, task_of_N: np.ndarray) -> np.ndarray:
     """Trajectories in some order -> attempts at one task together, where its first one was."""
     first_of = {task: place for place, task in reversed(list(enumerate(task_of_N[order])))}
     return order[np.argsort([first_of[task] for task in task_of_N[order]], kind="stable")]
+
+
+def split_between_tasks(
+    order: np.ndarray, task_of_N: np.ndarray, num_steps: int
+) -> list[list[int]]:
+    """Tasks one after another -> steps of about one size, none of which parts a task."""
+    starts = np.flatnonzero(np.diff(task_of_N[order], prepend=-1))
+    middles = (starts + np.append(starts[1:], len(order))) / 2
+    step_of_task = (middles * num_steps / len(order)).astype(int)
+    steps: list[list[int]] = [[] for _ in range(num_steps)]
+    for step, members in zip(step_of_task, np.split(order, starts[1:]), strict=True):
+        steps[step] += members.tolist()
+    return [step for step in steps if step]
 
 
 def _require_same_data(checkpoint: Checkpoint, data: TrainingData) -> None:

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from starpo_train.config import AlgorithmSection, ModelSection, TrainSection
 from starpo_train.model import build_policy
+from starpo_train.objective import Objective
 from starpo_train.optimizer import Optimizer
 from starpo_train.pack import pack_all
 from starpo_train.step import StepPack, compute_pack_loss
@@ -45,6 +46,7 @@ def measure_ours(
     packs = [
         StepPack(
             batch=batch,
+            trajectory_of_A=batch.row_of_A,
             coefficients_A=batch.weights_A / num_actions,
             advantages_A=torch.ones(batch.num_actions),
         )
@@ -55,11 +57,11 @@ def measure_ours(
             shared_up_to=policy.shared_up_to,
         )
     ]
-    algorithm = AlgorithmSection(name="starpo")
+    objective = Objective(algorithm="starpo", section=AlgorithmSection())
 
     def step() -> None:
         for pack in packs:
-            compute_pack_loss(policy, pack, algorithm)[0].loss.backward()
+            compute_pack_loss(policy, pack, objective)[0].loss.backward()
         optimizer.clip_gradients()
         optimizer.apply(0)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -24,9 +25,10 @@ from starpo_train.config import (
     TrainSection,
 )
 from starpo_train.model import build_policy
+from starpo_train.objective import Objective
 from starpo_train.optimizer import Optimizer
-from starpo_train.step import build_step_packs, compute_pack_loss
-from starpo_train.tokens import TokenSequence
+from starpo_train.step import build_step, compute_pack_loss
+from starpo_train.trainingdata import TrainingData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,18 +50,6 @@ class Step:
     """Clips, steps, and drops the gradients."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class OurRows:
-    """What `starpo_train.step` reads of TrainingData, which needs a dataset on disk."""
-
-    rows: list[TokenSequence]
-    rows_of_N: list[list[int]]
-    advantages_R: list[Any]
-
-    def weight_sum(self, trajectory: int) -> float:
-        return float(self.rows[trajectory].num_actions)
-
-
 def build_ours(work: Work, *, loss: str, attention: str) -> Step:
     torch.manual_seed(0)
     section = ModelSection(path="bench", device="cpu", attention=attention)
@@ -79,20 +69,28 @@ def build_ours(work: Work, *, loss: str, attention: str) -> Step:
         work.advantages_N[n].repeat(row.num_actions).astype("float32")
         for n, row in enumerate(work.rows)
     ]
-    data: Any = OurRows(
+    algorithm = "starpo" if loss == "starpo" else "filtered_bc"
+    objective = Objective(algorithm=algorithm, section=config.algorithm)
+    nothing: Any = None
+    data = TrainingData(
+        manifest=nothing,
+        choice=nothing,
+        objective=objective,
+        trajectory_ids_N=[str(n) for n in range(len(work.rows))],
+        task_of_N=np.arange(len(work.rows)),
         rows=work.rows,
         rows_of_N=[[n] for n in range(len(work.rows))],
         advantages_R=advantages if loss == "starpo" else [],
+        kept={},
+        facts={},
     )
     optimizer = Optimizer(policy, TrainSection(learning_rate=0.0), total_steps=1)
 
     def compute() -> float:
-        packs = build_step_packs(
-            data, config, range(len(work.rows)), shared_up_to=policy.shared_up_to
-        )
+        step = build_step(data, config, range(len(work.rows)), shared_up_to=policy.shared_up_to)
         total = 0.0
-        for pack in packs:
-            output, _entropies = compute_pack_loss(policy, pack, config.algorithm)
+        for pack in step.packs:
+            output, _logprobs, _entropies = compute_pack_loss(policy, pack, objective)
             output.loss.backward()
             total += float(output.loss.detach())
         return total

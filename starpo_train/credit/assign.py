@@ -83,7 +83,7 @@ def assign_credit(
             critic_values_K = values.values_K
             facts["critic_explained_variance"] = values.explained_variance
         advantages_R = _bilevel_advantages(tokenized, critic_values_K, config)
-    kept, advantages_R = _keep(tokenized, advantages_R, kept_N.tolist())
+    kept, advantages_R = keep_trajectories(tokenized, advantages_R, kept_N.tolist())
     if algorithm.advantage == "bilevel_gae":
         advantages_R = _whiten(advantages_R)  # over what is trained, not over what was left out
     return Credit(
@@ -92,6 +92,48 @@ def assign_credit(
         critic_values_K=critic_values_K,
         facts=facts,
     )
+
+
+def assign_turn_advantages(
+    tokenized: TokenizedTrajectories,
+    config: RunConfig,
+    policy: Policy,
+    *,
+    critic_values_K: Tensor | None = None,
+) -> tuple[list[np.ndarray], Tensor, dict[str, Any]]:
+    """Bi-level GAE's advantages before whitening, float [A] per row; the critic's values; facts."""
+    values_K, facts = _ask_critic(tokenized, config, policy, critic_values_K)
+    return _bilevel_advantages(tokenized, values_K, config), values_K, facts
+
+
+def fit_first_values(
+    tokenized: TokenizedTrajectories,
+    config: RunConfig,
+    policy: Policy,
+    *,
+    critic_values_K: Tensor | None = None,
+) -> tuple[np.ndarray, Tensor, dict[str, Any]]:
+    """The critic's value of each trajectory's first turn, float64 [N]; all its values; facts."""
+    values_K, facts = _ask_critic(tokenized, config, policy, critic_values_K)
+    firsts = [turns[0][1] for turns in _turns_of(tokenized)]
+    return values_K[firsts].numpy(), values_K, facts
+
+
+def _ask_critic(
+    tokenized: TokenizedTrajectories,
+    config: RunConfig,
+    policy: Policy,
+    critic_values_K: Tensor | None,
+) -> tuple[Tensor, dict[str, Any]]:
+    if critic_values_K is not None:
+        return critic_values_K, {}
+    numbers: dict[object, int] = {}
+    groups = [
+        numbers.setdefault(t.task_id or ("lone", i), len(numbers))
+        for i, t in enumerate(tokenized.trajectories)
+    ]
+    values = _fit_critic(tokenized, torch.tensor(groups), config, policy)
+    return values.values_K, {"critic_explained_variance": values.explained_variance}
 
 
 def _fit_critic(
@@ -232,9 +274,10 @@ def _reward(trajectory: Trajectory) -> float:
     return trajectory.reward
 
 
-def _keep(
+def keep_trajectories(
     tokenized: TokenizedTrajectories, advantages_R: list[np.ndarray], kept_N: list[bool]
 ) -> tuple[TokenizedTrajectories, list[np.ndarray]]:
+    """Some of the trajectories, their rows, and what there is for each row."""
     kept = TokenizedTrajectories(trajectories=[], rows=[], rows_of_N=[])
     advantages = []
     for n, rows in enumerate(tokenized.rows_of_N):
@@ -243,5 +286,5 @@ def _keep(
         kept.rows_of_N.append(list(range(len(kept.rows), len(kept.rows) + len(rows))))
         kept.rows += [tokenized.rows[r] for r in rows]
         kept.trajectories.append(tokenized.trajectories[n])
-        advantages += [advantages_R[r] for r in rows]
+        advantages += [advantages_R[r] for r in rows] if advantages_R else []
     return kept, advantages

@@ -88,9 +88,10 @@ def test_shaping_counts_with_its_weight(hand, tmp_path):
 
 def test_rows_of_a_trajectory_share_its_weight(hand, tmp_path):
     """A trajectory of two branches weighs as much as one of a single row (traj-mean)."""
-    from starpo_train.prepare import TrainingData
+    from starpo_train.objective import Objective
     from starpo_train.provenance import Choice
-    from starpo_train.step import build_step_packs
+    from starpo_train.step import build_step
+    from starpo_train.trainingdata import TrainingData
 
     path = hand.dataset(
         tmp_path,
@@ -108,23 +109,23 @@ def test_rows_of_a_trajectory_share_its_weight(hand, tmp_path):
         new = tokenize_trajectory(trajectory, position=i)
         rows_of_N.append(list(range(len(rows), len(rows) + len(new))))
         rows += new
-    data = TrainingData(
-        manifest=None,
-        choice=Choice(algorithm="filtered_bc", reason=""),
-        trajectory_ids_N=["branched", "linear"],
-        task_of_N=np.array([0, 0]),
-        rows=rows,
-        rows_of_N=rows_of_N,
-        advantages_R=[],
-        critic_values_K=None,
-        facts={},
-    )
     config = read_run_config(
         hand.run_file(
             tmp_path / "r.toml", base=tmp_path, dataset=path, train={"tokens_per_pack": 3}
         )
     )
-    packs = build_step_packs(data, config, [0, 1])
+    data = TrainingData(
+        manifest=None,
+        choice=Choice(algorithm="filtered_bc", reason=""),
+        objective=Objective(algorithm="filtered_bc", section=config.algorithm),
+        trajectory_ids_N=["branched", "linear"],
+        task_of_N=np.array([0, 0]),
+        rows=rows,
+        rows_of_N=rows_of_N,
+        kept={},
+        facts={},
+    )
+    packs = build_step(data, config, [0, 1]).packs
     weights = {0: 0.0, 1: 0.0}
     for pack in packs:
         for row, weight in zip(

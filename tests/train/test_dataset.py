@@ -8,7 +8,7 @@ import pytest
 
 from starpo_train.dataset import read_manifest, read_message_graphs, read_trajectories, scan_table
 from starpo_train.errors import DataError, ProvenanceError
-from starpo_train.provenance import choose_algorithm, describe_data
+from starpo_train.provenance import Terms, choose_algorithm, describe_data
 
 
 def test_prompts_are_put_together_from_their_base_turn(hand, tmp_path):
@@ -184,7 +184,7 @@ def test_lone_attempts_cannot_be_compared_in_groups(hand, tmp_path):
     facts = describe_data(read_rewarded(hand, tmp_path, [1.0, 0.0], task_id=None))
     with pytest.raises(ProvenanceError, match="none of 2 tasks has attempts with different"):
         choose_algorithm("starpo", facts)
-    assert choose_algorithm("starpo", facts, needs_groups=False).algorithm == "starpo"
+    assert choose_algorithm("starpo", facts, Terms(needs_groups=False)).algorithm == "starpo"
 
 
 def test_only_the_named_models_turns_must_be_exact(hand, tmp_path):

@@ -42,8 +42,9 @@ from starpo_train.step import accumulate_gradients
 def measure_gradients(config, ranks=ALONE):
     """Gradients of the first step, whole, and what it says about itself."""
     trainer = open_trainer(config, resume=False, progress=None, ranks=ranks)
-    packs = trainer._build_packs(trainer._plan_epoch(0)[0])
-    sums = accumulate_gradients(trainer.policy, packs, config.algorithm, trainer.data.name_row).sums
+    step = trainer._build_step(trainer._plan_epoch(0)[0])
+    objective, name_row = trainer.data.objective, trainer.data.name_row
+    sums = accumulate_gradients(trainer.policy, step, objective, name_row).sums
     trainer._metrics.close()
     found = {}
     for name, parameter in trainer.policy.trained_parameters():
@@ -51,8 +52,8 @@ def measure_gradients(config, ranks=ALONE):
         whole = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
         found[name] = whole.clone()
     found["sums"] = torch.tensor([sums[name] for name in sorted(sums)], dtype=torch.float64)
-    if trainer.data.critic_values_K is not None:
-        found["critic"] = trainer.data.critic_values_K
+    if "critic.values_K" in trainer.data.kept:
+        found["critic"] = trainer.data.kept["critic.values_K"]
     return found
 
 

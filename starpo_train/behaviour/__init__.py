@@ -1,0 +1,1 @@
+"""Trajectories without log-probabilities -> what their behaviour policy would have said of them."""

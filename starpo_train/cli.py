@@ -1,4 +1,4 @@
-"""`starpo-train`: run, resume, export, explain, evaluate, serve, gate, report."""
+"""`starpo-train`: run, resume, export, explain, behaviour, evaluate, serve, gate, report."""
 
 import argparse
 import os
@@ -67,6 +67,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--json", type=Path, metavar="FILE", help="with --model: one line for each trajectory"
     )
     command.set_defaults(handler=_explain)
+
+    command = commands.add_parser(
+        "behaviour", help="log-probabilities of the policy that acted, where none were recorded"
+    )
+    command.add_argument("behaviour_file", type=Path, metavar="BEHAVIOUR.toml")
+    command.set_defaults(handler=_behaviour)
 
     command = commands.add_parser("evaluate", help="play tasks with a model and record every run")
     command.add_argument("evaluate_file", type=Path, metavar="EVAL.toml")
@@ -182,6 +188,19 @@ def _export(options: argparse.Namespace) -> int:
     export = export_adapter if options.adapter else export_model
     path = export(options.run_folder, options.output, dtype=options.dtype)
     Console(highlight=False, soft_wrap=True).print(f"written: {path}, from {source}", markup=False)
+    return 0
+
+
+def _behaviour(options: argparse.Namespace) -> int:
+    from transformers.utils.logging import disable_progress_bar
+
+    from starpo_train.behaviour.command import run_behaviour
+    from starpo_train.behaviour.settings import BehaviourConfig
+    from starpo_train.config import read_config
+
+    disable_progress_bar()
+    config = read_config(options.behaviour_file, BehaviourConfig, kind="behaviour file")
+    run_behaviour(config, again=f"starpo-train behaviour {options.behaviour_file}")
     return 0
 
 

@@ -37,6 +37,11 @@ def render_card(
                 f"{table} {version}" for table, version in lineage["dataset"]["versions"].items()
             ),
             "Algorithm": f"{facts['algorithm']}: {facts['algorithm_reason']}",
+            "Log-probabilities": (
+                f"estimated by {config['data']['behaviour']}: no evidence of the policy's own"
+                if facts.get("estimated")
+                else "as recorded, or none"
+            ),
             "Trained weights": _describe_training(config),
             "Code": f"starpo {lineage['starpo_version']}",
             "Licence": f"{terms}, the base model's" if terms else "unknown; the base model's holds",

@@ -223,6 +223,7 @@ def _prepare(
         "num_rows": len(tokenized.rows),
         "num_tokens": sum(row.num_tokens for row in tokenized.rows),
         "num_action_tokens": sum(row.num_actions for row in tokenized.rows),
+        "left_out": {},
     }
     return TrainingData(
         manifest=read_manifest(config.data.dataset),

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from starpo_train.changes import describe_changes
 from starpo_train.provenance import DataFacts, Ruling
 from starpo_train.trainer import TrainResult
 
@@ -188,6 +189,10 @@ def _describe_start(record: dict[str, Any]) -> str:
     ]
     if record.get("event") == "resume":
         lines.insert(0, f"going on after step {record['step']}")
+    if record.get("changed"):
+        lines.insert(1, f"edited since then: {describe_changes(record['changed'])}")
+        if "train.epochs" in record["changed"]:
+            lines[1] += "; from here on the learning rate is that of the new length"
     if record["left_out"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in record["left_out"].items())
         lines.append(f"left out: {reasons}")

@@ -122,6 +122,10 @@ class RunFolder:
                 remove_checkpoint(old)
         return folder
 
+    def reopen(self) -> None:
+        """The run goes on: it has no final checkpoint for now."""
+        self.final_path.unlink(missing_ok=True)
+
     def write_final(self, checkpoint: Path, *, step: int) -> None:
         """Name the checkpoint that the run ended with."""
         values = {"checkpoint": checkpoint.relative_to(self.path).as_posix(), "step": step}

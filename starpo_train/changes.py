@@ -35,7 +35,7 @@ MAY_CHANGE: Final = frozenset(
 )
 """Keys that an interrupted run may go on with otherwise."""
 
-_PATHS: Final = ("data.dataset", "model.path")
+_PATHS: Final = ("data.dataset", "data.behaviour", "model.path")
 
 
 def find_changes(checkpoint: Checkpoint, config: RunConfig) -> Changes:

@@ -1,6 +1,7 @@
 """A run's output folder: who owns it, its checkpoints, its end."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from starpo_train.checkpoint import (
     Checkpoint,
+    advise_intact,
     list_checkpoints,
     read_checkpoint,
     remove_checkpoint,
@@ -45,15 +47,24 @@ class RunFolder:
 
         Raises:
             ConfigError: a new run finds another one here, or there is nothing to resume.
-            CheckpointError: the newest committed checkpoint is damaged.
+            CheckpointError: the newest committed checkpoint is damaged; names one that is not.
         """
         if not resume:
             ranks.share(lambda: self._claim_new(config))
             return None
         newest = ranks.share(self._find_newest)  # all go on from what rank 0 sees
-        return (
-            ranks.agree(lambda: read_checkpoint(self.checkpoints_path / newest)) if newest else None
-        )
+        return ranks.agree(lambda: self._read(newest)) if newest else None
+
+    def _read(self, name: str) -> Checkpoint:
+        folder = self.checkpoints_path / name
+        with advise_intact(folder, self._advise):
+            return read_checkpoint(folder)
+
+    def _advise(self, whole: Path, damaged: list[Path]) -> str:
+        del whole  # the newest one is taken
+        remove = shlex.join(["rm", "-r", *map(str, damaged)])
+        resume = shlex.join(["starpo-train", "resume", str(self.path)])
+        return f"`{remove}`, then `{resume}` goes on from there"
 
     def _find_newest(self) -> str | None:
         if not self.config_path.is_file():
@@ -121,6 +132,13 @@ class RunFolder:
             for old in list_checkpoints(self.checkpoints_path)[: -config.train.keep_checkpoints]:
                 remove_checkpoint(old)
         return folder
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run has begun here; a folder may hold a run file of that name without one."""
+        return all(path.exists() for path in (self.config_path, self.metrics_path)) and (
+            self.checkpoints_path.is_dir()
+        )
 
     def reopen(self) -> None:
         """The run goes on: it has no final checkpoint for now."""

@@ -1,6 +1,7 @@
 """RunConfig -> TrainResult: a new run, or one that goes on from its last checkpoint."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -54,13 +55,15 @@ def train(
     """
     if config.train.threads > 0:
         torch.set_num_threads(config.train.threads)
+    folder = RunFolder(config.run.output, exclusive=True)
     with (
+        closing(folder),
         open_ranks(device=config.model.device, timeout_s=config.train.rank_timeout_s) as ranks,
         watch_ranks(ranks),
         StopRequest() as stop,
     ):
         trainer = open_trainer(
-            config, resume=resume, progress=progress, ranks=ranks, prepare=prepare
+            config, resume=resume, progress=progress, ranks=ranks, prepare=prepare, folder=folder
         )
         stop.begin()
         return trainer.run(stop if ranks.size == 1 else JointStop(stop, ranks))
@@ -73,10 +76,11 @@ def open_trainer(
     progress: Progress | None,
     ranks: Ranks = ALONE,
     prepare: Prepare = prepare_training_data,
+    folder: RunFolder | None = None,
 ) -> Trainer:
     """Load what a new or a resumed run needs."""
     ranks.share(lambda: require_trackers(config.run.trackers))
-    folder = RunFolder(config.run.output)
+    folder = folder or RunFolder(config.run.output)
     changes: Changes = {}
     if resume:
         checkpoint = folder.claim(config, resume=True, ranks=ranks)

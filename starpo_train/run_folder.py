@@ -1,12 +1,13 @@
 """A run's output folder: who owns it, its checkpoints, its end."""
 
+import fcntl
 import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from torch import Tensor
 
@@ -33,12 +34,15 @@ from starpo_train.slices import Slice
 class RunFolder:
     """`run.toml`, `metrics.jsonl`, `checkpoints/step_.../`, `final.json`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, exclusive: bool = False) -> None:
+        """`exclusive`: once claimed, no other process may claim it, until `close`."""
+        self.exclusive = exclusive
         self.path = path
         self.config_path = path / "run.toml"
         self.metrics_path = path / "metrics.jsonl"
         self.checkpoints_path = path / "checkpoints"
         self.final_path = path / "final.json"
+        self._lock: IO[str] | None = None
 
     def claim(self, config: RunConfig, *, resume: bool, ranks: Ranks = ALONE) -> Checkpoint | None:
         """Make the folder this run's; when resuming, return the checkpoint to go on from.
@@ -46,7 +50,8 @@ class RunFolder:
         None means from the beginning: a new run, or one killed before its first checkpoint.
 
         Raises:
-            ConfigError: a new run finds another one here, or there is nothing to resume.
+            ConfigError: a new run finds another one here, there is nothing to resume, or another
+                process is at it.
             CheckpointError: the newest committed checkpoint is damaged; names one that is not.
         """
         if not resume:
@@ -69,6 +74,7 @@ class RunFolder:
     def _find_newest(self) -> str | None:
         if not self.config_path.is_file():
             raise ConfigError(f"{self.path}: no run to resume (run.toml is missing).")
+        self._hold()
         checkpoints = list_checkpoints(self.checkpoints_path)
         return checkpoints[-1].name if checkpoints else None
 
@@ -84,7 +90,31 @@ class RunFolder:
                 "choose a new or an empty folder."
             )
         self.path.mkdir(parents=True, exist_ok=True)
+        self._hold()
         write_config(config, self.config_path)
+
+    def _hold(self) -> None:
+        """Two processes would remove each other's checkpoints; a dead one's lock is free."""
+        if not self.exclusive:
+            return
+        self.close()
+        try:
+            self._lock = (self.path / ".lock").open("w", encoding="utf-8")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise ConfigError(
+                f"{self.path}: another process is training this run; wait until it has ended, or "
+                "stop it."
+            ) from None
+        except OSError:  # a file system without locks
+            self.close()
+
+    def close(self) -> None:
+        """Let other processes go on with the run."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def save_checkpoint(
         self,

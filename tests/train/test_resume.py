@@ -210,6 +210,24 @@ def test_resuming_a_finished_run_does_nothing(configure, capsys):
     assert line in capsys.readouterr().out
 
 
+def test_a_run_that_is_being_trained_is_not_resumed(configure, capsys):
+    """From within its second step: refused, and the run ends as one left alone."""
+    whole = train(configure("whole", train={"epochs": 2, "checkpoint_every_steps": 1}))
+    config = configure("part", train={"epochs": 2, "checkpoint_every_steps": 1})
+    codes = []
+
+    def resume_too(record):
+        if record.get("step") == 2 and "loss" in record:
+            codes.append(main(["resume", str(config.run.output)]))
+
+    part = train(config, progress=resume_too)
+    assert codes == [2]
+    assert f"error: {config.run.output}: another process is training" in capsys.readouterr().err
+    assert [record["step"] for record in steps_of(part)] == [1, 2, 3, 4]
+    assert hash_weights(part.final_path) == hash_weights(whole.final_path)
+    assert train(read_resumed_config(config.run.output), resume=True).already_finished
+
+
 def test_a_folder_with_other_content_is_not_taken(configure, tmp_path):
     """It stays as it was."""
     (tmp_path / "run").mkdir()

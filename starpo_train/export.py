@@ -19,7 +19,7 @@ from starpo_train.checkpoint import (
 )
 from starpo_train.errors import CheckpointError, ConfigError
 from starpo_train.modelfolder import COMMIT_FILE, STATE_FOLDER, list_files, read_commit
-from starpo_train.run_folder import RunFolder
+from starpo_train.run_folder import RunFolder, require_outside
 
 DTYPES: Final = {
     "float32": torch.float32,
@@ -35,7 +35,7 @@ def export_model(run: Path, output: Path, *, dtype: str = "float32") -> Path:
         CheckpointError: none was committed, or it is damaged.
         ConfigError: `output` exists and is not empty, or is inside a run.
     """
-    _require_outside(output)
+    require_outside(output)
     source = find_checkpoint(run)
     with advise_intact(source, _advise):
         commit = read_commit(source)
@@ -66,7 +66,7 @@ def export_adapter(run: Path, output: Path, *, dtype: str = "float32") -> Path:
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    _require_outside(output)
+    require_outside(output)
     source = find_checkpoint(run)
     with advise_intact(source, _advise):
         checkpoint = read_checkpoint(source)
@@ -113,18 +113,6 @@ def find_checkpoint(run: Path) -> Path:
 def _advise(whole: Path, damaged: list[Path]) -> str:
     del damaged  # they may stay
     return f"export that one, {whole}"
-
-
-def _require_outside(output: Path) -> None:
-    """A folder in a run would be taken for a part of it; one in a committed folder would void it."""
-    for folder in (output.resolve(), *output.resolve().parents):
-        if RunFolder(folder).is_run:
-            what = "the folder of a run"
-        elif (folder / COMMIT_FILE).is_file():
-            what = "a committed model folder, which must stay as it is"
-        else:
-            continue
-        raise ConfigError(f"{output} is in {folder}, {what}; export into a folder outside of it.")
 
 
 def _claim(output: Path) -> None:

@@ -24,7 +24,7 @@ from starpo_train.dataset import Manifest
 from starpo_train.errors import CheckpointError, ConfigError
 from starpo_train.exported import save_model_folder
 from starpo_train.modelcard import CARD_FILE, render_card
-from starpo_train.modelfolder import find_model_folder
+from starpo_train.modelfolder import COMMIT_FILE, find_model_folder
 from starpo_train.policy import Policy
 from starpo_train.ranks import ALONE, Ranks
 from starpo_train.sharding import gather_weights
@@ -89,6 +89,7 @@ class RunFolder:
                 f"run.output = {str(self.path)!r} exists and holds something else than a run; "
                 "choose a new or an empty folder."
             )
+        require_outside(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         self._hold()
         write_config(config, self.config_path)
@@ -180,6 +181,22 @@ class RunFolder:
         pending = self.final_path.with_suffix(".tmp")
         pending.write_text(json.dumps(values) + "\n", encoding="utf-8")
         pending.replace(self.final_path)
+
+
+def require_outside(output: Path) -> None:
+    """Refuse to write inside a run, which would take it for its own, or a committed folder.
+
+    Raises:
+        ConfigError: `output` is one of them or in one.
+    """
+    for folder in (output.resolve(), *output.resolve().parents):
+        if RunFolder(folder).is_run:
+            what = "the folder of a run"
+        elif (folder / COMMIT_FILE).is_file():
+            what = "a committed model folder, which must stay as it is"
+        else:
+            continue
+        raise ConfigError(f"{output} is in {folder}, {what}; choose a folder outside of it.")
 
 
 def read_final_path(run: Path) -> Path:

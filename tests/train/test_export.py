@@ -183,7 +183,7 @@ def test_exports_into_a_run_or_a_committed_folder_are_refused(
             assert main(["export", str(source), "-o", str(output), *adapter]) == 2
             found = other if str(output).startswith(str(other)) else run
             assert capsys.readouterr().err == (
-                f"error: {output} is in {found}, the folder of a run; export into a folder outside "
+                f"error: {output} is in {found}, the folder of a run; choose a folder outside "
                 "of it.\n"
             )
     assert sorted(run.rglob("*")) == before

@@ -237,6 +237,16 @@ def test_a_folder_with_other_content_is_not_taken(configure, tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
+def test_a_run_in_another_run_or_checkpoint_is_refused(configure):
+    """The checkpoint would no longer match its COMMIT."""
+    result = train(configure())
+    inside = result.final_path.relative_to(result.metrics_path.parents[1])
+    for output in (inside / "new", "run/new"):
+        with pytest.raises(ConfigError, match="choose a folder outside of it"):
+            train(configure("other", run={"output": str(output)}))
+    assert train(read_resumed_config(result.metrics_path.parent), resume=True).already_finished
+
+
 def test_a_second_run_does_not_take_over_a_folder(configure):
     """The same output twice is an error that names `resume`."""
     config = configure()

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from starpo_train.changes import describe_changes
 from starpo_train.provenance import DataFacts, Ruling
 from starpo_train.trainer import TrainResult
 
@@ -186,11 +187,9 @@ def _describe_start(record: dict[str, Any]) -> str:
         f"{record['num_trajectories']:,} trajectories, {record['num_rows']:,} rows, "
         f"{record['num_tokens']:,} tokens of which {record['num_action_tokens']:,} trained",
     ]
-    if record.get("event") == "resume":
-        lines.insert(0, f"going on after step {record['step']}")
+    lines[:0] = _describe_resume(record)
     if record["left_out"]:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in record["left_out"].items())
-        lines.append(f"left out: {reasons}")
+        lines.append(_describe_left_out(record))
     if record.get("rendering"):
         found = ", ".join(f"{name} in {count}" for name, count in record["rendering"].items())
         lines.append(f"rendered by the chat template (docs/tokens.md): {found}")
@@ -220,3 +219,25 @@ def _describe_start(record: dict[str, Any]) -> str:
             "checkpoints; add a chat_template.jinja file to the model folder first"
         )
     return "\n".join(lines)
+
+
+def _describe_resume(record: dict[str, Any]) -> list[str]:
+    lines = []
+    if record.get("event") == "resume":
+        lines.append(f"going on after step {record['step']}")
+    if record.get("changed"):
+        lines.append(f"edited since then: {describe_changes(record['changed'])}")
+        if "train.epochs" in record["changed"]:
+            lines[-1] += "; from here on the learning rate is that of the new length"
+    return lines
+
+
+def _describe_left_out(record: dict[str, Any]) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in record["left_out"].items())
+    long = record.get("too_long")
+    if long:
+        reasons += (
+            f"; the longest row has {long['longest_row']:,} tokens, the model's "
+            f"max_position_embeddings is {long['limit']:,}"
+        )
+    return f"left out (docs/training.md): {reasons}"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from starpo_train.blame import refuse_gradient, refuse_loss
+from starpo_train.changes import Changes
 from starpo_train.checkpoint import Checkpoint
 from starpo_train.config import RunConfig
 from starpo_train.errors import DataError
@@ -82,9 +83,13 @@ class Trainer:
         folder: RunFolder,
         budget: PackBudget | None = None,
         checkpoint: Checkpoint | None = None,
+        changes: Changes | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """Put the parts together; with a checkpoint, restore optimizer and position from it."""
+        """Put the parts together; with a checkpoint, restore optimizer and position from it.
+
+        `changes` of the configuration since that checkpoint are for the record.
+        """
         self.config = config
         self.policy = policy
         self.data = data
@@ -113,13 +118,16 @@ class Trainer:
             is_first=self._ranks.is_first,
         )
         self._checkpoint = checkpoint.path if checkpoint is not None else None
+        self._changes = changes or {}
 
     def run(self, stop: StopRequest | JointStop) -> TrainResult:
         """Train to the end, or until `stop`; either way the last step is committed."""
         already_finished = self._checkpoint is not None and self._is_finished()
         try:
-            if not already_finished:
+            if not already_finished or "train.epochs" in self._changes:
                 self._announce()
+            if not already_finished and self._ranks.is_first:
+                self.folder.reopen()
             while not self._is_finished() and not stop.requested:
                 self._train_epoch(stop)
             final = self._commit()
@@ -308,6 +316,8 @@ class Trainer:
                 "attention": self.policy.attention,
                 "has_chat_template": bool(getattr(self.policy.tokenizer, "chat_template", None)),
             }
+        if self._changes:
+            record["changed"] = {key: list(pair) for key, pair in self._changes.items()}
         if self._ranks.size > 1:
             record["ranks"] = self._ranks.size
         self._report(record | self.data.facts | {"num_steps": self._total_steps})

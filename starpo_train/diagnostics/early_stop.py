@@ -80,21 +80,19 @@ def judge_history(history: History, record: Mapping[str, Any]) -> list[Finding]:
 
 
 def _select_values(record: Mapping[str, Any]) -> dict[str, float | None]:
-    """Metrics that rules go by: a record's own, and two that are made of them."""
+    """Metrics that rules go by: a record's own, and its entropy where that is to be kept."""
     values = {name: record.get(name) for name in _PLAIN}
     if record.get("approx_kl") is None:  # cloning may well end without entropy: the data has none
         values["policy_entropy"] = None
     else:
         values["policy_entropy"] = record.get("entropy")
-    advantage, norm = record.get("advantage_mean_abs"), record.get("grad_norm")
-    if norm is not None:
-        values["taught"] = 0.0 if norm == 0.0 or advantage == 0.0 else 1.0
     return values
 
 
 _PLAIN: Final = (
     "entropy",
     "grad_norm",
+    "advantage_mean_abs",
     "in_group_reward_std",
     "validation_success",
     "retrieval_excess",
@@ -119,10 +117,21 @@ def find_low_success(window: Window) -> str | None:
 
 
 def find_empty_steps(window: Window) -> str | None:
-    """RAGEN-2: five steps running with nothing to learn from."""
+    """RAGEN-2: five steps running whose data teaches nothing, as all advantages are 0."""
     if window.count < 5 or any(window.last[-5:]):
         return None
-    return "five steps running had no gradient: no advantages, or every ratio clipped"
+    return "five steps running had no advantages: attempts at one task have all had the same reward"
+
+
+def find_lost_gradient(window: Window) -> str | None:
+    """Ten gradients running are exactly 0: every ratio is clipped, or beyond what a float holds.
+
+    Either the data has no more to teach, or a few steps have thrown the policy far off it. The
+    optimizer's momentum moves the policy on all the same, with nothing to hold it.
+    """
+    if window.count < 10 or any(window.last[-10:]):
+        return None
+    return "ten steps running had no gradient, every ratio being clipped: only momentum is left"
 
 
 def find_entropy_collapse(window: Window) -> str | None:
@@ -202,7 +211,8 @@ def _measure_roughness(values: Sequence[float]) -> float:
 RULES: Final = (
     Rule(name="reward_deviation_gone", metric="in_group_reward_std", find=find_low_deviation),
     Rule(name="validation_failed", metric="validation_success", find=find_low_success),
-    Rule(name="empty_steps", metric="taught", find=find_empty_steps),
+    Rule(name="empty_steps", metric="advantage_mean_abs", find=find_empty_steps),
+    Rule(name="gradient_gone", metric="grad_norm", find=find_lost_gradient),
     Rule(name="entropy_collapse", metric="policy_entropy", find=find_entropy_collapse),
     Rule(name="entropy_explosion", metric="entropy", find=find_entropy_explosion),
     Rule(name="entropy_erratic", metric="entropy", find=find_erratic_entropy),

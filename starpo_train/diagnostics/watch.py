@@ -80,7 +80,9 @@ class Watch:
         }
 
     def describe_step(self, trajectories: Sequence[int]) -> dict[str, float]:
-        """What a step's record says of its data."""
+        """What a step's record says of its data; nothing where rewards are not compared."""
+        if not self._data.advantages_R:
+            return {}
         deviation = measure_step_deviation(self._deviations_N, self._data.task_of_N, trajectories)
         return {} if deviation is None else {"in_group_reward_std": deviation}
 

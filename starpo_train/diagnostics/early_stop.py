@@ -169,12 +169,14 @@ def find_erratic_entropy(window: Window) -> str | None:
 
     r_t = |e_t - (e_{t-1} + e_{t+1}) / 2| is 0 on any straight line, so a steady fall or rise is not
     erratic. The median r of the last 10 steps must be above 4 x that of the first 10, which holds what
-    the data itself varies, and above 0.15 x their median entropy.
+    the data itself varies, above 0.3 x their median entropy, and above half the present one: what
+    varies in proportion to a level that rises is not erratic either.
     """
     if window.count < 2 * NUM_FIRST:
         return None
-    before, now = _measure_roughness(window.first), _measure_roughness(window.last[-10:])
-    if now <= max(4.0 * before, 0.15 * median(window.first)):
+    recent = window.last[-10:]
+    before, now = _measure_roughness(window.first), _measure_roughness(recent)
+    if now <= max(4.0 * before, 0.3 * median(window.first), 0.5 * median(recent)):
         return None
     return f"entropy jumps by {now:.3g} nats/token from step to step; at the start by {before:.3g}"
 

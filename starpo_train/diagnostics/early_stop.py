@@ -165,18 +165,18 @@ def find_entropy_explosion(window: Window) -> str | None:
 
 
 def find_erratic_entropy(window: Window) -> str | None:
-    """Entropy leaves the line between its neighbours 4 x as far as in the first 10 steps.
+    """Entropy jumps from step to step twice as far as it ever did in the first 10 steps.
 
     r_t = |e_t - (e_{t-1} + e_{t+1}) / 2| is 0 on any straight line, so a steady fall or rise is not
-    erratic. The median r of the last 10 steps must be above 4 x that of the first 10, which holds what
-    the data itself varies, above 0.3 x their median entropy, and above half the present one: what
-    varies in proportion to a level that rises is not erratic either.
+    erratic. The median r of the last 20 steps must be above 2 x the largest of the first 10, which
+    holds what the data itself varies, and above 0.4 x the median entropy both then and now: what varies
+    in proportion to a level is not erratic either.
     """
-    if window.count < 2 * NUM_FIRST:
+    if window.count < 3 * NUM_FIRST:
         return None
-    recent = window.last[-10:]
-    before, now = _measure_roughness(window.first), _measure_roughness(recent)
-    if now <= max(4.0 * before, 0.3 * median(window.first), 0.5 * median(recent)):
+    recent = window.last[-20:]
+    before, now = max(_list_jumps(window.first)), median(_list_jumps(recent))
+    if now <= max(2.0 * before, 0.4 * median(window.first), 0.4 * median(recent)):
         return None
     return f"entropy jumps by {now:.3g} nats/token from step to step; at the start by {before:.3g}"
 
@@ -205,9 +205,9 @@ def find_forgotten_input(window: Window) -> str | None:
     return "three measurements running, answers do not tell their prompts apart any more"
 
 
-def _measure_roughness(values: Sequence[float]) -> float:
+def _list_jumps(values: Sequence[float]) -> list[float]:
     triples = zip(values, values[1:], values[2:], strict=False)
-    return median(abs(middle - (left + right) / 2) for left, middle, right in triples)
+    return [abs(middle - (left + right) / 2) for left, middle, right in triples]
 
 
 RULES: Final = (

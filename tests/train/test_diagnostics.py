@@ -267,8 +267,8 @@ SERIES = {
     "entropy_collapse": ("entropy", [2.0] * 14 + [0.09] * 10, 24),
     # above 3 x .8 and 2 from step 13 on
     "entropy_explosion": ("entropy", [0.8] * 12 + [2.5] * 10, 22),
-    # 1, 3, 1, 3: each 2 from its neighbours, the 1 before them 1; half of the last 8 are not 0
-    "entropy_erratic": ("entropy", [1.0] * 25 + [3.0, 1.0] * 5, 29),
+    # 1, 3, 1, 3: each is 2 from its neighbours, the 1 before them 1; half of 18 need 9 of them
+    "entropy_erratic": ("entropy", [1.0] * 25 + [3.0, 1.0] * 5, 34),
     "gradient_spike": ("grad_norm", [1.0] * 12 + [11.0] * 3, 15),
     "input_forgotten": ("retrieval_excess", [0.5, 0.4, -0.01, -0.02, 0.0], 5),
 }

@@ -284,9 +284,8 @@ class Trainer:
             records.append(self._budget.run(measure, self.config))
             self._report_split(step)
             self._report(records[-1])
-        for record in records:
-            for news in self._watch.judge(record):
-                self._report(news)
+        for news in [news for judged in records for news in self._watch.judge(judged)]:
+            self._report(news)
         return self._watch.stopped_by is not None
 
     def _clip_gradients(self, trajectories: list[int]) -> float:

@@ -87,7 +87,7 @@ def compute_zscore(mutual: float, marginal_std: float) -> float:
 
 
 def update_ema(before: float | None, value: float, *, decay: float = EMA_DECAY) -> float:
-    """decay * before + (1 - decay) * value; the first value is taken as it is.
+    """The mean decay * before + (1 - decay) * value; the first value is taken as it is.
 
     >>> round(update_ema(update_ema(None, 2.0), 1.0), 6)
     1.9

@@ -66,7 +66,7 @@ def find_reasoning(
     tail = _decode(tokenizer, ids_T[max(0, start - _PROMPT_TAIL) : start].tolist())
     if opened < 0 and closed < 0 and not tail.rstrip().endswith(tags.opening):
         return None
-    begins = opened + len(tags.opening) if 0 <= opened and (closed < 0 or opened < closed) else 0
+    begins = opened + len(tags.opening) if opened >= 0 and (closed < 0 or opened < closed) else 0
     ends = len(text) if closed < 0 else closed
     edges = np.cumsum([0, *map(len, pieces)])
     inside = [

@@ -74,9 +74,7 @@ def test_mutual_information_is_at_most_the_log_of_prompts():
 
 def test_retrieval_by_hand():
     """Own prompts are first, first and second."""
-    first, second, third = (
-        measure_retrieval(PROBABILITIES, OWN, rank=rank) for rank in (1, 2, 4)
-    )
+    first, second, third = (measure_retrieval(PROBABILITIES, OWN, rank=rank) for rank in (1, 2, 4))
     assert (first.accuracy, first.chance) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
     assert (second.accuracy, second.chance) == (1.0, pytest.approx(2 / 3))
     assert (third.accuracy, third.chance) == (1.0, 1.0)
@@ -184,7 +182,11 @@ THINKING_TEMPLATE = (
 
 @pytest.mark.parametrize(
     ("opening", "closing", "prompt"),
-    [("<think>", "</think>", ""), ("[THINK]", "[/THINK]", ""), ("<think>", "</think>", "<think>\n")],
+    [
+        ("<think>", "</think>", ""),
+        ("[THINK]", "[/THINK]", ""),
+        ("<think>", "</think>", "<think>\n"),
+    ],
     ids=["sampled", "brackets", "in the prompt"],
 )
 def test_tags_are_those_of_the_template(hand, opening, closing, prompt):
@@ -304,6 +306,37 @@ def test_rule_holds_at_its_step_and_no_other_rule_does(rule):
 def test_healthy_series_break_no_rule(metric, series):
     """Noise, trends, single outliers and metrics that were never there."""
     assert find_rules(series, metric, approx_kl=0.0) == {}
+
+
+def make_healthy_run(rng):
+    """Records with trends, correlated noise of up to 25 % (entropy) and wild gradient norms."""
+    count = int(rng.integers(30, 300))
+    noise, kept = rng.standard_normal(count), rng.uniform(0, 0.9)
+    for i in range(1, count):
+        noise[i] = kept * noise[i - 1] + math.sqrt(1 - kept**2) * noise[i]
+    level = 10 ** rng.uniform(-2, 0.3) * np.exp(np.linspace(0, rng.uniform(-2, 1), count))
+    norms = np.exp(rng.uniform(0.1, 1) * rng.standard_normal(count))
+    norms *= np.exp(np.linspace(0, rng.uniform(-2, 2), count))
+    deviations = np.clip(0.4 + rng.uniform(0, 0.2) * rng.standard_normal(count), 0, None)
+    entropies = level * np.exp(rng.uniform(0.02, 0.25) * noise)
+    for entropy, norm, deviation in zip(entropies, norms, deviations, strict=True):
+        yield {
+            "entropy": entropy,
+            "grad_norm": norm,
+            "in_group_reward_std": deviation,
+            "approx_kl": 0.0,
+            "advantage_mean_abs": 0.5,
+        }
+
+
+def test_healthy_runs_are_left_alone():
+    """A hundred made-up runs of 30 to 300 steps; no rule holds in any of them."""
+    rng = np.random.default_rng(1)
+    for _ in range(100):
+        history = {}
+        for record in make_healthy_run(rng):
+            history = extend_history(history, record)
+            assert judge_history(history, record) == []
 
 
 def test_cloning_may_end_without_entropy():

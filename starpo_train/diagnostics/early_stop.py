@@ -82,10 +82,8 @@ def judge_history(history: History, record: Mapping[str, Any]) -> list[Finding]:
 def _select_values(record: Mapping[str, Any]) -> dict[str, float | None]:
     """Metrics that rules go by: a record's own, and its entropy where that is to be kept."""
     values = {name: record.get(name) for name in _PLAIN}
-    if record.get("approx_kl") is None:  # cloning may well end without entropy: the data has none
-        values["policy_entropy"] = None
-    else:
-        values["policy_entropy"] = record.get("entropy")
+    if record.get("algorithm") == "starpo":  # what is cloned may well have no entropy
+        values["starpo_entropy"] = record.get("entropy")
     return values
 
 
@@ -215,7 +213,7 @@ RULES: Final = (
     Rule(name="validation_failed", metric="validation_success", find=find_low_success),
     Rule(name="empty_steps", metric="advantage_mean_abs", find=find_empty_steps),
     Rule(name="gradient_gone", metric="grad_norm", find=find_lost_gradient),
-    Rule(name="entropy_collapse", metric="policy_entropy", find=find_entropy_collapse),
+    Rule(name="entropy_collapse", metric="starpo_entropy", find=find_entropy_collapse),
     Rule(name="entropy_explosion", metric="entropy", find=find_entropy_explosion),
     Rule(name="entropy_erratic", metric="entropy", find=find_erratic_entropy),
     Rule(name="gradient_spike", metric="grad_norm", find=find_gradient_spike),

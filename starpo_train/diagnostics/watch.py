@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -29,9 +29,7 @@ from starpo_train.diagnostics.sampling import AnswerSample, sample_answers
 from starpo_train.diagnostics.scoring import CrossScores, score_crosswise
 from starpo_train.diagnostics.variance import compute_deviations, measure_step_deviation
 from starpo_train.policy import Policy
-
-if TYPE_CHECKING:
-    from starpo_train.prepare import TrainingData
+from starpo_train.trainingdata import TrainingData
 
 
 class Watch:
@@ -42,7 +40,7 @@ class Watch:
         config: RunConfig,
         *,
         policy: Policy,
-        data: "TrainingData",
+        data: TrainingData,
         state: Mapping[str, Any] | None = None,
     ) -> None:
         """`state` is what `snapshot` gave at the checkpoint that the run goes on from."""
@@ -81,7 +79,7 @@ class Watch:
 
     def describe_step(self, trajectories: Sequence[int]) -> dict[str, float]:
         """What a step's record says of its data; nothing where rewards are not compared."""
-        if not self._data.advantages_R:
+        if self._data.choice.algorithm == "filtered_bc":
             return {}
         deviation = measure_step_deviation(self._deviations_N, self._data.task_of_N, trajectories)
         return {} if deviation is None else {"in_group_reward_std": deviation}

@@ -285,7 +285,7 @@ def test_every_rule_has_a_series():
 def test_rule_holds_at_its_step_and_no_other_rule_does(rule):
     """Series made to break one rule at a step counted by hand."""
     metric, series, step = SERIES[rule]
-    assert find_rules(series, metric, approx_kl=0.0) == {rule: step}
+    assert find_rules(series, metric, algorithm="starpo") == {rule: step}
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_rule_holds_at_its_step_and_no_other_rule_does(rule):
 )
 def test_healthy_series_break_no_rule(metric, series):
     """Noise, trends, single outliers and metrics that were never there."""
-    assert find_rules(series, metric, approx_kl=0.0) == {}
+    assert find_rules(series, metric, algorithm="starpo") == {}
 
 
 def make_healthy_run(rng):
@@ -324,7 +324,7 @@ def make_healthy_run(rng):
             "entropy": entropy,
             "grad_norm": norm,
             "in_group_reward_std": deviation,
-            "approx_kl": 0.0,
+            "algorithm": "starpo",
             "advantage_mean_abs": 0.5,
         }
 
@@ -340,10 +340,10 @@ def test_healthy_runs_are_left_alone():
 
 
 def test_cloning_may_end_without_entropy():
-    """Losses without a ratio copy data that may well have none; the same fall of a policy is one."""
+    """What is copied may well have none; under StarPO's loss the same fall is a collapse."""
     series = [2.0] * 10 + [0.001] * 12
-    assert find_rules(series, "entropy") == {}
-    assert find_rules(series, "entropy", approx_kl=0.01) == {"entropy_collapse": 20}
+    assert find_rules(series, "entropy", algorithm="filtered_bc") == {}
+    assert find_rules(series, "entropy", algorithm="starpo") == {"entropy_collapse": 20}
 
 
 def test_history_goes_through_json():

@@ -116,6 +116,7 @@ def prepare_training_data(
         objective=objective,
         trajectory_ids_N=[t.trajectory_id for t in tokenized.trajectories],
         task_of_N=number_tasks(tokenized.trajectories),
+        rewards_N=np.array([t.reward for t in tokenized.trajectories], dtype=np.float64),
         rows=tokenized.rows,
         rows_of_N=tokenized.rows_of_N,
         advantages_R=targets.advantages_R,

@@ -14,6 +14,8 @@ from starpo_train.trainer import TrainResult
 _DESCRIBED = {
     "pack_split": "out of memory: going on with {tokens_per_pack:,} tokens per pack instead of "
     "{tokens_per_pack_before:,}; set train.tokens_per_pack to that, or see docs/training.md",
+    "early_stop": "stopped early by {rule}: {reason}; docs/diagnostics.md says what to do",
+    "alarm": "warning: step {step}: {rule}: {reason}; see docs/diagnostics.md",
     "tracker_failed": "{tracker} gets no more metrics ({error}); metrics.jsonl has them all",
 }
 _NEARLY_ALL: Final = 0.99
@@ -53,6 +55,9 @@ class TrainingDisplay:
 
     def show(self, record: dict[str, Any]) -> None:
         """Take the record of the start, of a step or of an event."""
+        if record.get("event") == "diagnostics":
+            self._console.print(_describe_measurement(record), markup=False, soft_wrap=True)
+            return
         if record.get("event") in _DESCRIBED:
             line = _DESCRIBED[record["event"]].format_map(record)
             self._console.print(line, markup=False, soft_wrap=True)
@@ -179,6 +184,16 @@ def print_facts(
         console.print(
             f"{ruling.algorithm}: {verdict}; {ruling.reason}", markup=False, soft_wrap=True
         )
+
+
+def _describe_measurement(record: dict[str, Any]) -> str:
+    if not record["num_answers"]:
+        return "no turn to measure mutual information on"
+    return (
+        f"step {record['step']}: prompts and {record['z']}: "
+        f"{record['mi_per_sequence']:.2f} of {record['mi_limit']:.2f} nats shared; own prompt "
+        f"found for {record['retrieval_at_1']:.0%} (chance {record['chance_at_1']:.0%})"
+    )
 
 
 def _describe_start(record: dict[str, Any]) -> str:

@@ -175,9 +175,11 @@ class RunFolder:
         """The run goes on: it has no final checkpoint for now."""
         self.final_path.unlink(missing_ok=True)
 
-    def write_final(self, checkpoint: Path, *, step: int) -> None:
-        """Name the checkpoint that the run ended with."""
+    def write_final(self, checkpoint: Path, *, step: int, stopped_by: str | None = None) -> None:
+        """Name the checkpoint that the run ended with, and the rule that ended it before its time."""
         values = {"checkpoint": checkpoint.relative_to(self.path).as_posix(), "step": step}
+        if stopped_by is not None:
+            values["early_stop"] = stopped_by
         pending = self.final_path.with_suffix(".tmp")
         pending.write_text(json.dumps(values) + "\n", encoding="utf-8")
         pending.replace(self.final_path)

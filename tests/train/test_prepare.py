@@ -28,7 +28,7 @@ def test_starpo_s_trains_on_the_most_varied_groups(configure, hand, model_folder
             for i, reward in enumerate(values)
         ],
     )
-    result = train(configure(dataset=dataset, algorithm={"keep_groups": 0.25}))
+    result = train(configure(dataset=dataset, algorithm={"group_filter": "starpo_s"}))
     start = read_metrics(result.metrics_path)[0]
     assert {key: start[key] for key in start if "groups" in key or key == "num_trajectories"} == {
         "num_groups": 4,

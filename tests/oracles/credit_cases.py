@@ -28,24 +28,29 @@ class Batch:
 
     @property
     def names(self) -> np.ndarray:
+        """Task of each trajectory as verl takes it."""
         return np.array(self.names_N, dtype=object)
 
     @property
-    def is_sampled_NL(self) -> Tensor:
+    def sampled(self) -> Tensor:
+        """bool [N, L]."""
         return self.mask_NL.bool()
 
     @property
-    def num_tokens_N(self) -> list[int]:
+    def num_tokens(self) -> list[int]:
+        """Sampled tokens of each trajectory."""
         return self.mask_NL.sum(1).long().tolist()
 
     def describe(self, **more: Any) -> dict[str, Any]:
-        """Inputs of a golden case."""
+        """Inputs of a golden case for what has one number per trajectory."""
+        return {"rewards_N": self.rewards_N, "names_N": self.names_N, **more}
+
+    def describe_tokens(self, **more: Any) -> dict[str, Any]:
+        """Inputs of a golden case for what goes from token to token."""
         return {
-            "rewards_N": self.rewards_N,
-            "names_N": self.names_N,
-            "num_tokens_N": self.num_tokens_N,
-            "rewards_A": self.rewards_NL[self.is_sampled_NL],
-            "values_A": self.values_NL[self.is_sampled_NL],
+            "num_tokens_N": self.num_tokens,
+            "rewards_A": self.rewards_NL[self.sampled],
+            "gamma": self.gamma,
             **more,
         }
 

@@ -41,16 +41,16 @@ def fit_critic(
     usable_K = torch.zeros(len(layout.turn_K), dtype=torch.bool)
     for n, trajectory in enumerate(tokenized.trajectories):
         places = layout.places_N[n]
-        returns_K[places] = _compute_targets(tokenized, layout, n, config, target)
+        returns_K[places] = compute_targets(tokenized, layout, n, config, target)
         usable_K[places] = trajectory.end != "truncated"
     group_of_N = number_groups([t.task_id for t in tokenized.trajectories])
     return fit_turn_values(features_KH, returns_K, group_of_N[layout.trajectory_of_K], usable_K)
 
 
-def _compute_targets(
+def compute_targets(
     tokenized: TokenizedTrajectories, layout: TurnLayout, n: int, config: RunConfig, target: Target
 ) -> Tensor:
-    """Of one trajectory's turns in the order of time."""
+    """What the critic is fitted to at the turns of one trajectory, in the order of time."""
     trajectory, places = tokenized.trajectories[n], layout.places_N[n]
     if target == "outcome":
         return torch.full((len(places),), read_reward(trajectory), dtype=torch.float64)

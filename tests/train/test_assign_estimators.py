@@ -15,6 +15,8 @@ from starpo_train.credit.assign import (
     compute_trajectory_advantages,
     fit_first_values,
 )
+from starpo_train.credit.turns import lay_out_turns
+from starpo_train.credit.values import compute_targets
 from starpo_train.dataset import read_trajectories
 from starpo_train.errors import ConfigError, DataError
 from starpo_train.tokens import tokenize_trajectory
@@ -145,6 +147,22 @@ def test_gae_bootstraps_a_run_that_was_cut(assign, hand):
     rows[1]["trajectories"]["end"] = "truncated"
     result = assign(rows, [0.5, 0.8, 0.6, 0.4], advantage="gae", **{"lambda": 0.5})
     assert flatten(result) == pytest.approx(whiten([0.125, 0.25, 0.2, 0.3, 0.0]), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "expected"),
+    [
+        ("turns", {}, [0.9025, 0.95, 1.0]),
+        ("turns", {"process_reward_weight": 1.0}, [0.1 + 0.95 * 1.53, 1.53, 1.4]),
+        ("tokens", {"gamma_token": 0.5}, [0.125, 0.5, 1.0]),
+        ("outcome", {"process_reward_weight": 1.0}, [1.0, 1.0, 1.0]),
+    ],
+)
+def test_what_the_critic_is_fitted_to(assign, hand, target, options, expected):
+    """r = (0, 0, 1), or (.1, .2, 1.4), of turns of 2, 1 and 1 tokens; .2 + .95 * 1.4 = 1.53."""
+    tokenized, config = assign.prepare(make_branched(hand), **options)
+    actual = compute_targets(tokenized, lay_out_turns(tokenized), 0, config, target)
+    assert actual.tolist() == pytest.approx(expected)
 
 
 def test_reinforce_pp_baseline_whitens_over_what_is_left(assign, hand):

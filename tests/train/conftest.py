@@ -57,9 +57,10 @@ def make_trajectory(
     reward: float | None,
     task_id: str | None = "task",
     messages: Sequence[dict[str, Any]] = (),
+    rewards: Sequence[dict[str, Any]] = (),
     **columns: Any,
 ) -> dict[str, Any]:
-    """One trajectory with its turns and messages, for `write_dataset`."""
+    """One trajectory with its turns, messages and rewards, for `write_dataset`."""
     row = {
         "trajectory_id": trajectory_id,
         "task_id": task_id,
@@ -75,6 +76,7 @@ def make_trajectory(
         "trajectories": row,
         "turns": [{"trajectory_id": trajectory_id, "turn": i, **t} for i, t in enumerate(turns)],
         "messages": [{"trajectory_id": trajectory_id, **m} for m in messages],
+        "rewards": [{"trajectory_id": trajectory_id, **r} for r in rewards],
     }
 
 
@@ -85,6 +87,7 @@ def write_tables(path: Path, trajectories: Sequence[dict[str, Any]]) -> Path:
         rows["trajectories"].append(trajectory["trajectories"])
         rows["turns"] += trajectory["turns"]
         rows["messages"] += trajectory["messages"]
+        rows["rewards"] += trajectory["rewards"]
     for name, columns in TABLES.items():
         schema = {column: _TYPES[kind] for column, kind in columns.items()}
         frame = pl.DataFrame(

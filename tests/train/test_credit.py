@@ -1,5 +1,7 @@
 """Advantages against the worked examples of the papers' formulas."""
 
+import math
+
 import pytest
 import torch
 

@@ -1,0 +1,231 @@
+"""Runs -> how old are they, whose are they, and of which distribution?"""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from scipy import stats
+
+from starpo_train.guards.finding import GuardFinding
+from starpo_train.guards.reading import Run
+
+OLD_DAYS: Final = 30.0
+OLD_LAG: Final = 2
+"""Policies between the one that acted and the current one."""
+STALE_SHARE: Final = 0.2
+"""Share of the runs that may be old before it is worth a word."""
+CONFOUNDED_P: Final = 0.01
+FEWEST_TASKS: Final = 5
+"""Tasks of a policy from which its mean is compared with another's."""
+_DAY_NS: Final = 86_400_000_000_000
+_NO_CLOCK_NS: Final = 10_000 * _DAY_NS
+"""Before May 1997: a source that has no times."""
+
+
+def check_stale_rollouts(
+    runs: Sequence[Run], *, policy_id: str | None = None, now_ns: int | None = None
+) -> GuardFinding | None:
+    """Runs that are old, of policies or environments that have been replaced since.
+
+    `policy_id`: the policy that is trained; without it, the one whose runs begin last is taken.
+    """
+    now_ns = time.time_ns() if now_ns is None else now_ns
+    ages = [
+        (now_ns - run.started_ns) / _DAY_NS
+        for run in runs
+        if run.started_ns is not None and run.started_ns > _NO_CLOCK_NS
+    ]
+    share_old = float(np.mean([age > OLD_DAYS for age in ages])) if ages else 0.0
+    policies = order_policies(runs)
+    current = policy_id if policy_id is not None else (policies[-1] if policies else None)
+    lags = _find_lags(runs, policies, current)
+    share_lagging = float(np.mean([lag >= OLD_LAG for lag in lags])) if lags else 0.0
+    share_gone = _find_replaced_environments(runs)
+    numbers: dict[str, Any] = {}
+    found = []
+    if share_old > STALE_SHARE:
+        numbers |= {
+            "share_older_than_30_days": round(share_old, 4),
+            "oldest_days": round(max(ages), 1),
+            "newest_days": round(min(ages), 1),
+        }
+        found.append(f"{share_old:.0%} are older than {OLD_DAYS:.0f} days (up to {max(ages):.0f})")
+    if share_lagging > STALE_SHARE:
+        numbers |= {
+            "share_of_replaced_policies": round(share_lagging, 4),
+            "num_policies": len(policies),
+            "current_policy": current,
+            "largest_lag": max(lags),
+        }
+        found.append(
+            f"{share_lagging:.0%} are of policies {OLD_LAG} or more before {current or 'the current'}"
+        )
+    if share_gone > STALE_SHARE:
+        numbers["share_of_replaced_environments"] = round(share_gone, 4)
+        found.append(f"{share_gone:.0%} are of an earlier version of their environment")
+    if not found:
+        return None
+    return GuardFinding(
+        name="stale_rollouts",
+        severity="warn",
+        numbers={"num_trajectories": len(runs), **numbers},
+        explanation=(
+            f"of {len(runs)} runs {'; '.join(found)}: agents overfit environments that are no "
+            "longer there, and ratios to an old policy leave the clip range"
+        ),
+        advice=(
+            "record fresh runs of the policy that is trained, or leave old ones out with the "
+            "recipe's `exclude`; watch the effective sample size and set algorithm.kl_ceiling"
+        ),
+    )
+
+
+def check_id_ood_mixed(runs: Sequence[Run]) -> GuardFinding | None:
+    """Runs that the recipe calls in distribution beside others that it calls out of it."""
+    rewards_of: dict[str, list[float]] = defaultdict(list)
+    counts = Counter(run.distribution for run in runs)
+    for run in runs:
+        if run.distribution in ("id", "ood") and run.trajectory.reward is not None:
+            rewards_of[run.distribution].append(run.trajectory.reward)
+    if not (counts["id"] and counts["ood"]):
+        return None
+    means = {name: round(float(np.mean(found)), 4) for name, found in rewards_of.items() if found}
+    return GuardFinding(
+        name="id_ood_mixed",
+        severity="warn",
+        numbers={
+            "num_id": counts["id"],
+            "num_ood": counts["ood"],
+            "reward_mean_id": means.get("id"),
+            "reward_mean_ood": means.get("ood"),
+        },
+        explanation=(
+            f"{counts['id']} runs are in distribution and {counts['ood']} out of it (mean reward "
+            f"{means.get('id')} and {means.get('ood')}): one number over both says nothing of "
+            "either, as the reward was shaped for the first"
+        ),
+        advice=(
+            "export them as two datasets, or name the distribution in the recipe's splits, and "
+            "report them apart"
+        ),
+    )
+
+
+def check_confounding_by_policy_version(runs: Sequence[Run]) -> GuardFinding | None:
+    """Policies whose rewards differ more than attempts of one policy at one task do.
+
+    The two policies with the most different means over tasks: a paired t test over the tasks that
+    both played, where there are five, else Welch's over tasks, times the number of pairs.
+    """
+    cells: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        trajectory = run.trajectory
+        if trajectory.reward is not None and trajectory.policy_id is not None:
+            cells[trajectory.policy_id][run.task].append(trajectory.reward)
+    means = {
+        policy: {task: float(np.mean(rewards)) for task, rewards in tasks.items()}
+        for policy, tasks in cells.items()
+        if len(tasks) >= FEWEST_TASKS
+    }
+    if len(means) < 2:
+        return None
+    average = {policy: float(np.mean(list(tasks.values()))) for policy, tasks in means.items()}
+    low, high = min(average, key=average.__getitem__), max(average, key=average.__getitem__)
+    shared = sorted(means[low].keys() & means[high].keys())
+    gap, p_value = _compare(means[low], means[high], shared)
+    p_value = min(1.0, p_value * len(means) * (len(means) - 1) / 2)
+    within = _pool_deviation([rewards for tasks in cells.values() for rewards in tasks.values()])
+    is_larger = within is None or gap > within
+    if p_value >= CONFOUNDED_P or not is_larger:
+        return None
+    return GuardFinding(
+        name="confounding_by_policy_version",
+        severity="warn",
+        numbers={
+            "low": low,
+            "high": high,
+            "gap": round(gap, 4),
+            "deviation_within_task_and_policy": None if within is None else round(within, 4),
+            "p_value": p_value,
+            "num_shared_tasks": len(shared),
+        },
+        explanation=(
+            f"{high} earns {gap:.3g} more than {low} (p {p_value:.1g}, {len(shared)} shared tasks), "
+            + (
+                f"while attempts of one policy at one task deviate by {within:.3g}"
+                if within is not None
+                else "and no policy tried a task twice"
+            )
+            + ": the reward says who acted before it says what was done"
+        ),
+        advice=(
+            "train on one policy's runs, or group by task and policy in the recipe, so that an "
+            "attempt is compared with others of the same policy"
+        ),
+    )
+
+
+def order_policies(runs: Sequence[Run]) -> list[str]:
+    """Policies by the time of their first run; those without a time come first, by name."""
+    first: dict[str, int] = {}
+    for run in runs:
+        policy = run.trajectory.policy_id
+        if policy is not None:
+            started = run.started_ns or 0
+            first[policy] = min(first.get(policy, started), started)
+    return sorted(first, key=lambda policy: (first[policy], policy))
+
+
+def _find_lags(runs: Sequence[Run], policies: list[str], current: str | None) -> list[int]:
+    """Policies between each run's and the current one: the recipe's, else by their first runs."""
+    place = {policy: i for i, policy in enumerate(policies)}
+    last = place.get(current or "", len(policies))  # not in the data: newer than all of it
+    lags = []
+    for run in runs:
+        policy = run.trajectory.policy_id
+        if run.policy_lag is not None:
+            lags.append(run.policy_lag)
+        elif policy is not None:
+            lags.append(max(0, last - place[policy]))
+    return lags
+
+
+def _find_replaced_environments(runs: Sequence[Run]) -> float:
+    """Share of the runs whose environment has a version that began later."""
+    latest: dict[str, tuple[int, str]] = {}
+    known = [run for run in runs if run.environment_name and run.environment_version]
+    first: dict[tuple[str, str], int] = {}
+    for run in known:
+        key = (str(run.environment_name), str(run.environment_version))
+        first[key] = min(first.get(key, run.started_ns or 0), run.started_ns or 0)
+    for (name, version), started in first.items():
+        latest[name] = max(latest.get(name, (started, version)), (started, version))
+    gone = [latest[str(run.environment_name)][1] != run.environment_version for run in known]
+    return sum(gone) / len(runs) if runs else 0.0
+
+
+def _compare(
+    low_of: dict[str, float], high_of: dict[str, float], shared: list[str]
+) -> tuple[float, float]:
+    """Difference of means over tasks and its two-sided p; paired where both played enough tasks."""
+    if len(shared) >= FEWEST_TASKS:
+        change_T = np.array([high_of[task] - low_of[task] for task in shared])
+        if np.ptp(change_T) == 0:
+            return float(change_T.mean()), 0.0 if change_T[0] else 1.0
+        return float(change_T.mean()), float(stats.ttest_1samp(change_T, 0.0).pvalue)
+    low_T, high_T = np.array(list(low_of.values())), np.array(list(high_of.values()))
+    gap = float(high_T.mean() - low_T.mean())
+    if np.ptp(low_T) == 0 and np.ptp(high_T) == 0:
+        return gap, 0.0 if gap else 1.0
+    return gap, float(stats.ttest_ind(high_T, low_T, equal_var=False).pvalue)
+
+
+def _pool_deviation(groups: Sequence[Sequence[float]]) -> float | None:
+    """Deviation within groups (ddof 1 each), pooled; None where no group has two values."""
+    repeated = [np.array(group) for group in groups if len(group) > 1]
+    if not repeated:
+        return None
+    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in repeated)
+    return (squares / sum(len(group) - 1 for group in repeated)) ** 0.5

@@ -60,11 +60,14 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("explain", help="say what a dataset allows, and why")
     command.add_argument("dataset", type=Path, metavar="DATASET")
     command.add_argument("--split", default="train")
+    command.add_argument("--policy", metavar="ID", help="the policy that is to be trained")
+    command.add_argument("--baseline-policy", metavar="ID", help="whose token costs are the measure")
     command.add_argument(
         "--model", metavar="PATH", help="and what this model's chat template does to it"
     )
+    command.add_argument("--json", type=Path, metavar="FILE", help="write all of it as JSON, too")
     command.add_argument(
-        "--json", type=Path, metavar="FILE", help="with --model: one line for each trajectory"
+        "--trajectories", type=Path, metavar="FILE", help="with --model: a line for each trajectory"
     )
     command.set_defaults(handler=_explain)
 
@@ -122,6 +125,14 @@ def _named_path(text: str) -> tuple[str, Path]:
     if not separator or not name or not path:
         raise argparse.ArgumentTypeError(f"{text!r}: write NAME=DATASET")
     return name, Path(path)
+
+
+def _require_folder(option: str, path: Path | None) -> None:
+    """Before anything is read: a file that could not be written would be found out at the end."""
+    from starpo_train.errors import ConfigError
+
+    if path is not None and not path.parent.is_dir():
+        raise ConfigError(f"{option} {path}: there is no folder {path.parent}.")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -207,18 +218,32 @@ def _behaviour(options: argparse.Namespace) -> int:
 def _explain(options: argparse.Namespace) -> int:
     from starpo_train.dataset import read_trajectories
     from starpo_train.errors import ConfigError
+    from starpo_train.explain_data import explain_data, print_explanation, write_explanation
     from starpo_train.progress import print_facts
-    from starpo_train.provenance import describe_data, judge_algorithms
 
-    if options.json is not None and options.model is None:
-        raise ConfigError("--json lists what a model's chat template does; give --model as well.")
+    if options.trajectories is not None and options.model is None:
+        raise ConfigError("--trajectories lists what a chat template does; give --model as well.")
+    _require_folder("--json", options.json)
+    _require_folder("--trajectories", options.trajectories)
     trajectories = read_trajectories(options.dataset, split=options.split)
-    facts = describe_data(trajectories)
-    print_facts(facts, judge_algorithms(facts), title=f"{options.dataset} ({options.split})")
+    explanation = explain_data(
+        options.dataset,
+        trajectories,
+        split=options.split,
+        policy_id=options.policy,
+        baseline_policy_id=options.baseline_policy,
+    )
+    print_facts(explanation.facts, title=f"{options.dataset} ({options.split})")
+    print_explanation(explanation)
+    values = explanation.describe()
     if options.model is not None:
         from starpo_train.explain import explain_rendering
 
-        explain_rendering(options.dataset, trajectories, options.model, output=options.json)
+        values["rendering"] = explain_rendering(
+            options.dataset, trajectories, options.model, output=options.trajectories
+        )
+    if options.json is not None:
+        write_explanation(options.json, values)
     return 0
 
 

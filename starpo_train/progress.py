@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from starpo_train.provenance import DataFacts, Ruling
+from starpo_train.provenance import DataFacts
 from starpo_train.trainer import TrainResult
 
 _DESCRIBED = {
@@ -157,10 +157,8 @@ class EvaluationDisplay:
         self._console.print(f"written: {result.summary_path}", markup=False, soft_wrap=True)
 
 
-def print_facts(
-    facts: DataFacts, rulings: list[Ruling], *, title: str, console: Console | None = None
-) -> None:
-    """What a dataset holds and which algorithms it allows."""
+def print_facts(facts: DataFacts, *, title: str, console: Console | None = None) -> None:
+    """What a dataset holds, counted."""
     console = console or Console(highlight=False)
     table = Table(title=title, show_header=False)
     table.add_row("trajectories", f"{facts.num_trajectories:,}")
@@ -173,11 +171,6 @@ def print_facts(
     for reason, count in facts.reasons.items():
         table.add_row(f"not exact: {reason}", f"{count:,}")
     console.print(table)
-    for ruling in rulings:
-        verdict = "allowed" if ruling.legal else "refused"
-        console.print(
-            f"{ruling.algorithm}: {verdict}; {ruling.reason}", markup=False, soft_wrap=True
-        )
 
 
 def _describe_start(record: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`starpo-train`: run, resume, export, explain, behaviour, evaluate, serve, gate, report."""
+"""`starpo-train`: run, resume, export, explain, credit, behaviour, evaluate, serve, gate, report."""
 
 import argparse
 import os
@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from starpo_train.credit_command import add_credit
 from starpo_train.errors import RankError, StarpoTrainError
+from starpo_train.explain_command import add_explain
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -57,19 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--adapter", action="store_true", help="only the LoRA, as peft has it")
     command.set_defaults(handler=_export)
 
-    command = commands.add_parser("explain", help="say what a dataset allows, and why")
-    command.add_argument("dataset", type=Path, metavar="DATASET")
-    command.add_argument("--split", default="train")
-    command.add_argument("--policy", metavar="ID", help="the policy that is to be trained")
-    command.add_argument("--baseline-policy", metavar="ID", help="whose token costs are the measure")
-    command.add_argument(
-        "--model", metavar="PATH", help="and what this model's chat template does to it"
-    )
-    command.add_argument("--json", type=Path, metavar="FILE", help="write all of it as JSON, too")
-    command.add_argument(
-        "--trajectories", type=Path, metavar="FILE", help="with --model: a line for each trajectory"
-    )
-    command.set_defaults(handler=_explain)
+    add_explain(commands.add_parser("explain", help="say what a dataset allows, and why"))
+    add_credit(commands.add_parser("credit", help="say what each step earned or lost"))
 
     command = commands.add_parser(
         "behaviour", help="log-probabilities of the policy that acted, where none were recorded"
@@ -125,14 +116,6 @@ def _named_path(text: str) -> tuple[str, Path]:
     if not separator or not name or not path:
         raise argparse.ArgumentTypeError(f"{text!r}: write NAME=DATASET")
     return name, Path(path)
-
-
-def _require_folder(option: str, path: Path | None) -> None:
-    """Before anything is read: a file that could not be written would be found out at the end."""
-    from starpo_train.errors import ConfigError
-
-    if path is not None and not path.parent.is_dir():
-        raise ConfigError(f"{option} {path}: there is no folder {path.parent}.")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -212,38 +195,6 @@ def _behaviour(options: argparse.Namespace) -> int:
     disable_progress_bar()
     config = read_config(options.behaviour_file, BehaviourConfig, kind="behaviour file")
     run_behaviour(config, again=f"starpo-train behaviour {options.behaviour_file}")
-    return 0
-
-
-def _explain(options: argparse.Namespace) -> int:
-    from starpo_train.dataset import read_trajectories
-    from starpo_train.errors import ConfigError
-    from starpo_train.explain_data import explain_data, print_explanation, write_explanation
-    from starpo_train.progress import print_facts
-
-    if options.trajectories is not None and options.model is None:
-        raise ConfigError("--trajectories lists what a chat template does; give --model as well.")
-    _require_folder("--json", options.json)
-    _require_folder("--trajectories", options.trajectories)
-    trajectories = read_trajectories(options.dataset, split=options.split)
-    explanation = explain_data(
-        options.dataset,
-        trajectories,
-        split=options.split,
-        policy_id=options.policy,
-        baseline_policy_id=options.baseline_policy,
-    )
-    print_facts(explanation.facts, title=f"{options.dataset} ({options.split})")
-    print_explanation(explanation)
-    values = explanation.describe()
-    if options.model is not None:
-        from starpo_train.explain import explain_rendering
-
-        values["rendering"] = explain_rendering(
-            options.dataset, trajectories, options.model, output=options.trajectories
-        )
-    if options.json is not None:
-        write_explanation(options.json, values)
     return 0
 
 

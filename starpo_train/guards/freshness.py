@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
-from scipy import stats
 
 from starpo_train.guards.finding import GuardFinding
 from starpo_train.guards.reading import Run
@@ -16,9 +15,6 @@ OLD_LAG: Final = 2
 """Policies between the one that acted and the current one."""
 STALE_SHARE: Final = 0.2
 """Share of the runs that may be old before it is worth a word."""
-CONFOUNDED_P: Final = 0.01
-FEWEST_TASKS: Final = 5
-"""Tasks of a policy from which its mean is compared with another's."""
 _DAY_NS: Final = 86_400_000_000_000
 _NO_CLOCK_NS: Final = 10_000 * _DAY_NS
 """Before May 1997: a source that has no times."""
@@ -113,60 +109,6 @@ def check_id_ood_mixed(runs: Sequence[Run]) -> GuardFinding | None:
     )
 
 
-def check_confounding_by_policy_version(runs: Sequence[Run]) -> GuardFinding | None:
-    """Policies whose rewards differ more than attempts of one policy at one task do.
-
-    The two policies with the most different means over tasks: a paired t test over the tasks that
-    both played, where there are five, else Welch's over tasks, times the number of pairs.
-    """
-    cells: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        trajectory = run.trajectory
-        if trajectory.reward is not None and trajectory.policy_id is not None:
-            cells[trajectory.policy_id][run.task].append(trajectory.reward)
-    means = {
-        policy: {task: float(np.mean(rewards)) for task, rewards in tasks.items()}
-        for policy, tasks in cells.items()
-        if len(tasks) >= FEWEST_TASKS
-    }
-    if len(means) < 2:
-        return None
-    average = {policy: float(np.mean(list(tasks.values()))) for policy, tasks in means.items()}
-    low, high = min(average, key=average.__getitem__), max(average, key=average.__getitem__)
-    shared = sorted(means[low].keys() & means[high].keys())
-    gap, p_value = _compare(means[low], means[high], shared)
-    p_value = min(1.0, p_value * len(means) * (len(means) - 1) / 2)
-    within = _pool_deviation([rewards for tasks in cells.values() for rewards in tasks.values()])
-    is_larger = within is None or gap > within
-    if p_value >= CONFOUNDED_P or not is_larger:
-        return None
-    return GuardFinding(
-        name="confounding_by_policy_version",
-        severity="warn",
-        numbers={
-            "low": low,
-            "high": high,
-            "gap": round(gap, 4),
-            "deviation_within_task_and_policy": None if within is None else round(within, 4),
-            "p_value": p_value,
-            "num_shared_tasks": len(shared),
-        },
-        explanation=(
-            f"{high} earns {gap:.3g} more than {low} (p {p_value:.1g}, {len(shared)} shared tasks), "
-            + (
-                f"while attempts of one policy at one task deviate by {within:.3g}"
-                if within is not None
-                else "and no policy tried a task twice"
-            )
-            + ": the reward says who acted before it says what was done"
-        ),
-        advice=(
-            "train on one policy's runs, or group by task and policy in the recipe, so that an "
-            "attempt is compared with others of the same policy"
-        ),
-    )
-
-
 def order_policies(runs: Sequence[Run]) -> list[str]:
     """Policies by the time of their first run; those without a time come first, by name."""
     first: dict[str, int] = {}
@@ -204,28 +146,3 @@ def _find_replaced_environments(runs: Sequence[Run]) -> float:
         latest[name] = max(latest.get(name, (started, version)), (started, version))
     gone = [latest[str(run.environment_name)][1] != run.environment_version for run in known]
     return sum(gone) / len(runs) if runs else 0.0
-
-
-def _compare(
-    low_of: dict[str, float], high_of: dict[str, float], shared: list[str]
-) -> tuple[float, float]:
-    """Difference of means over tasks and its two-sided p; paired where both played enough tasks."""
-    if len(shared) >= FEWEST_TASKS:
-        change_T = np.array([high_of[task] - low_of[task] for task in shared])
-        if np.ptp(change_T) == 0:
-            return float(change_T.mean()), 0.0 if change_T[0] else 1.0
-        return float(change_T.mean()), float(stats.ttest_1samp(change_T, 0.0).pvalue)
-    low_T, high_T = np.array(list(low_of.values())), np.array(list(high_of.values()))
-    gap = float(high_T.mean() - low_T.mean())
-    if np.ptp(low_T) == 0 and np.ptp(high_T) == 0:
-        return gap, 0.0 if gap else 1.0
-    return gap, float(stats.ttest_ind(high_T, low_T, equal_var=False).pvalue)
-
-
-def _pool_deviation(groups: Sequence[Sequence[float]]) -> float | None:
-    """Deviation within groups (ddof 1 each), pooled; None where no group has two values."""
-    repeated = [np.array(group) for group in groups if len(group) > 1]
-    if not repeated:
-        return None
-    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in repeated)
-    return (squares / sum(len(group) - 1 for group in repeated)) ** 0.5

@@ -8,13 +8,10 @@ from starpo_train.guards.benchmark import (
     check_single_turn,
     check_token_cost_doubled,
 )
+from starpo_train.guards.confounding import check_confounding_by_policy_version
 from starpo_train.guards.evidence import check_reward_leakage, check_thoughts_scored_as_evidence
 from starpo_train.guards.finding import SEVERITIES, GuardFinding
-from starpo_train.guards.freshness import (
-    check_confounding_by_policy_version,
-    check_id_ood_mixed,
-    check_stale_rollouts,
-)
+from starpo_train.guards.freshness import check_id_ood_mixed, check_stale_rollouts
 from starpo_train.guards.judges import check_judge_drifting, check_judge_not_pinned
 from starpo_train.guards.reading import read_runs, read_texts
 from starpo_train.guards.signal import (

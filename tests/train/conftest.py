@@ -83,8 +83,8 @@ def write_tables(path: Path, trajectories: Sequence[dict[str, Any]]) -> Path:
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
     for trajectory in trajectories:
         rows["trajectories"].append(trajectory["trajectories"])
-        rows["turns"] += trajectory["turns"]
-        rows["messages"] += trajectory["messages"]
+        for name in rows.keys() - {"trajectories"}:
+            rows[name] += trajectory.get(name, ())
     for name, columns in TABLES.items():
         schema = {column: _TYPES[kind] for column, kind in columns.items()}
         frame = pl.DataFrame(

@@ -1,6 +1,7 @@
 """Common mistakes of trajectory training: each check fires on its mistake, and not on its twin."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -380,6 +381,23 @@ def test_policies_on_tasks_of_their_own_are_compared_over_tasks(make, find):
     assert "confounding_by_policy_version" not in find(runs)
 
 
+@pytest.mark.parametrize("is_paired", [True, False])
+def test_policies_are_compared_by_the_t_tests_of_scipy(make, find, is_paired):
+    """Over tasks both played, paired; else Welch's, of unequal variances and sizes."""
+    from scipy import stats
+
+    generator = np.random.default_rng(3)
+    low, high = generator.normal(0.2, 0.1, 7), generator.normal(0.9, 0.2, 7 if is_paired else 9)
+    runs = [
+        make(f"{p}-{k}", task=f"k{k}" if is_paired else f"{p}{k}", policy_id=p, reward=float(r))
+        for p, rewards in (("p1", low), ("p2", high))
+        for k, r in enumerate(rewards)
+    ]
+    test = stats.ttest_rel if is_paired else lambda a, b: stats.ttest_ind(a, b, equal_var=False)
+    numbers = find(runs)["confounding_by_policy_version"].numbers
+    assert numbers["p_value"] == pytest.approx(test(high, low).pvalue, rel=1e-9)
+
+
 def test_saturated_benchmark(make, find):
     """19 of 20 at the top; at 18 not; all zero is no success; a recorded maximum counts."""
 
@@ -461,8 +479,6 @@ def test_token_cost_of_success(make, find):
 
 def test_every_check_is_documented_and_findings_come_worst_first(make, find):
     """docs/guards.md has a row for each; `refuse` stands before `warn`."""
-    from pathlib import Path
-
     page = (Path(__file__).parents[2] / "docs" / "guards.md").read_text()
     assert [name for name in GUARDS if f"| `{name}` |" not in page] == []
     found = find([make("a", num_turns=1), make("b", num_turns=1)])

@@ -101,8 +101,8 @@ def check_token_cost_doubled(
         numbers=numbers,
         explanation="; ".join(found) + ": a gain in reward is paid for in tokens",
         advice=(
-            "review quality against cost before deployment: the gate's token margin, "
-            "or a cost in the recipe's reward"
+            "review quality against cost before deployment: the gate's margin_tokens, or tokens "
+            "as a cost among the recipe's [rewards]"
         ),
     )
 

@@ -69,8 +69,8 @@ def check_confounding_by_policy_version(runs: Sequence[Run]) -> GuardFinding | N
             + ": the reward says who acted before it says what was done"
         ),
         advice=(
-            "train on one policy's runs, or group by task and policy in the recipe, so that an "
-            "attempt is compared with others of the same policy"
+            "train on one policy's runs, the others left out by policy_id in the recipe's [exclude], "
+            "so that an attempt is compared with others of the same policy"
         ),
     )
 

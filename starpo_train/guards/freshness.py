@@ -73,7 +73,7 @@ def check_stale_rollouts(
         ),
         advice=(
             "record fresh runs of the policy that is trained, or leave old ones out with the "
-            "recipe's `exclude`; watch the effective sample size and set algorithm.kl_ceiling"
+            "recipe's [freshness]; watch the effective sample size and set algorithm.kl_ceiling"
         ),
     )
 
@@ -103,8 +103,8 @@ def check_id_ood_mixed(runs: Sequence[Run]) -> GuardFinding | None:
             "either, as the reward was shaped for the first"
         ),
         advice=(
-            "export them as two datasets, or name the distribution in the recipe's splits, and "
-            "report them apart"
+            "hold what is out of distribution out of training (the recipe's distribution.hold_out), "
+            "and report the two apart"
         ),
     )
 

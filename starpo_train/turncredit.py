@@ -6,19 +6,21 @@ Suffixes: N trajectories, K turns of one trajectory.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from statistics import fmean, stdev
+from typing import Final, Literal
 
 import torch
 
 from starpo_train.credit.bilevel_gae import compute_turn_advantages
 from starpo_train.credit.critic import compute_turn_returns
-from starpo_train.credit.group import compute_group_advantages
 from starpo_train.dataset import Trajectory
 
 Estimator = Literal["returns", "rloo", "grpo", "dr_grpo", "bilevel_gae"]
 Singleton = Literal["drop", "global_baseline"]
 ESTIMATORS: tuple[Estimator, ...] = ("returns", "rloo", "grpo", "dr_grpo", "bilevel_gae")
 SINGLETONS: tuple[Singleton, ...] = ("drop", "global_baseline")
+STD_EPSILON: Final = 1e-6
+"""Added to a group's deviation, as verl does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,22 +78,21 @@ def assign_turn_credit(
             raise ValueError("bilevel_gae needs the critic's values; give `values`.")
         return {t.trajectory_id: _estimate_gae(t, rule, values) for t in known}
     spread = {t.trajectory_id: _spread_returns(t, rule) for t in known}
-    if rule.estimator in ("grpo", "dr_grpo"):
-        return _apply_groups(known, spread, rule)
-    if rule.estimator == "rloo":
-        totals_N = [float(t.reward or 0.0) for t in known]
-    else:
+    totals_N = [t.reward or 0.0 for t in known]
+    if rule.estimator == "returns":
         totals_N = [spread[t.trajectory_id][0].return_to_go for t in known]
-    baselines_N = compute_other_means(totals_N, [t.task_id for t in known], rule.singleton)
+    tasks_N = [t.task_id for t in known]
+    if rule.estimator in ("grpo", "dr_grpo"):
+        compared_N = compare_with_group(totals_N, tasks_N, rule.singleton)
+    else:
+        means_N = compute_other_means(totals_N, tasks_N, rule.singleton)
+        compared_N = [(mean, 1.0) for mean in means_N]
     credits_of: dict[str, list[TurnCredit]] = {}
-    for t, total, baseline in zip(known, totals_N, baselines_N, strict=True):
+    for t, total, (baseline, deviation) in zip(known, totals_N, compared_N, strict=True):
+        scale = deviation + STD_EPSILON if rule.estimator == "grpo" else 1.0
         credits_of[t.trajectory_id] = [
-            replace(
-                each,
-                baseline=baseline,
-                advantage=None
-                if baseline is None
-                else (total if rule.estimator == "rloo" else each.return_to_go) - baseline,
+            _compare(
+                each, each.return_to_go if rule.estimator == "returns" else total, baseline, scale
             )
             for each in spread[t.trajectory_id]
         ]
@@ -105,19 +106,40 @@ def compute_other_means(
 
     Values (1, 0, 0, 5) in groups (a, a, a, b) give (0, .5, .5, None), or 1/3 instead of None.
     """
-    members: dict[str, list[int]] = defaultdict(list)
-    for i, group in enumerate(groups_N):
-        members[f"lone:{i}" if group is None else f"group:{group}"].append(i)
     means: list[float | None] = [None] * len(values_N)
     overall = sum(values_N)
-    for found in members.values():
+    for found in _gather_groups(groups_N):
         total = sum(values_N[i] for i in found)
+        is_equal = len({values_N[i] for i in found}) == 1
         for i in found:
-            if len(found) > 1:
-                means[i] = (total - values_N[i]) / (len(found) - 1)
+            if len(found) > 1:  # equal values are their own mean, not one that rounding moved
+                others = (total - values_N[i]) / (len(found) - 1)
+                means[i] = values_N[i] if is_equal else others
             elif singleton == "global_baseline" and len(values_N) > 1:
                 means[i] = (overall - values_N[i]) / (len(values_N) - 1)
     return means
+
+
+def compare_with_group(
+    values_N: Sequence[float], groups_N: Sequence[str | None], singleton: Singleton
+) -> list[tuple[float | None, float]]:
+    """Mean and deviation (ddof 1) of each one's group, its own value included.
+
+    Values (1, 0, 0) give (1/3, .5774); a lone one (None, 0), or what all values give. Equal values
+    are their own mean, so that nothing is left but 0.
+    """
+    compared: list[tuple[float | None, float]] = [(None, 0.0)] * len(values_N)
+    for found in _gather_groups(groups_N):
+        values = [values_N[i] for i in found]
+        if len(found) == 1 and singleton == "global_baseline":
+            values = list(values_N)
+        if len(values) == 1:
+            continue
+        is_equal = min(values) == max(values)
+        mean = values[0] if is_equal else fmean(values)
+        for i in found:
+            compared[i] = (mean, 0.0 if is_equal else stdev(values))
+    return compared
 
 
 def list_turn_rewards(
@@ -140,35 +162,17 @@ def _spread_returns(trajectory: Trajectory, rule: CreditRule) -> list[TurnCredit
     ]
 
 
-def _apply_groups(
-    known: Sequence[Trajectory], spread: dict[str, list[TurnCredit]], rule: CreditRule
-) -> dict[str, list[TurnCredit]]:
-    if not known:
-        return {}
-    rewards_N = torch.tensor([t.reward for t in known], dtype=torch.float64)
-    groups = compute_group_advantages(
-        rewards_N,
-        [t.task_id for t in known],
-        normalize_std=rule.estimator == "grpo",
-        singleton=rule.singleton,
-    )
-    sums_G = torch.zeros(len(groups.size_G), dtype=torch.float64)
-    means_G = sums_G.index_add(0, groups.group_of_N, rewards_N) / groups.size_G
-    credits_of: dict[str, list[TurnCredit]] = {}
-    for n, t in enumerate(known):
-        group = int(groups.group_of_N[n])
-        is_lone = int(groups.size_G[group]) == 1
-        baseline: float | None = float(means_G[group])
-        advantage: float | None = float(groups.advantages_N[n])
-        if is_lone:
-            baseline = float(rewards_N.mean())
-        if is_lone and (rule.singleton == "drop" or len(known) == 1):
-            baseline = advantage = None
-        credits_of[t.trajectory_id] = [
-            replace(each, baseline=baseline, advantage=advantage)
-            for each in spread[t.trajectory_id]
-        ]
-    return credits_of
+def _compare(credit: TurnCredit, value: float, baseline: float | None, scale: float) -> TurnCredit:
+    advantage = None if baseline is None else (value - baseline) / scale
+    return replace(credit, baseline=baseline, advantage=advantage)
+
+
+def _gather_groups(groups_N: Sequence[str | None]) -> list[list[int]]:
+    """Places of each group's members; a group of None is lone."""
+    members: dict[str, list[int]] = defaultdict(list)
+    for i, group in enumerate(groups_N):
+        members[f"lone:{i}" if group is None else f"group:{group}"].append(i)
+    return list(members.values())
 
 
 def _estimate_gae(

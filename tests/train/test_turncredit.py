@@ -84,6 +84,13 @@ def test_a_lone_attempt_has_no_credit_unless_asked_for(play, estimator):
     assert advantages(alone, estimator=estimator, singleton="global_baseline") == {"t0": [None]}
 
 
+@pytest.mark.parametrize("estimator", ["returns", "rloo", "grpo", "dr_grpo"])
+def test_equal_attempts_earn_exactly_nothing(play, estimator):
+    """Three times 0.1, whose sum less one of them is not 0.2."""
+    runs = play(*[("a", 0.1, [None])] * 3)
+    assert list(advantages(runs, estimator=estimator).values()) == [[0.0]] * 3
+
+
 def test_a_missing_reward_is_no_reward_of_zero(play):
     """The run without an outcome has no credit, and is nobody's baseline."""
     runs = play(("a", 1.0, [None]), ("a", None, [None]), ("a", 0.0, [None]))

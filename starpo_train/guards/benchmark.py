@@ -68,12 +68,13 @@ def check_token_cost_doubled(
     Compared on the tasks of both sides where they share some, each task weighing the same. Without
     names the baseline is the policy whose runs begin first, the other the one that begins last.
     """
+    known = {run.trajectory.policy_id for run in runs}
     policies = order_policies(runs)
     baseline = baseline_policy_id or (policies[0] if policies else None)
-    policy = policy_id if policy_id in policies else (policies[-1] if policies else None)
+    policy = policy_id if policy_id in known else (policies[-1] if policies else None)
     numbers: dict[str, Any] = {}
     found = []
-    if baseline in policies and policy is not None and policy != baseline:
+    if baseline in known and None not in (policy, baseline) and policy != baseline:
         ratio = _compare_costs(
             runs,
             lambda run: run.trajectory.policy_id == policy,

@@ -33,11 +33,11 @@ def check_stale_rollouts(
         for run in runs
         if run.started_ns is not None and run.started_ns > _NO_CLOCK_NS
     ]
-    share_old = float(np.mean([age > OLD_DAYS for age in ages])) if ages else 0.0
+    share_old = sum(age > OLD_DAYS for age in ages) / max(1, len(runs))
     policies = order_policies(runs)
     current = policy_id if policy_id is not None else (policies[-1] if policies else None)
-    lags = _find_lags(runs, policies, current)
-    share_lagging = float(np.mean([lag >= OLD_LAG for lag in lags])) if lags else 0.0
+    lags = _find_lags(runs, current)
+    share_lagging = sum(lag >= OLD_LAG for lag in lags) / max(1, len(runs))
     share_gone = _find_replaced_environments(runs)
     numbers: dict[str, Any] = {}
     found = []
@@ -51,7 +51,6 @@ def check_stale_rollouts(
     if share_lagging > STALE_SHARE:
         numbers |= {
             "share_of_replaced_policies": round(share_lagging, 4),
-            "num_policies": len(policies),
             "current_policy": current,
             "largest_lag": max(lags),
         }
@@ -110,27 +109,42 @@ def check_id_ood_mixed(runs: Sequence[Run]) -> GuardFinding | None:
 
 
 def order_policies(runs: Sequence[Run]) -> list[str]:
-    """Policies by the time of their first run; those without a time come first, by name."""
-    first: dict[str, int] = {}
+    """Policies by the time of their first run; those whose runs have no time are left out."""
+    times = _find_times(runs)
+    return sorted(times, key=lambda policy: (times[policy], policy))
+
+
+def _find_times(runs: Sequence[Run]) -> dict[str, tuple[int, int]]:
+    """Policy -> when its first and its last run began."""
+    times: dict[str, tuple[int, int]] = {}
     for run in runs:
-        policy = run.trajectory.policy_id
-        if policy is not None:
-            started = run.started_ns or 0
-            first[policy] = min(first.get(policy, started), started)
-    return sorted(first, key=lambda policy: (first[policy], policy))
+        policy, started = run.trajectory.policy_id, run.started_ns
+        if policy is not None and started is not None and started > _NO_CLOCK_NS:
+            first, last = times.get(policy, (started, started))
+            times[policy] = (min(first, started), max(last, started))
+    return times
 
 
-def _find_lags(runs: Sequence[Run], policies: list[str], current: str | None) -> list[int]:
-    """Policies between each run's and the current one: the recipe's, else by their first runs."""
-    place = {policy: i for i, policy in enumerate(policies)}
-    last = place.get(current or "", len(policies))  # not in the data: newer than all of it
+def _find_lags(runs: Sequence[Run], current: str | None) -> list[int]:
+    """Policies that have replaced each run's: as the recipe says, else by the clock.
+
+    A policy has replaced another where all of its runs began later, so that policies side by side
+    replace none. One that is not in the data is newer than all of it.
+    """
+    times = _find_times(runs)
+    latest = times[current][0] if current in times else None
+    lag_of = {}
+    for policy, (_, last) in times.items():
+        later = [first for first, _ in times.values() if first > last]
+        if latest is not None:
+            later = [first for first in later if first <= latest]
+        lag_of[policy] = len(later) + (latest is None and current is not None)
     lags = []
     for run in runs:
-        policy = run.trajectory.policy_id
         if run.policy_lag is not None:
             lags.append(run.policy_lag)
-        elif policy is not None:
-            lags.append(max(0, last - place[policy]))
+        else:
+            lags.append(lag_of.get(run.trajectory.policy_id or "", 0))
     return lags
 
 

@@ -143,13 +143,18 @@ def test_stale_rollouts_by_age(make, find):
 
 
 def test_stale_rollouts_by_policy(make, find):
-    """p1 is two before p3; with p2 trained it is one; the recipe's own lag comes first."""
+    """p1 is two before p3; with p2 trained it is one; side by side, or without times, none is
+    before another; the recipe's own lag comes first."""
     runs = [make(f"r{i}", policy_id=f"p{i}", started_ns=NOW - (9 - i) * DAY) for i in (1, 2, 3)]
     found = find(runs)["stale_rollouts"]
     assert found.numbers["current_policy"] == "p3"
     assert found.numbers["share_of_replaced_policies"] == pytest.approx(1 / 3, abs=1e-4)
     assert "stale_rollouts" not in find(runs, policy_id="p2")
     assert find(runs, policy_id="next")["stale_rollouts"].numbers["largest_lag"] == 3
+    beside = [*runs, *(make(f"s{i}", policy_id=f"p{i}") for i in (1, 2, 3))]
+    assert "stale_rollouts" not in find(beside)
+    timeless = [make(f"r{i}", policy_id=f"p{i}", started_ns=0) for i in (1, 2, 3)]
+    assert "stale_rollouts" not in find(timeless)
     lagging = [make(f"r{i}", policy_lag=0) for i in range(3)]
     assert "stale_rollouts" not in find(lagging)
     assert "stale_rollouts" in find([*lagging, make("old", policy_lag=2)])

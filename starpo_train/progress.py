@@ -163,9 +163,14 @@ def print_facts(facts: DataFacts, *, title: str, console: Console | None = None)
     table = Table(title=title, show_header=False)
     table.add_row("trajectories", f"{facts.num_trajectories:,}")
     table.add_row("with a trusted reward", f"{facts.num_rewarded:,}")
+    table.add_row("with a trusted reward and content", f"{facts.num_usable:,}")
+    table.add_row("tasks among those", f"{facts.num_usable_groups:,}")
+    table.add_row("tasks whose attempts differ in reward", f"{facts.num_paired_groups:,}")
     table.add_row("with exact ids and log-probabilities", f"{facts.num_exact:,}")
     table.add_row("tasks among those", f"{facts.num_groups:,}")
     table.add_row("tasks whose attempts differ in reward", f"{facts.num_comparable_groups:,}")
+    if facts.num_estimated:
+        table.add_row("with estimated log-probabilities", f"{facts.num_estimated:,}")
     span = f"{facts.reward_low:g} to {facts.reward_high:g}"
     table.add_row("rewards", span if facts.num_rewarded else "no rewards")
     for reason, count in facts.reasons.items():

@@ -57,9 +57,10 @@ def make_trajectory(
     reward: float | None,
     task_id: str | None = "task",
     messages: Sequence[dict[str, Any]] = (),
+    rewards: Sequence[dict[str, Any]] = (),
     **columns: Any,
 ) -> dict[str, Any]:
-    """One trajectory with its turns and messages, for `write_dataset`."""
+    """One trajectory with its turns, messages and rewards, for `write_dataset`."""
     row = {
         "trajectory_id": trajectory_id,
         "task_id": task_id,
@@ -75,16 +76,20 @@ def make_trajectory(
         "trajectories": row,
         "turns": [{"trajectory_id": trajectory_id, "turn": i, **t} for i, t in enumerate(turns)],
         "messages": [{"trajectory_id": trajectory_id, **m} for m in messages],
+        "rewards": [{"trajectory_id": trajectory_id, **r} for r in rewards],
     }
 
 
 def write_tables(path: Path, trajectories: Sequence[dict[str, Any]]) -> Path:
     """Trajectories -> the Delta tables and the manifest of a dataset."""
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
+    for name in ("states", "spans"):
+        rows[name] += [row for trajectory in trajectories for row in trajectory.get(name, ())]
     for trajectory in trajectories:
         rows["trajectories"].append(trajectory["trajectories"])
-        for name in rows.keys() - {"trajectories"}:
-            rows[name] += trajectory.get(name, ())
+        rows["turns"] += trajectory["turns"]
+        rows["messages"] += trajectory["messages"]
+        rows["rewards"] += trajectory["rewards"]
     for name, columns in TABLES.items():
         schema = {column: _TYPES[kind] for column, kind in columns.items()}
         frame = pl.DataFrame(

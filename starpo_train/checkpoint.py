@@ -8,8 +8,10 @@ several ranks, rank 0 writes the weights and each rank a file with its slices of
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,15 +113,56 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     )
 
 
+@contextmanager
+def advise_intact(folder: Path, advise: Callable[[Path, list[Path]], str]) -> Iterator[None]:
+    """Let the error about a run's damaged checkpoint name the newest one before it that is whole.
+
+    `advise` tells how to go on from that one, given it and the damaged ones after it.
+
+    Raises:
+        CheckpointError: what the body raised, with that advice.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        earlier = list_checkpoints(folder.parent)
+        if folder not in earlier:  # a checkpoint's or an export's folder that is in no run
+            raise
+        place = earlier.index(folder)
+        whole = next((i for i in reversed(range(place)) if _is_whole(earlier[i])), None)
+        advice = "no checkpoint before it is whole; start a new run"
+        if whole is not None:
+            how = advise(earlier[whole], earlier[whole + 1 : place + 1])
+            advice = f"the newest whole one before it is {earlier[whole].name}: {how}"
+        told = str(error).removesuffix("; use another checkpoint.")
+        raise CheckpointError(f"{told}; {advice}.") from error
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Committed checkpoints of a run's `checkpoints` folder, oldest first; not verified."""
-    return sorted(path.parent for path in folder.glob(f"step_*/{COMMIT_FILE}"))
+    """Committed checkpoints of a run's `checkpoints` folder, oldest first; not verified.
+
+    Folders with other names, such as a copy that someone keeps there, are none.
+    """
+    steps = {
+        int(path.parent.name.removeprefix("step_")): path.parent
+        for path in folder.glob(f"step_*/{COMMIT_FILE}")
+        if re.fullmatch(r"step_\d{6,}", path.parent.name)
+    }
+    return [steps[step] for step in sorted(steps)]
 
 
 def remove_checkpoint(folder: Path) -> None:
     """Delete a checkpoint; uncommitted first, so that a kill cannot leave half of it valid."""
     (folder / COMMIT_FILE).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        read_commit(folder)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _clear(folder: Path) -> None:

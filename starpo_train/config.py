@@ -136,6 +136,9 @@ class AlgorithmSection:
     """Weight of the entropy bonus."""
     kl_ceiling: float | None = None
     """An epoch ends early when KL(behaviour | trained) on a step is above this, in nats/token."""
+    ess_floor: float | None = None
+    """An epoch ends early when less than this share of a step's tokens is left after importance
+    weights, (sum rho)^2 / (n sum rho^2)."""
     gamma_turn: float = 0.95
     """Bi-level GAE: discount from turn to turn."""
     lambda_: float = 1.0
@@ -183,6 +186,20 @@ class TrainSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DiagnosticsSection:
+    """How a run is watched (docs/diagnostics.md)."""
+
+    early_stop: bool = True
+    """End the run, with a checkpoint, when a rule finds that it has collapsed; false: only say so."""
+    every_steps: int = 0
+    """Measure the mutual information between what turns read and what they say, before the first
+    step and every so many; 0: never. Costs a forward pass of `samples` answers behind each of as many
+    prompts."""
+    samples: int = 64
+    """Turns that it is measured on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """One training run, every default resolved."""
 
@@ -191,12 +208,14 @@ class RunConfig:
     model: ModelSection
     algorithm: AlgorithmSection = field(default_factory=AlgorithmSection)
     train: TrainSection = field(default_factory=TrainSection)
+    diagnostics: DiagnosticsSection = field(default_factory=DiagnosticsSection)
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use."""
         for where, value, low, high in (
             ("algorithm.keep_groups", self.algorithm.keep_groups, 0.0, 1.0),
             ("algorithm.clip_low", self.algorithm.clip_low, 0.0, 1.0),
+            ("algorithm.ess_floor", self.algorithm.ess_floor or 0.0, 0.0, 1.0),
             ("algorithm.gamma_turn", self.algorithm.gamma_turn, 0.0, 1.0),
             ("algorithm.lambda", self.algorithm.lambda_, 0.0, 1.0),
             ("train.warmup_fraction", self.train.warmup_fraction, 0.0, 1.0),
@@ -214,6 +233,7 @@ class RunConfig:
             ("algorithm.weight_max", self.algorithm.weight_max),
             ("algorithm.pairs_per_task", self.algorithm.pairs_per_task),
             ("algorithm.beta", 1.0 if self.algorithm.beta is None else self.algorithm.beta),
+            ("diagnostics.samples", self.diagnostics.samples),
         ):
             if not count > 0:
                 raise ConfigError(f"{where} = {count}: must be greater than 0.")
@@ -223,6 +243,7 @@ class RunConfig:
             ("train.keep_checkpoints", self.train.keep_checkpoints),
             ("algorithm.kl_coef", self.algorithm.kl_coef),
             ("train.threads", self.train.threads),
+            ("diagnostics.every_steps", self.diagnostics.every_steps),
         ):
             if count < 0:
                 raise ConfigError(f"{where} = {count}: must be 0 or greater.")

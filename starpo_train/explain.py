@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import track
@@ -19,6 +19,21 @@ from starpo_train.render import TurnRenderer
 
 _AT_ONCE = 256
 """Trajectories whose messages are read at a time."""
+
+_EXAMPLES: Final = {
+    "template_refuses": "the template's words",
+    "template_opens_answer": "the prompt's end, and what the rendered answer begins with",
+    "template_changes_answer": "rendered, without the recorded text",
+    "template_drops_tool_calls": "rendered, without the recorded calls",
+    "template_drops_reasoning": "reasoning that is not rendered",
+    "template_leaves_answer_open": "the rendered answer's end",
+    "template_rewrites_history": "the answer as it was given, and in a later prompt",
+    "template_rewrites_arguments": "rendered, with the arguments in other JSON",
+    "template_adds_to_answer": "added before the answer",
+    "template_adds_system": "the template's own system prompt",
+    "boundary_drift": "the text where prompt and answer meet",
+}
+"""What the text beside a finding is."""
 
 
 def explain_rendering(
@@ -113,10 +128,13 @@ def _print_examples(drifts: list[TrajectoryDrift], console: Console) -> None:
             f"  recorded: {first['recorded']!r}",
             f"  rendered: {first['rendered']!r}",
         )
-    examples: dict[str, str] = {}
+    examples: dict[str, tuple[str, str]] = {}  # finding -> trajectory and text
     for drift in drifts:
-        examples = drift.examples | examples
-    _print_lines(console, *(f"{name}: {text!r}" for name, text in examples.items()))
+        for name, text in drift.examples.items():
+            examples.setdefault(name, (drift.trajectory_id, text))
+    for name, (trajectory, text) in examples.items():
+        what = _EXAMPLES.get(name, "found")
+        _print_lines(console, f"example of {name}: {trajectory}", f"  {what}: {text!r}")
     if examples or differing is not None:
         _print_lines(console, "docs/tokens.md says what each means and what to do")
 

@@ -10,10 +10,16 @@ from typing import Any, Final
 
 import torch
 
-from starpo_train.checkpoint import Checkpoint, commit_folder, list_checkpoints, read_checkpoint
+from starpo_train.checkpoint import (
+    Checkpoint,
+    advise_intact,
+    commit_folder,
+    list_checkpoints,
+    read_checkpoint,
+)
 from starpo_train.errors import CheckpointError, ConfigError
 from starpo_train.modelfolder import COMMIT_FILE, STATE_FOLDER, list_files, read_commit
-from starpo_train.run_folder import RunFolder
+from starpo_train.run_folder import RunFolder, require_outside
 
 DTYPES: Final = {
     "float32": torch.float32,
@@ -27,10 +33,12 @@ def export_model(run: Path, output: Path, *, dtype: str = "float32") -> Path:
 
     Raises:
         CheckpointError: none was committed, or it is damaged.
-        ConfigError: `output` exists and is not empty.
+        ConfigError: `output` exists and is not empty, or is inside a run.
     """
+    require_outside(output)
     source = find_checkpoint(run)
-    commit = read_commit(source)
+    with advise_intact(source, _advise):
+        commit = read_commit(source)
     _claim(output)
     for file in list_files(source):
         name = file.relative_to(source)
@@ -53,12 +61,15 @@ def export_adapter(run: Path, output: Path, *, dtype: str = "float32") -> Path:
 
     Raises:
         CheckpointError: none was committed, or it is damaged.
-        ConfigError: the run trained every weight, or `output` exists and is not empty.
+        ConfigError: the run trained every weight, or `output` cannot be used.
     """
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    checkpoint = read_checkpoint(find_checkpoint(run))
+    require_outside(output)
+    source = find_checkpoint(run)
+    with advise_intact(source, _advise):
+        checkpoint = read_checkpoint(source)
     model = checkpoint.lineage["config"]["model"]
     rank, alpha = model["lora_rank"], model["lora_alpha"]
     if rank == 0:
@@ -97,6 +108,11 @@ def find_checkpoint(run: Path) -> Path:
             "goes on with a run."
         )
     return committed[-1]
+
+
+def _advise(whole: Path, damaged: list[Path]) -> str:
+    del damaged  # they may stay
+    return f"export that one, {whole}"
 
 
 def _claim(output: Path) -> None:

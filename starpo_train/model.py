@@ -14,6 +14,7 @@ from starpo_train.lora import add_lora, halve_frozen_weights
 from starpo_train.modelfolder import require_model
 from starpo_train.policy import Policy
 from starpo_train.probe import configure_policy, probe_plainly
+from starpo_train.quantized import require_plain_weights
 from starpo_train.ranks import ALONE, Ranks
 
 
@@ -108,11 +109,14 @@ def _load_folder(path: str) -> tuple[Any, Any]:
 
     require_model(path, where="model.path")
     try:
+        require_plain_weights(path)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=torch.float32, local_files_only=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(
             f"model.path = {path!r}: cannot be loaded as a causal language model with its "
             f"tokenizer ({' '.join(str(error).split())}); give a folder that transformers can load."

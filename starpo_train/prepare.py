@@ -18,7 +18,7 @@ from starpo_train.dataset import Trajectory, read_manifest
 from starpo_train.dataset import read_trajectories as read_dataset_trajectories
 from starpo_train.drift import sample_drift
 from starpo_train.errors import DataError, ProvenanceError
-from starpo_train.findings import FAULTS, LOSSES
+from starpo_train.leftout import LeftOut, name_reason
 from starpo_train.objective import WITH_RATIOS, Objective
 from starpo_train.policy import Policy
 from starpo_train.provenance import (
@@ -61,7 +61,7 @@ def prepare_training_data(
     if config.data.behaviour is not None:
         estimates = read_behaviour(config.data.behaviour, dataset=config.data.dataset)
         trajectories = [accept_rescored(trajectory, estimates) for trajectory in trajectories]
-    left_out: Counter[str] = Counter()
+    left_out = LeftOut()
     left_out["truncated"] += len(everything) - len(trajectories)
     facts = describe_data(trajectories, models=config.data.models, estimates=estimates)
     choice = _choose(config, facts, fit)
@@ -79,13 +79,11 @@ def prepare_training_data(
         estimates=estimates if choice.estimated else None,
     )
     objective = Objective(algorithm=choice.algorithm, section=config.algorithm)
+    _require_some(tokenized.trajectories, choice, config, left_out)
     targets = assign_targets(tokenized, objective, config, policy, kept=kept or {})
+    left_out["no_advantage"] += len(tokenized.trajectories) - len(targets.tokenized.trajectories)
     tokenized = targets.tokenized
-    if not tokenized.rows:
-        raise DataError(
-            f"{config.data.dataset}: nothing left to train on ({dict(left_out)})."
-            + _advise_rendering(left_out)
-        )
+    _require_some(tokenized.trajectories, choice, config, left_out)
     summary = dict(targets.facts)
     recorded = [t for t in tokenized.trajectories if not t.lacks_ids(config.data.models)]
     if recorded and policy.tokenizer.chat_template:
@@ -110,12 +108,15 @@ def prepare_training_data(
         "logprob_conventions": None if fit is None else fit.describe(),
         "left_out": {reason: count for reason, count in left_out.items() if count},
     }
+    if left_out["too_long_for_model"]:
+        summary["too_long"] = {"longest_row": left_out.longest, "limit": left_out.limit}
     return TrainingData(
         manifest=read_manifest(config.data.dataset),
         choice=choice,
         objective=objective,
         trajectory_ids_N=[t.trajectory_id for t in tokenized.trajectories],
         task_of_N=number_tasks(tokenized.trajectories),
+        rewards_N=np.array([t.reward for t in tokenized.trajectories], dtype=np.float64),
         rows=tokenized.rows,
         rows_of_N=tokenized.rows_of_N,
         advantages_R=targets.advantages_R,
@@ -150,13 +151,15 @@ def _choose(config: RunConfig, facts: DataFacts, fit: ConventionFit | None) -> C
         ) from None
 
 
-def _advise_rendering(left_out: Counter[str]) -> str:
-    if not any(left_out[reason] for reason in (*FAULTS, *LOSSES)):
-        return ""
-    return (
-        " What the chat template does to them: `starpo-train explain DATASET --model PATH`; "
-        "docs/tokens.md says what to do."
-    )
+def _require_some(
+    trajectories: list[Trajectory], choice: Choice, config: RunConfig, left_out: LeftOut
+) -> None:
+    if not trajectories:
+        raise DataError(
+            f"{config.data.dataset}: nothing is left to train on with {choice.algorithm}. Left out "
+            f"of {left_out.total():,} trajectories in split {config.data.split!r}:"
+            f"{left_out.explain()}"
+        )
 
 
 def _require_models(config: RunConfig, trajectories: list[Trajectory]) -> None:
@@ -171,11 +174,11 @@ def _select(
     trajectories: list[Trajectory],
     choice: Choice,
     config: RunConfig,
-    left_out: Counter[str],
+    left_out: LeftOut,
     estimates: Behaviour | None,
 ) -> list[Trajectory]:
     chosen = []
-    threshold = find_threshold(config.algorithm, trajectories)
+    threshold = left_out.threshold = find_threshold(config.algorithm, trajectories)
     models = config.data.models
     for trajectory in trajectories:
         if trajectory.reward is None:
@@ -185,7 +188,7 @@ def _select(
             if choice.estimated and has_estimates(trajectory, models=models, estimates=estimates):
                 reason = None
         elif trajectory.usable_for == "none":
-            reason = trajectory.reasons[0] if trajectory.reasons else "not_usable"
+            reason = name_reason(trajectory.reasons, trajectory.usable_for)
         else:
             cloned = choice.algorithm == "filtered_bc"
             reason = "below_threshold" if cloned and trajectory.reward < threshold else None
@@ -193,9 +196,5 @@ def _select(
             chosen.append(trajectory)
         else:
             left_out[reason] += 1
-    if not chosen:
-        raise DataError(
-            f"{config.data.dataset}: no trajectory is left for {choice.algorithm} "
-            f"({dict(left_out)}); lower algorithm.reward_threshold or record more."
-        )
+    _require_some(chosen, choice, config, left_out)
     return chosen

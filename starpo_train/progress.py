@@ -7,12 +7,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from starpo_train.changes import describe_changes
 from starpo_train.provenance import DataFacts
 from starpo_train.trainer import TrainResult
 
 _DESCRIBED = {
     "pack_split": "out of memory: going on with {tokens_per_pack:,} tokens per pack instead of "
     "{tokens_per_pack_before:,}; set train.tokens_per_pack to that, or see docs/training.md",
+    "early_stop": "stopped early by {rule}: {reason}; docs/diagnostics.md says what to do",
+    "alarm": "warning: step {step}: {rule}: {reason}; see docs/diagnostics.md",
     "tracker_failed": "{tracker} gets no more metrics ({error}); metrics.jsonl has them all",
 }
 _NEARLY_ALL: Final = 0.99
@@ -52,6 +55,9 @@ class TrainingDisplay:
 
     def show(self, record: dict[str, Any]) -> None:
         """Take the record of the start, of a step or of an event."""
+        if record.get("event") == "diagnostics":
+            self._console.print(_describe_measurement(record), markup=False, soft_wrap=True)
+            return
         if record.get("event") in _DESCRIBED:
             line = _DESCRIBED[record["event"]].format_map(record)
             self._console.print(line, markup=False, soft_wrap=True)
@@ -178,17 +184,25 @@ def print_facts(facts: DataFacts, *, title: str, console: Console | None = None)
     console.print(table)
 
 
+def _describe_measurement(record: dict[str, Any]) -> str:
+    if not record["num_answers"]:
+        return "no turn to measure mutual information on"
+    return (
+        f"step {record['step']}: prompts and {record['z']}: "
+        f"{record['mi_per_sequence']:.2f} of {record['mi_limit']:.2f} nats shared; own prompt "
+        f"found for {record['retrieval_at_1']:.0%} (chance {record['chance_at_1']:.0%})"
+    )
+
+
 def _describe_start(record: dict[str, Any]) -> str:
     lines = [
         f"{record['algorithm']}: {record['algorithm_reason']}",
         f"{record['num_trajectories']:,} trajectories, {record['num_rows']:,} rows, "
         f"{record['num_tokens']:,} tokens of which {record['num_action_tokens']:,} trained",
     ]
-    if record.get("event") == "resume":
-        lines.insert(0, f"going on after step {record['step']}")
+    lines[:0] = _describe_resume(record)
     if record["left_out"]:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in record["left_out"].items())
-        lines.append(f"left out: {reasons}")
+        lines.append(_describe_left_out(record))
     if record.get("rendering"):
         found = ", ".join(f"{name} in {count}" for name, count in record["rendering"].items())
         lines.append(f"rendered by the chat template (docs/tokens.md): {found}")
@@ -218,3 +232,25 @@ def _describe_start(record: dict[str, Any]) -> str:
             "checkpoints; add a chat_template.jinja file to the model folder first"
         )
     return "\n".join(lines)
+
+
+def _describe_resume(record: dict[str, Any]) -> list[str]:
+    lines = []
+    if record.get("event") == "resume":
+        lines.append(f"going on after step {record['step']}")
+    if record.get("changed"):
+        lines.append(f"edited since then: {describe_changes(record['changed'])}")
+        if "train.epochs" in record["changed"]:
+            lines[-1] += "; from here on the learning rate is that of the new length"
+    return lines
+
+
+def _describe_left_out(record: dict[str, Any]) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in record["left_out"].items())
+    long = record.get("too_long")
+    if long:
+        reasons += (
+            f"; the longest row has {long['longest_row']:,} tokens, the model's "
+            f"max_position_embeddings is {long['limit']:,}"
+        )
+    return f"left out (docs/training.md): {reasons}"

@@ -12,6 +12,7 @@ from typing import Final
 from starpo_train.behaviour.table import Behaviour
 from starpo_train.dataset import Trajectory
 from starpo_train.errors import DataError, ProvenanceError
+from starpo_train.leftout import name_reason
 from starpo_train.objective import WITH_RATIOS
 
 _MOST_USED: Final = 0.5
@@ -80,9 +81,7 @@ def explain_inexact(trajectory: Trajectory, *, models: Sequence[str] = ()) -> st
     """
     trained = [turn for turn in trajectory.turns if not models or turn.model in models]
     if trajectory.usable_for != "rl":
-        return (
-            trajectory.reasons[0] if trajectory.reasons else f"usable_for_{trajectory.usable_for}"
-        )
+        return name_reason(trajectory.reasons, trajectory.usable_for)
     if not trained:
         return "no_trained_turn"
     if any(turn.response_ids_T is None for turn in trained):

@@ -8,6 +8,7 @@ from starpo_train.config import DataSection
 from starpo_train.credit.assign import TokenizedTrajectories
 from starpo_train.dataset import Trajectory, read_message_graphs
 from starpo_train.errors import DataError
+from starpo_train.leftout import LeftOut
 from starpo_train.policy import Policy
 from starpo_train.render import TurnRenderer
 from starpo_train.tokens import TokenSequence, tokenize_trajectory
@@ -19,7 +20,7 @@ def tokenize_trajectories(
     policy: Policy,
     *,
     model_path: str,
-    left_out: Counter[str],
+    left_out: LeftOut,
     findings: Counter[str],
     at_temperature: bool = False,
     estimates: Behaviour | None = None,
@@ -38,7 +39,8 @@ def tokenize_trajectories(
     if missing:
         renderer = TurnRenderer(policy.tokenizer, model_path=model_path)
         graphs = read_message_graphs(data.dataset, missing)
-    longest = getattr(policy.model.config, "max_position_embeddings", None) or 1 << 62
+    limit = getattr(policy.model.config, "max_position_embeddings", None) or 1 << 62
+    left_out.limit = limit
     kept = TokenizedTrajectories(trajectories=[], rows=[], rows_of_N=[])
     for position, trajectory in enumerate(trajectories):
         turns = None
@@ -59,8 +61,10 @@ def tokenize_trajectories(
             at_temperature=at_temperature,
             estimate=None if estimates is None else estimates.find,
         )
-        if not rows or any(row.num_tokens > longest for row in rows):
+        longest = max((row.num_tokens for row in rows), default=0)
+        if not rows or longest > limit:
             left_out["too_long_for_model" if rows else "no_tokens"] += 1
+            left_out.longest = max(left_out.longest, longest)
             continue
         _check_vocabulary(rows, trajectory, policy, model_path)
         kept.rows_of_N.append(list(range(len(kept.rows), len(kept.rows) + len(rows))))

@@ -1,6 +1,7 @@
 """RunConfig -> TrainResult: a new run, or one that goes on from its last checkpoint."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -8,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from starpo_train.changes import Changes, find_changes, require_same_run
 from starpo_train.checkpoint import Checkpoint
 from starpo_train.config import ModelSection, RunConfig
 from starpo_train.dataset import has_version, read_manifest
@@ -44,7 +46,7 @@ def train(
     """Run the training that `config` describes, from its start or from its last checkpoint.
 
     Raises:
-        ConfigError: the output folder holds another run.
+        ConfigError: the output folder holds another run, or the run's configuration was edited.
         DataError, ProvenanceError, ModelError: the run cannot start.
         TrainingError: a loss or gradient is not a number; names the trajectories.
         OutOfMemoryError: one row alone does not fit into memory; names its trajectory.
@@ -53,13 +55,15 @@ def train(
     """
     if config.train.threads > 0:
         torch.set_num_threads(config.train.threads)
+    folder = RunFolder(config.run.output, exclusive=True)
     with (
+        closing(folder),
         open_ranks(device=config.model.device, timeout_s=config.train.rank_timeout_s) as ranks,
         watch_ranks(ranks),
         StopRequest() as stop,
     ):
         trainer = open_trainer(
-            config, resume=resume, progress=progress, ranks=ranks, prepare=prepare
+            config, resume=resume, progress=progress, ranks=ranks, prepare=prepare, folder=folder
         )
         stop.begin()
         return trainer.run(stop if ranks.size == 1 else JointStop(stop, ranks))
@@ -72,17 +76,23 @@ def open_trainer(
     progress: Progress | None,
     ranks: Ranks = ALONE,
     prepare: Prepare = prepare_training_data,
+    folder: RunFolder | None = None,
 ) -> Trainer:
     """Load what a new or a resumed run needs."""
     ranks.share(lambda: require_trackers(config.run.trackers))
-    folder = RunFolder(config.run.output)
+    folder = folder or RunFolder(config.run.output)
+    changes: Changes = {}
     if resume:
         checkpoint = folder.claim(config, resume=True, ranks=ranks)
+        if checkpoint is not None:
+            changes = find_changes(checkpoint, config)
+            ranks.agree(partial(require_same_run, changes, checkpoint, config))
         policy = ranks.agree(lambda: _load_resumed_policy(config, checkpoint, ranks))
         if checkpoint is not None:
             config = _pin_dataset(config, checkpoint)
         kept = checkpoint.tensors if checkpoint else None
         found = checkpoint.values.get("tokens_per_pack") if checkpoint else None
+        found = None if "train.tokens_per_pack" in changes else found  # to be tried anew
         budget = PackBudget(config.train.tokens_per_pack, found=found)
         data = ranks.agree(lambda: budget.run(partial(prepare, policy=policy, kept=kept), config))
     else:
@@ -98,6 +108,7 @@ def open_trainer(
         folder=folder,
         budget=budget,
         checkpoint=checkpoint,
+        changes=changes,
         progress=progress,
     )
 

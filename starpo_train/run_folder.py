@@ -1,16 +1,19 @@
 """A run's output folder: who owns it, its checkpoints, its end."""
 
+import fcntl
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from torch import Tensor
 
 from starpo_train.checkpoint import (
     Checkpoint,
+    advise_intact,
     list_checkpoints,
     read_checkpoint,
     remove_checkpoint,
@@ -21,7 +24,7 @@ from starpo_train.dataset import Manifest
 from starpo_train.errors import CheckpointError, ConfigError
 from starpo_train.exported import save_model_folder
 from starpo_train.modelcard import CARD_FILE, render_card
-from starpo_train.modelfolder import find_model_folder
+from starpo_train.modelfolder import COMMIT_FILE, find_model_folder
 from starpo_train.policy import Policy
 from starpo_train.ranks import ALONE, Ranks
 from starpo_train.sharding import gather_weights
@@ -31,12 +34,15 @@ from starpo_train.slices import Slice
 class RunFolder:
     """`run.toml`, `metrics.jsonl`, `checkpoints/step_.../`, `final.json`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, exclusive: bool = False) -> None:
+        """`exclusive`: once claimed, no other process may claim it, until `close`."""
+        self.exclusive = exclusive
         self.path = path
         self.config_path = path / "run.toml"
         self.metrics_path = path / "metrics.jsonl"
         self.checkpoints_path = path / "checkpoints"
         self.final_path = path / "final.json"
+        self._lock: IO[str] | None = None
 
     def claim(self, config: RunConfig, *, resume: bool, ranks: Ranks = ALONE) -> Checkpoint | None:
         """Make the folder this run's; when resuming, return the checkpoint to go on from.
@@ -44,20 +50,31 @@ class RunFolder:
         None means from the beginning: a new run, or one killed before its first checkpoint.
 
         Raises:
-            ConfigError: a new run finds another one here, or there is nothing to resume.
-            CheckpointError: the newest committed checkpoint is damaged.
+            ConfigError: a new run finds another one here, there is nothing to resume, or another
+                process is at it.
+            CheckpointError: the newest committed checkpoint is damaged; names one that is not.
         """
         if not resume:
             ranks.share(lambda: self._claim_new(config))
             return None
         newest = ranks.share(self._find_newest)  # all go on from what rank 0 sees
-        return (
-            ranks.agree(lambda: read_checkpoint(self.checkpoints_path / newest)) if newest else None
-        )
+        return ranks.agree(lambda: self._read(newest)) if newest else None
+
+    def _read(self, name: str) -> Checkpoint:
+        folder = self.checkpoints_path / name
+        with advise_intact(folder, self._advise):
+            return read_checkpoint(folder)
+
+    def _advise(self, whole: Path, damaged: list[Path]) -> str:
+        del whole  # the newest one is taken
+        remove = shlex.join(["rm", "-r", *map(str, damaged)])
+        resume = shlex.join(["starpo-train", "resume", str(self.path)])
+        return f"`{remove}`, then `{resume}` goes on from there"
 
     def _find_newest(self) -> str | None:
         if not self.config_path.is_file():
             raise ConfigError(f"{self.path}: no run to resume (run.toml is missing).")
+        self._hold()
         checkpoints = list_checkpoints(self.checkpoints_path)
         return checkpoints[-1].name if checkpoints else None
 
@@ -72,8 +89,33 @@ class RunFolder:
                 f"run.output = {str(self.path)!r} exists and holds something else than a run; "
                 "choose a new or an empty folder."
             )
+        require_outside(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
+        self._hold()
         write_config(config, self.config_path)
+
+    def _hold(self) -> None:
+        """Two processes would remove each other's checkpoints; a dead one's lock is free."""
+        if not self.exclusive:
+            return
+        self.close()
+        try:
+            self._lock = (self.path / ".lock").open("w", encoding="utf-8")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise ConfigError(
+                f"{self.path}: another process is training this run; wait until it has ended, or "
+                "stop it."
+            ) from None
+        except OSError:  # a file system without locks
+            self.close()
+
+    def close(self) -> None:
+        """Let other processes go on with the run."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def save_checkpoint(
         self,
@@ -122,12 +164,41 @@ class RunFolder:
                 remove_checkpoint(old)
         return folder
 
-    def write_final(self, checkpoint: Path, *, step: int) -> None:
-        """Name the checkpoint that the run ended with."""
+    @property
+    def is_run(self) -> bool:
+        """Whether a run has begun here; a folder may hold a run file of that name without one."""
+        return all(path.exists() for path in (self.config_path, self.metrics_path)) and (
+            self.checkpoints_path.is_dir()
+        )
+
+    def reopen(self) -> None:
+        """The run goes on: it has no final checkpoint for now."""
+        self.final_path.unlink(missing_ok=True)
+
+    def write_final(self, checkpoint: Path, *, step: int, stopped_by: str | None = None) -> None:
+        """Name the checkpoint that the run ended with, and the rule that ended it before its time."""
         values = {"checkpoint": checkpoint.relative_to(self.path).as_posix(), "step": step}
+        if stopped_by is not None:
+            values["early_stop"] = stopped_by
         pending = self.final_path.with_suffix(".tmp")
         pending.write_text(json.dumps(values) + "\n", encoding="utf-8")
         pending.replace(self.final_path)
+
+
+def require_outside(output: Path) -> None:
+    """Refuse to write inside a run, which would take it for its own, or a committed folder.
+
+    Raises:
+        ConfigError: `output` is one of them or in one.
+    """
+    for folder in (output.resolve(), *output.resolve().parents):
+        if RunFolder(folder).is_run:
+            what = "the folder of a run"
+        elif (folder / COMMIT_FILE).is_file():
+            what = "a committed model folder, which must stay as it is"
+        else:
+            continue
+        raise ConfigError(f"{output} is in {folder}, {what}; choose a folder outside of it.")
 
 
 def read_final_path(run: Path) -> Path:

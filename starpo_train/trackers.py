@@ -62,7 +62,7 @@ class TrackedMetrics:
                 self._track(record)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one record; a step's goes to the trackers too."""
+        """Append one record; a step's and a measurement's go to the trackers too."""
         self._metrics.write(record)
         self._track(record)
         self._report_failures()
@@ -75,9 +75,10 @@ class TrackedMetrics:
         self._metrics.close()
 
     def _track(self, record: dict[str, Any]) -> None:
-        if "event" in record or "step" not in record:
+        if record.get("event", "diagnostics") != "diagnostics" or "step" not in record:
             return
-        self.last_step = record
+        if "event" not in record:
+            self.last_step = record
         for tracker in self._trackers:
             tracker.log(_select_numbers(record), step=record["step"])
 

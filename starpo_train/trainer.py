@@ -18,9 +18,12 @@ import torch
 from torch import Tensor
 
 from starpo_train.blame import refuse_gradient, refuse_loss
+from starpo_train.changes import Changes
 from starpo_train.checkpoint import Checkpoint
 from starpo_train.config import RunConfig
+from starpo_train.diagnostics.watch import Watch
 from starpo_train.errors import DataError
+from starpo_train.limits import find_exceeded_limit
 from starpo_train.memory import PackBudget
 from starpo_train.optimizer import Optimizer
 from starpo_train.policy import Policy
@@ -56,6 +59,8 @@ class TrainResult:
     """Stopped by SIGINT or SIGTERM; resuming goes on."""
     already_finished: bool = False
     """Resumed, but there was nothing left to do."""
+    stopped_by: str | None = None
+    """Rule that found the run collapsed and ended it (docs/diagnostics.md)."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,9 +87,13 @@ class Trainer:
         folder: RunFolder,
         budget: PackBudget | None = None,
         checkpoint: Checkpoint | None = None,
+        changes: Changes | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """Put the parts together; with a checkpoint, restore optimizer and position from it."""
+        """Put the parts together; with a checkpoint, restore optimizer and position from it.
+
+        `changes` of the configuration since that checkpoint are for the record.
+        """
         self.config = config
         self.policy = policy
         self.data = data
@@ -103,6 +112,8 @@ class Trainer:
             self.position = Position(**checkpoint.values["position"])
             if self.position.batch:  # in the middle of an epoch
                 self._proximal = self._restore_proximal(checkpoint)
+        state = checkpoint.values.get("watch") if checkpoint is not None else None
+        self._watch = Watch(config, policy=policy, data=data, state=state)
         self._ranks = policy.ranks
         self._progress = progress or (lambda record: None)
         self._metrics = open_metrics(
@@ -113,18 +124,23 @@ class Trainer:
             is_first=self._ranks.is_first,
         )
         self._checkpoint = checkpoint.path if checkpoint is not None else None
+        self._changes = changes or {}
 
     def run(self, stop: StopRequest | JointStop) -> TrainResult:
         """Train to the end, or until `stop`; either way the last step is committed."""
         already_finished = self._checkpoint is not None and self._is_finished()
         try:
-            if not already_finished:
+            if not already_finished or "train.epochs" in self._changes:
                 self._announce()
+            if not already_finished and self._ranks.is_first:
+                self.folder.reopen()
             while not self._is_finished() and not stop.requested:
                 self._train_epoch(stop)
             final = self._commit()
             if self._is_finished() and self._ranks.is_first:
-                self.folder.write_final(final, step=self.position.step)
+                self.folder.write_final(
+                    final, step=self.position.step, stopped_by=self._watch.stopped_by
+                )
         finally:
             self._metrics.close()
         return TrainResult(
@@ -133,24 +149,29 @@ class Trainer:
             metrics_path=self.folder.metrics_path,
             interrupted=not self._is_finished(),
             already_finished=already_finished,
+            stopped_by=self._watch.stopped_by,
         )
 
     def _is_finished(self) -> bool:
         return self.position.finished or self.position.epoch >= self.config.train.epochs
 
     def _train_epoch(self, stop: StopRequest | JointStop) -> None:
-        """What is left of an epoch; it ends early at the KL ceiling or when asked to stop."""
+        """What is left of an epoch; it ends early at a limit of the policy's drift, when asked to
+        stop, or, and the run with it, when the run is found to have collapsed.
+        """  # noqa: D205
         position, every = self.position, self.config.train.checkpoint_every_steps
         batches = self._plan_epoch(position.epoch)
         self._look_at_proximal()
         while position.batch < len(batches):
             record = self.train_step(batches[position.batch])
-            if record is None:  # above the ceiling; at an epoch's first batch, so would be the rest
+            if record is None:  # beyond a limit; at an epoch's first batch, so would be the rest
                 position.finished = position.batch == 0
                 break
             position.batch += 1
             self._report(record)
-            if position.batch == len(batches):
+            if self._has_collapsed(record):
+                position.finished = True
+            if position.batch == len(batches) or position.finished:
                 break
             if stop.requested:
                 return
@@ -162,7 +183,7 @@ class Trainer:
             self._commit()
 
     def train_step(self, trajectories: list[int]) -> dict[str, Any] | None:
-        """One optimizer step on some trajectories; None when the KL ceiling forbids it."""
+        """One optimizer step on some trajectories; None when a limit of drift forbids it."""
         started = time.perf_counter()
         found = self._budget.run(
             lambda config: accumulate_gradients(
@@ -177,7 +198,7 @@ class Trainer:
         self._report_split(self.position.step + 1)
         if not math.isfinite(found.sums["loss"]):
             raise refuse_loss(found.suspect_rows, found.sums["loss"], **self._suspects())
-        if self._is_above_kl_ceiling(found.sums):
+        if self._is_beyond_limit(found.sums):
             return None
         grad_norm = self._clip_gradients(trajectories)
         learning_rate = self._optimizer.apply(self.position.step)
@@ -191,7 +212,7 @@ class Trainer:
             "tokens_per_s": found.sums["num_tokens"] / wall_s,
             "wall_s": wall_s,
             "algorithm": self.data.choice.algorithm,
-        } | summarize_sums(found.sums)
+        } | (summarize_sums(found.sums) | self._watch.describe_step(trajectories))
 
     def _plan_epoch(self, epoch: int) -> list[list[int]]:
         """Trajectories of each step of an epoch; depends on seed and epoch only."""
@@ -252,30 +273,28 @@ class Trainer:
         rows_of_N = self.data.rows_of_N
         return correct_rows(scores_R, self.data.rows, rows_of_N, self.config.algorithm)
 
-    def _is_above_kl_ceiling(self, sums: dict[str, float]) -> bool:
-        ceiling = self.config.algorithm.kl_ceiling
-        if ceiling is None or "kl" not in sums:
-            return False
-        divergence = sums["kl"] / sums["num_actions"]
-        if divergence <= ceiling:
+    def _is_beyond_limit(self, sums: dict[str, float]) -> bool:
+        limit = find_exceeded_limit(sums, self.config.algorithm)
+        if limit is None:
             return False
         if self.position.step == 0:
-            error = DataError(
-                f"KL(behaviour | {self.config.model.path}) = {divergence:.4g} nats/token before "
-                f"the first step, above algorithm.kl_ceiling = {ceiling}; start from the model "
-                "that was recorded, or raise the ceiling."
-            )
-            raise self._ranks.join(error)
+            raise self._ranks.join(limit.refuse(self.config.model.path))
         self._optimizer.discard_gradients()
-        self._metrics.write(
-            {
-                "event": "kl_ceiling",
-                "step": self.position.step,
-                "epoch": self.position.epoch,
-                "approx_kl": divergence,
-            }
-        )
+        where = {"step": self.position.step, "epoch": self.position.epoch}
+        self._metrics.write({"event": limit.name} | where | {limit.metric: limit.value})
         return True
+
+    def _has_collapsed(self, record: dict[str, Any]) -> bool:
+        """Judge a step's record, and measure what is due; whether the run is to end."""
+        records, step = [record], self.position.step
+        if self._watch.is_due(step):
+            measure = partial(self._watch.measure, step, self.position.epoch)
+            records.append(self._budget.run(measure, self.config))
+            self._report_split(step)
+            self._report(records[-1])
+        for news in [news for judged in records for news in self._watch.judge(judged)]:
+            self._report(news)
+        return self._watch.stopped_by is not None
 
     def _clip_gradients(self, trajectories: list[int]) -> float:
         grad_norm = self._optimizer.clip_gradients()
@@ -308,10 +327,14 @@ class Trainer:
                 "attention": self.policy.attention,
                 "has_chat_template": bool(getattr(self.policy.tokenizer, "chat_template", None)),
             }
+        if self._changes:
+            record["changed"] = {key: list(pair) for key, pair in self._changes.items()}
         if self._ranks.size > 1:
             record["ranks"] = self._ranks.size
         self._report(record | self.data.facts | {"num_steps": self._total_steps})
         self._report_split(self.position.step)
+        if self.position.step == 0:
+            self._has_collapsed({})
 
     def _report_split(self, step: int) -> None:
         if (news := self._budget.take_news()) is not None:
@@ -343,6 +366,7 @@ class Trainer:
                 "step": self.position.step,
                 "position": asdict(self.position),
                 "tokens_per_pack": self._budget.found,
+                "watch": self._watch.snapshot(),
             },
             manifest=self.data.manifest,
             config=self.config,

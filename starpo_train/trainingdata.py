@@ -32,6 +32,8 @@ class TrainingData:
     trajectory_ids_N: list[str]
     task_of_N: np.ndarray
     """int64: the same number for attempts at one task."""
+    rewards_N: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """float64: as recorded."""
     rows: list[TokenSequence]
     rows_of_N: list[list[int]]
     """Rows of each trajectory; branches make it more than one."""

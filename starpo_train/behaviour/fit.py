@@ -33,6 +33,7 @@ from starpo_train.config import (
 from starpo_train.credit.assign import TokenizedTrajectories, keep_trajectories
 from starpo_train.dataset import Trajectory, read_manifest, read_trajectories
 from starpo_train.errors import ConfigError, DataError
+from starpo_train.leftout import LeftOut
 from starpo_train.model import load_policy
 from starpo_train.modelfolder import hash_weights
 from starpo_train.objective import Objective
@@ -74,7 +75,7 @@ def fit_behaviour(
             f"behaviour.folds = {section.folds}."
         )
     policy = load_policy(config.model, seed=section.seed)
-    left_out: Counter[str] = Counter()
+    left_out = LeftOut()
     tokenized = _tokenize(config, policy, trajectories, left_out)
     start = _score(config, policy, tokenized, range(len(tokenized.rows)))
     fold_of_N = _deal_folds(len(tokenized.trajectories), section.folds, seed=section.seed)
@@ -120,7 +121,7 @@ def _tokenize(
     config: BehaviourConfig,
     policy: Policy,
     trajectories: list[Trajectory],
-    left_out: Counter[str],
+    left_out: LeftOut,
 ) -> TokenizedTrajectories:
     tokenized = tokenize_trajectories(
         trajectories,
@@ -209,7 +210,7 @@ def _prepare(
         config.data,
         policy,
         model_path=config.model.path,
-        left_out=Counter(),
+        left_out=LeftOut(),
         findings=Counter(),
     )
     is_chosen_N = np.isin(np.arange(len(tokenized.trajectories)), chosen)

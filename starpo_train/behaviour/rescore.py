@@ -13,6 +13,7 @@ from starpo_train.behaviour.turns import describe_dataset, split_by_turn
 from starpo_train.config import DataSection
 from starpo_train.dataset import Trajectory, Turn, read_trajectories
 from starpo_train.errors import DataError, ModelError
+from starpo_train.leftout import LeftOut
 from starpo_train.model import load_policy
 from starpo_train.modelfolder import hash_weights
 from starpo_train.rows import tokenize_trajectories
@@ -57,7 +58,7 @@ def rescore_behaviour(config: BehaviourConfig) -> Rescored:
             f"behaviour.policy_id = {section.policy_id!r}."
         )
     policy = load_policy(config.model, seed=section.seed)
-    left_out: Counter[str] = Counter()
+    left_out = LeftOut()
     known = [_keep_known(trajectory, section, left_out) for trajectory in trajectories]
     tokenized = tokenize_trajectories(
         [t for t in known if any(turn.response_ids_T is not None for turn in t.turns)],

@@ -29,8 +29,11 @@ def compute_kto_loss(
     ratio_N = logprobs_N - reference_logprobs_N
     anchor = torch.as_tensor(divergence, dtype=ratio_N.dtype, device=ratio_N.device).detach()
     anchor = anchor.clamp(min=0.0)
-    sign_N = torch.where(desirable_N, 1.0, -1.0).to(ratio_N.dtype)
-    weight_N = torch.where(desirable_N, desirable_weight, undesirable_weight).to(ratio_N.dtype)
+    # not `where` on two floats: that is float32, whatever the rest is
+    sign_N = torch.full_like(ratio_N, -1.0).masked_fill(desirable_N, 1.0)
+    weight_N = torch.full_like(ratio_N, undesirable_weight).masked_fill(
+        desirable_N, desirable_weight
+    )
     terms_N = weight_N * torch.sigmoid(-beta * sign_N * (ratio_N - anchor))
     figures = {"divergence": anchor.to(torch.float64)}
     rewards_N = beta * ratio_N.detach().to(torch.float64)

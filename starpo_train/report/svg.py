@@ -128,10 +128,16 @@ def draw_rates(
     return wrap_svg(Markup().join(parts), height=height, label=label, css="rates")
 
 
-def draw_curve(points: Sequence[tuple[float, float]], *, label: str, height: int = 96) -> Markup:
+def draw_curve(
+    points: Sequence[tuple[float, float]],
+    *,
+    label: str,
+    height: int = 96,
+    marks: Sequence[tuple[float, str]] = (),
+) -> Markup:
     """A line through (x, y) points, its area filled, the last point marked.
 
-    The inner drawing is stretched to the width; strokes keep their weight.
+    `marks` are upright lines, (x, what it is); those outside the points' range are left out. The inner drawing is stretched to the width; strokes keep their weight.
     """
     xs, ys = [x for x, _ in points], [y for _, y in points]
     low, high = min(ys), max(ys)
@@ -153,6 +159,12 @@ def draw_curve(points: Sequence[tuple[float, float]], *, label: str, height: int
         '<polyline class="curve" points="{}" vector-effect="non-scaling-stroke"/></svg>'
         '<circle class="point" cx="{}%" cy="{}%" r="3.5"/>'
     ).format(height, first[0], line, last[0], line, last[0] / 10, last[1])
+    for x, name in marks:
+        if min(xs) <= x <= max(xs):
+            place = round(100 * (x - min(xs)) / width, 2) if len(points) > 1 else 50.0
+            body += Markup(
+                '<line class="margin" x1="{}%" x2="{}%" y1="0" y2="100%"><title>{}</title></line>'
+            ).format(place, place, name)
     return wrap_svg(body, height=height, label=label, css="chart")
 
 

@@ -23,6 +23,9 @@ CURVES = {
     "entropy": ("Entropy", "nats per token; collapse goes to 0"),
     "grad_norm": ("Gradient norm", "before clipping"),
     "learning_rate": ("Learning rate", "as scheduled"),
+    "in_group_reward_std": ("Reward deviation", "within the tasks of the step"),
+    "mi_per_sequence": ("Mutual information", "nats that an answer shares with its prompt"),
+    "retrieval_at_1": ("Prompt found", "share of answers likeliest behind their own prompt"),
 }
 
 FACTS = {
@@ -31,11 +34,13 @@ FACTS = {
     "num_tokens": "tokens",
     "num_action_tokens": "trained tokens",
     "reward_mean": "mean reward",
+    "critic_explained_variance": "of the returns on held-out tasks explained by the critic",
     "logprob_drift_mean_abs": "mean difference (nats per token) from the recorded model",
 }
 """Values of the start record that the page shows, in words."""
 
 _NUM_BINS = 10
+_BROKEN = ("early_stop", "alarm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +64,8 @@ class RunView:
     num_steps: int
     facts: tuple[tuple[str, Any], ...]
     """The run's own start record, without what is too long to show."""
+    stops: tuple[tuple[bool, str], ...]
+    """(whether it ended the run, what was found and when), of each rule that was broken."""
     curves: tuple[Curve, ...]
     config_text: str
     """The resolved run file."""
@@ -116,6 +123,13 @@ def view_run(path: Path) -> RunView:
         raise DataError(f"{path}: no training run here (metrics.jsonl is missing)")
     records = [record for record in read_metrics(file) if isinstance(record, dict)]
     steps = [r for r in records if "event" not in r and _is_number(r.get("step"))]
+    measured = [
+        r
+        for r in records
+        if r.get("event", "diagnostics") == "diagnostics" and _is_number(r.get("step"))
+    ]
+    broken = [r for r in records if r.get("event") in _BROKEN and _is_number(r.get("step"))]
+    marks = [(r["step"], str(r.get("rule"))) for r in broken]
     start = next((r for r in records if r.get("event") == "start"), {})
     config = path / "run.toml"
     return RunView(
@@ -127,7 +141,13 @@ def view_run(path: Path) -> RunView:
             for key, words in FACTS.items()
             if start.get(key) is not None and not isinstance(start[key], dict | list)
         ),
-        curves=tuple(curve for key in CURVES if (curve := _build_curve(key, steps)) is not None),
+        stops=tuple(
+            (r["event"] == "early_stop", f"step {r['step']}, {r.get('rule')}: {r.get('reason')}")
+            for r in broken
+        ),
+        curves=tuple(
+            curve for key in CURVES if (curve := _build_curve(key, measured, marks)) is not None
+        ),
         config_text=config.read_text(encoding="utf-8", errors="replace")
         if config.is_file()
         else "",
@@ -177,8 +197,10 @@ def view_dataset(path: Path, *, success_threshold: float) -> DatasetView:
     )
 
 
-def _build_curve(key: str, steps: list[dict[str, Any]]) -> Curve | None:
-    points = [(r["step"], r[key]) for r in steps if _is_number(r.get(key))]
+def _build_curve(
+    key: str, records: list[dict[str, Any]], marks: list[tuple[float, str]]
+) -> Curve | None:
+    points = [(r["step"], r[key]) for r in records if _is_number(r.get(key))]
     if not points:
         return None
     title, hint = CURVES[key]
@@ -190,7 +212,9 @@ def _build_curve(key: str, steps: list[dict[str, Any]]) -> Curve | None:
         high=max(values),
         last=values[-1],
         picture=svg.draw_curve(
-            points, label=f"{title}: {values[0]:.4g} at first, {values[-1]:.4g} at last"
+            points,
+            label=f"{title}: {values[0]:.4g} at first, {values[-1]:.4g} at last",
+            marks=marks,
         ),
     )
 

@@ -25,7 +25,7 @@ def load_model(model_path: str | Path) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(
             model_path, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"the model {str(model_path)!r} cannot be loaded: {reason}") from error
     kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])

@@ -3,6 +3,7 @@
 Suffixes: B rows, T token columns, A trained tokens (row by row, in order), N trajectories.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from starpo_train.losses.aggregation import compute_row_coefficients
+from starpo_train.losses.output import LossOutput
 
 NUM_CASES = 200
 EXACT = 1e-10
@@ -94,29 +96,44 @@ def assert_equal(actual: Any, expected: Any, tolerance: float = EXACT) -> None:
     torch.testing.assert_close(actual.detach(), expected.detach(), rtol=tolerance, atol=tolerance)
 
 
-def compare_token_loss(
-    ours: Any, oracle: Any, batch: Batch, coefficients_A: Tensor, options: dict[str, Any]
+def compare(
+    function: str,
+    ours: Callable[..., LossOutput],
+    inputs: dict[str, Tensor],
+    options: dict[str, Any],
+    oracle: tuple[Tensor, Tensor],
 ) -> dict[str, Any]:
-    """Value and gradient of a loss on tokens, ours and the oracle's; returns a golden case's parts.
+    """Value of our loss and gradient at its first input against the oracle's; a golden case."""
+    leaf, *rest = inputs.values()
+    leaf = leaf.detach().clone().requires_grad_()
+    output = ours(leaf, *rest, **options)
+    assert_equal(output.loss, oracle[0])
+    assert_equal(differentiate(output.loss, leaf), oracle[1])
+    return {
+        "function": function,
+        "ours": f"{ours.__module__}.{ours.__name__}",
+        "inputs": inputs,
+        "options": options,
+        "outputs": {"loss": float(oracle[0]), "gradient": oracle[1]},
+    }
 
-    `oracle(logprobs_BT)` gives a scalar.
-    """
+
+def compare_token_loss(
+    function: str,
+    ours: Callable[..., LossOutput],
+    oracle: Callable[[Tensor], Tensor],
+    batch: Batch,
+    coefficients_A: Tensor,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """The same for a loss on tokens; `oracle(logprobs_BT)` gives a scalar."""
     leaf_BT = batch.logprobs_BT.clone().requires_grad_()
     expected = oracle(leaf_BT)
-    expected_A = batch.flatten(differentiate(expected, leaf_BT))
+    gradient_A = batch.flatten(differentiate(expected, leaf_BT))
     inputs = {
         "logprobs_A": batch.flatten(batch.logprobs_BT),
         "behaviour_logprobs_A": batch.flatten(batch.behaviour_BT),
         "advantages_A": batch.flatten(batch.advantages_BT),
         "coefficients_A": coefficients_A,
     }
-    leaf_A = inputs["logprobs_A"].clone().requires_grad_()
-    output = ours(*(inputs | {"logprobs_A": leaf_A}).values(), **options)
-    assert_equal(output.loss, expected)
-    assert_equal(differentiate(output.loss, leaf_A), expected_A)
-    return {
-        "ours": f"{ours.__module__}.{ours.__name__}",
-        "inputs": inputs,
-        "options": options,
-        "outputs": {"loss": float(expected), "gradient": expected_A},
-    }
+    return compare(function, ours, inputs, options, (expected, gradient_A))

@@ -5,77 +5,29 @@ from itertools import cycle
 
 import pytest
 import torch
-from loss_cases import NUM_CASES, assert_equal, compare_token_loss, differentiate, make_batch
+from loss_cases import (
+    NUM_CASES,
+    assert_equal,
+    compare,
+    compare_token_loss,
+    differentiate,
+    make_batch,
+)
 from verl.trainer.ppo import core_algos as verl
 from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
-from verl.workers.config import ActorConfig
 from verl.workers.config.actor import PolicyLossConfig
+from verl_losses import ACTOR, MODES, choose_options, coefficients_as_verl, configure, in_verl
 
-from starpo_train.losses.awr import compute_awr_loss, compute_awr_weights
+from starpo_train.losses.awr import compute_awr_loss
 from starpo_train.losses.cispo import compute_cispo_loss
 from starpo_train.losses.correction import correct_ratios
 from starpo_train.losses.decoupled import compute_decoupled_loss
 from starpo_train.losses.dppo_tv import compute_dppo_tv_loss
 from starpo_train.losses.dro import compute_dro_loss, compute_dro_token_loss
 from starpo_train.losses.gspo import compute_gspo_loss
-from starpo_train.losses.kl import compute_kl
 from starpo_train.losses.ppo_clip import compute_ppo_clip_loss
 from starpo_train.losses.sapo import compute_sapo_loss
 from starpo_train.losses.topr import compute_topr_loss
-from starpo_train.losses.value import compute_value_loss
-
-MODES = (
-    "token-mean",
-    "token-sum",
-    "seq-mean-token-mean",
-    "seq-mean-token-sum",
-    "seq-mean-token-sum-norm",
-)
-ACTOR = ActorConfig(
-    strategy="fsdp",
-    rollout_n=1,
-    ppo_micro_batch_size_per_gpu=1,
-    clip_ratio_low=0.2,
-    clip_ratio_high=0.28,
-    clip_ratio_c=3.0,
-)
-
-
-def choose_options(batch):
-    return {"clip_low": batch.uniform(0.05, 0.5), "clip_high": batch.uniform(0.05, 0.5)}
-
-
-def configure(options, **changes):
-    return replace(
-        ACTOR, clip_ratio_low=options["clip_low"], clip_ratio_high=options["clip_high"], **changes
-    )
-
-
-def in_verl(batch, mode, name, config, **given):
-    """The named loss as a function of log-probabilities."""
-
-    def compute(logprobs_BT):
-        loss, _ = verl.get_policy_loss_fn(name)(
-            old_log_prob=batch.behaviour_BT,
-            log_prob=logprobs_BT,
-            advantages=batch.advantages_BT,
-            response_mask=batch.mask_BT,
-            loss_agg_mode=mode,
-            config=config,
-            **given,
-        )
-        return loss
-
-    return compute
-
-
-def coefficients_as_verl(batch, mode):
-    """Ours, with the 1e-8 that verl adds to a row's number of tokens in seq-mean-token-mean."""
-    coefficients_A = batch.coefficients(mode, horizon=batch.mask_BT.shape[1])
-    if mode != "seq-mean-token-mean":
-        return coefficients_A
-    count_B = batch.mask_BT.sum(1)
-    return coefficients_A * (count_B / (count_B + 1e-8))[batch.row_of]
 
 
 def test_every_token_loss(write_golden):
@@ -103,10 +55,9 @@ def test_every_token_loss(write_golden):
             always = "seq-mean-token-mean" if name == "sapo" else mode  # whatever it is told
             factors_A = coefficients_as_verl(batch, always) if name == "sapo" else coefficients_A
             oracle = in_verl(batch, mode, name, configure(clips, **config))
-            case = compare_token_loss(ours, oracle, batch, factors_A, options)
-            cases.append({"function": name} | case)
+            cases.append(compare_token_loss(name, ours, oracle, batch, factors_A, options))
         oracle = in_verl(batch, mode, "vanilla", configure(clips, clip_ratio_c=1e12))
-        compare_token_loss(compute_ppo_clip_loss, oracle, batch, coefficients_A, clips)
+        compare_token_loss("vanilla", compute_ppo_clip_loss, oracle, batch, coefficients_A, clips)
     write_golden("losses_verl", "verl", "0.9.1", cases)
 
 
@@ -141,204 +92,98 @@ def replace_all(batch, *, logprob, behaviour, advantage):
     )
 
 
-def compute_ours_gspo(batch, logprobs_BT, coefficients_A, options):
-    means_B = batch.means(logprobs_BT - batch.behaviour_BT)
-    return compute_gspo_loss(
-        means_B, batch.flatten(batch.advantages_BT), batch.row_of, coefficients_A, **options
-    )
-
-
-def test_gspo():
+def test_gspo(write_golden):
     """Values for any advantages, gradients where a row has one advantage."""
+    cases = []
     for seed, mode in zip(range(NUM_CASES), cycle(MODES), strict=False):
-        for rows_alike in (False, True):
-            batch = make_batch(seed, rows_alike=rows_alike)
-            options = choose_options(batch)
-            leaf_BT = batch.logprobs_BT.clone().requires_grad_()
-            ours = compute_ours_gspo(
-                batch, leaf_BT, coefficients_as_verl(batch, mode), options
-            ).loss
-            theirs = in_verl(batch, mode, "gspo", configure(options))(leaf_BT)
-            assert_equal(ours, theirs)
-            if rows_alike:
-                ours_BT = differentiate(ours, leaf_BT) * batch.mask_BT
-                assert_equal(ours_BT, differentiate(theirs, leaf_BT) * batch.mask_BT)
+        batch = make_batch(seed)
+        options = choose_options(batch)
+        oracle = in_verl(batch, mode, "gspo", configure(options))
+        ours = compute_gspo_loss(*list_for_gspo(batch, mode).values(), **options).loss
+        assert_equal(ours, oracle(batch.logprobs_BT))
+        batch = make_batch(seed, rows_alike=True)
+        leaf_BT = batch.logprobs_BT.clone().requires_grad_()
+        theirs = in_verl(batch, mode, "gspo", configure(options))(leaf_BT)
+        gradient_N = differentiate(theirs, leaf_BT).sum(1)  # at the mean of a row's tokens
+        inputs = list_for_gspo(batch, mode)
+        cases.append(compare("gspo", compute_gspo_loss, inputs, options, (theirs, gradient_N)))
+    write_golden("gspo_verl", "verl", "0.9.1", cases)
+
+
+def list_for_gspo(batch, mode):
+    return {
+        "log_ratio_means_N": batch.means(batch.logprobs_BT - batch.behaviour_BT),
+        "advantages_A": batch.flatten(batch.advantages_BT),
+        "trajectory_of_A": batch.row_of,
+        "coefficients_A": coefficients_as_verl(batch, mode),
+    }
 
 
 def test_gspo_gradients_differ_where_advantages_do():
     """Two tokens, rho = 1, A = (1, 0), token-mean: ours (-.25, -.25), verl's (-.5, 0)."""
-    batch = make_batch(1, spread=0.1)
-    whole = torch.ones(1, 2, dtype=torch.float64)
+    ones_BT = torch.ones(1, 2, dtype=torch.float64)
     batch = replace(
-        batch,
-        logprobs_BT=-whole,
-        behaviour_BT=-whole,
+        make_batch(1),
+        logprobs_BT=(-ones_BT).requires_grad_(),
+        behaviour_BT=-ones_BT,
         advantages_BT=torch.tensor([[1.0, 0.0]], dtype=torch.float64),
-        mask_BT=whole,
+        mask_BT=ones_BT,
     )
-    leaf_BT = batch.logprobs_BT.clone().requires_grad_()
-    factors_A = batch.coefficients("token-mean")
-    ours = compute_ours_gspo(batch, leaf_BT, factors_A, {}).loss
-    theirs = in_verl(batch, "token-mean", "gspo", ACTOR)(leaf_BT)
-    assert_equal(differentiate(ours, leaf_BT), [[-0.25, -0.25]])
-    assert_equal(differentiate(theirs, leaf_BT), [[-0.5, 0.0]])
+    ours = compute_gspo_loss(*list_for_gspo(batch, "token-mean").values()).loss
+    theirs = in_verl(batch, "token-mean", "gspo", ACTOR)(batch.logprobs_BT)
+    assert_equal(differentiate(ours, batch.logprobs_BT), [[-0.25, -0.25]])
+    assert_equal(differentiate(theirs, batch.logprobs_BT), [[-0.5, 0.0]])
 
 
-def test_aggregation(write_golden):
-    """`agg_loss` in its five modes, also as a share of a larger batch's denominators."""
-    cases = []
-    for seed, mode in zip(range(NUM_CASES), cycle(MODES), strict=False):
-        batch = make_batch(seed)
-        horizon = batch.uniform(5.0, 50.0)
-        values_BT = batch.advantages_BT
-        whole = verl.agg_loss(values_BT, batch.mask_BT, mode, loss_scale_factor=horizon)
-        coefficients_A = batch.coefficients(mode, horizon)
-        values_A = batch.flatten(values_BT)
-        tolerance = 1e-7 if mode == "seq-mean-token-mean" else 1e-10  # verl's 1e-8 per row
-        assert_equal((coefficients_A * values_A).sum(), whole, tolerance)
-        shares = [
-            verl.agg_loss(
-                values_BT[[row]],
-                batch.mask_BT[[row]],
-                mode,
-                batch_num_tokens=batch.mask_BT.sum(),
-                global_batch_size=(batch.mask_BT.sum(1) > 0).sum(),
-                loss_scale_factor=horizon,
-            )
-            for row in range(len(values_BT))
-        ]
-        ours_B = torch.zeros(len(values_BT), dtype=torch.float64)
-        ours_B.index_add_(0, batch.row_of, coefficients_A * values_A)
-        assert_equal(ours_B, torch.stack(shares), tolerance)
-        inputs = {"num_tokens_R": batch.mask_BT.sum(1), "row_of_A": batch.row_of}
-        inputs |= {"values_A": values_A, "mode": mode, "horizon": horizon}
-        cases.append({"function": f"agg_loss {mode}", "inputs": inputs, "outputs": {"loss": whole}})
-    write_golden("aggregation_verl", "verl", "0.9.1", cases)
-
-
-def test_kl(write_golden):
-    """k1, k2, k3 and their + forms: values and gradients, within limits and beyond."""
-    cases = []
-    for seed in range(NUM_CASES):
-        batch = make_batch(seed)
-        for estimator in ("k1", "k2", "k3", "k1+", "k3+"):
-            leaf_BT = batch.logprobs_BT.clone().requires_grad_()
-            ours_BT = compute_kl(leaf_BT, batch.behaviour_BT, estimator=estimator)
-            theirs_BT = verl.kl_penalty(leaf_BT, batch.behaviour_BT, estimator)
-            gradient_BT = differentiate(theirs_BT.sum(), leaf_BT)
-            assert_equal(ours_BT, theirs_BT)
-            assert_equal(differentiate(ours_BT.sum(), leaf_BT), gradient_BT)
-            inputs = {
-                "logprobs_A": batch.logprobs_BT[0],
-                "reference_logprobs_A": batch.behaviour_BT[0],
-            }
-            outputs = {"values": theirs_BT[0], "gradient": gradient_BT[0]}
-            case = {"options": {"estimator": estimator}, "inputs": inputs, "outputs": outputs}
-            cases.append({"function": f"kl_penalty {estimator}"} | case)
-    write_golden("kl_verl", "verl", "0.9.1", cases)
-
-
-def test_value_loss(write_golden):
-    """Clipped squared error: value and gradient at the predicted values."""
-    cases = []
-    for seed, mode in zip(range(NUM_CASES), cycle(MODES), strict=False):
-        batch = make_batch(seed)
-        clip = batch.uniform(0.1, 1.0)
-        leaf_BT = batch.logprobs_BT.clone().requires_grad_()
-        theirs, _ = verl.compute_value_loss(
-            leaf_BT, batch.advantages_BT, batch.behaviour_BT, batch.mask_BT, clip, mode
-        )
-        gradient_A = batch.flatten(differentiate(theirs, leaf_BT))
-        given = [batch.flatten(x) for x in (batch.behaviour_BT, batch.advantages_BT)]
-        given.append(coefficients_as_verl(batch, mode))
-        leaf_A = batch.flatten(batch.logprobs_BT).clone().requires_grad_()
-        ours = compute_value_loss(leaf_A, *given, clip=clip).loss
-        assert_equal(ours, theirs)
-        assert_equal(differentiate(ours, leaf_A), gradient_A)
-        names = ("values_A", "old_values_A", "returns_A", "coefficients_A")
-        inputs = dict(zip(names, (leaf_A, *given), strict=True)) | {"clip": clip}
-        outputs = {"loss": theirs, "gradient": gradient_A}
-        cases.append({"function": "compute_value_loss", "inputs": inputs, "outputs": outputs})
-    write_golden("value_verl", "verl", "0.9.1", cases)
-
-
-def test_corrections(write_golden):
-    """TIS and IcePop weights per token, and of the sequence's product."""
-    cases = []
-    for seed in range(2 * NUM_CASES):
-        batch = make_batch(seed)
-        log_ratio_BT = batch.logprobs_BT - batch.behaviour_BT
-        cap, floor = batch.uniform(1.1, 5.0), batch.uniform(0.1, 0.9)
-        sums_B = (log_ratio_BT * batch.mask_BT).sum(1)
-        for level in ("token", "sequence"):
-            log_ratios_A = batch.flatten(log_ratio_BT)
-            log_ratios_A = sums_B[batch.row_of] if level == "sequence" else log_ratios_A
-            for options in ({"cap": cap}, {"cap": cap, "floor": floor, "masked": True}):
-                ours_A = correct_ratios(log_ratios_A, **options)
-                if not ours_A.any():  # verl's metrics divide by zero then
-                    continue
-                threshold = f"{floor}_{cap}" if "masked" in options else cap
-                theirs_BT, _ = compute_rollout_correction_weights(
-                    log_ratio_BT, batch.mask_BT, level, threshold
-                )
-                expected_A = batch.flatten(theirs_BT)
-                assert_equal(ours_A, expected_A)
-                case = {"inputs": {"log_ratios_A": log_ratios_A}, "options": options}
-                kind = "icepop" if "masked" in options else "tis"
-                name = f"compute_rollout_correction_weights {level} {kind}"
-                cases.append({"function": name, "outputs": {"weights": expected_A}} | case)
-    write_golden("corrections_verl", "verl", "0.9.1", cases)
-
-
-def test_decoupled():
+def test_decoupled(write_golden):
     """verl's clipped loss against the proximal policy times its rollout correction, TIS and mask."""
+    cases = []
     for seed, mode in zip(range(NUM_CASES), cycle(MODES), strict=False):
         batch = make_batch(seed)
         noise_BT = torch.randn(batch.logprobs_BT.shape, generator=batch.generator).double()
         proximal_BT = batch.logprobs_BT + 0.3 * noise_BT
-        cap, masked, clips = batch.uniform(1.1, 5.0), bool(seed % 2), choose_options(batch)
+        options = {"cap": batch.uniform(1.1, 5.0), "masked": bool(seed % 2)}
+        log_ratio_BT = proximal_BT - batch.behaviour_BT
+        if not correct_ratios(batch.flatten(log_ratio_BT), **options).any():
+            continue  # verl's metrics divide by zero
+        threshold = f"1e-9_{options['cap']}" if options["masked"] else options["cap"]
         weights_BT, _ = compute_rollout_correction_weights(
-            proximal_BT - batch.behaviour_BT,
-            batch.mask_BT,
-            "token",
-            f"1e-9_{cap}" if masked else cap,
+            log_ratio_BT, batch.mask_BT, "token", threshold
         )
         near = replace(batch, behaviour_BT=proximal_BT)
-        leaf_BT = batch.logprobs_BT.clone().requires_grad_()
+        clips = choose_options(batch)
         config = configure(clips, clip_ratio_c=1e12)
-        theirs = in_verl(near, mode, "vanilla", config, rollout_is_weights=weights_BT)(leaf_BT)
-        leaf_A = batch.flatten(batch.logprobs_BT).clone().requires_grad_()
-        ours = compute_decoupled_loss(
-            leaf_A,
-            batch.flatten(batch.behaviour_BT),
-            batch.flatten(batch.advantages_BT),
-            coefficients_as_verl(batch, mode),
-            proximal_logprobs_A=batch.flatten(proximal_BT),
-            cap=cap,
-            masked=masked,
-            **clips,
-        ).loss
-        assert_equal(ours, theirs)
-        assert_equal(differentiate(ours, leaf_A), batch.flatten(differentiate(theirs, leaf_BT)))
+        oracle = in_verl(near, mode, "vanilla", config, rollout_is_weights=weights_BT)
+        options |= clips | {"proximal_logprobs_A": batch.flatten(proximal_BT)}
+        factors_A = coefficients_as_verl(batch, mode)
+        cases.append(
+            compare_token_loss("vanilla", compute_decoupled_loss, oracle, batch, factors_A, options)
+        )
+    assert len(cases) > 0.9 * NUM_CASES
+    write_golden("decoupled_verl", "verl", "0.9.1", cases)
 
 
-def test_awr_is_a_policy_gradient_with_constant_weights():
+def test_awr_is_a_policy_gradient_with_constant_weights(write_golden):
     """verl's REINFORCE with exp(A / beta), at most 20, in the advantages' place."""
+    cases = []
     for seed, mode in zip(range(NUM_CASES), cycle(MODES), strict=False):
         batch = make_batch(seed)
         beta = batch.uniform(0.1, 2.0)
         weights_BT = torch.exp(batch.advantages_BT / beta).clamp(max=20.0)
-        assert_equal(compute_awr_weights(batch.advantages_BT, beta=beta), weights_BT)
         leaf_BT = batch.logprobs_BT.clone().requires_grad_()
         theirs, _ = verl.compute_policy_loss_reinforce(
             batch.behaviour_BT, leaf_BT, weights_BT, batch.mask_BT, mode, ACTOR
         )
-        leaf_A = batch.flatten(batch.logprobs_BT).clone().requires_grad_()
-        advantages_A = batch.flatten(batch.advantages_BT)
-        factors_A = coefficients_as_verl(batch, mode)
-        ours = compute_awr_loss(leaf_A, advantages_A, factors_A, beta=beta).loss
-        assert_equal(ours, theirs)
-        assert_equal(differentiate(ours, leaf_A), batch.flatten(differentiate(theirs, leaf_BT)))
+        gradient_A = batch.flatten(differentiate(theirs, leaf_BT))
+        inputs = {
+            "logprobs_A": batch.flatten(batch.logprobs_BT),
+            "advantages_A": batch.flatten(batch.advantages_BT),
+            "coefficients_A": coefficients_as_verl(batch, mode),
+        }
+        name = "compute_policy_loss_reinforce"
+        oracle = (theirs, gradient_A)
+        cases.append(compare(name, compute_awr_loss, inputs, {"beta": beta}, oracle))
+    write_golden("awr_verl", "verl", "0.9.1", cases)
 
 
 def compute_topr_in_verl(batch, leaf_BT, outcomes_B):
@@ -369,17 +214,13 @@ def test_topr(write_golden):
         gradient_N = differentiate(theirs, leaf_BT).gather(1, batch.mask_BT.argmax(1)[:, None])[
             :, 0
         ]
-        sums = [(x * batch.mask_BT).sum(1) for x in (batch.logprobs_BT, batch.behaviour_BT)]
-        leaf_N = sums[0].clone().requires_grad_()
-        ours = compute_topr_loss(leaf_N, sums[1], outcomes_N).loss
-        assert_equal(ours, theirs)
-        assert_equal(differentiate(ours, leaf_N), gradient_N)
-        names = ("logprobs_N", "behaviour_logprobs_N", "outcomes_N")
-        inputs = dict(zip(names, (*sums, outcomes_N), strict=True))
-        outputs = {"loss": theirs, "gradient": gradient_N}
-        cases.append(
-            {"function": "compute_policy_loss_reinforce", "inputs": inputs, "outputs": outputs}
-        )
+        inputs = {
+            "logprobs_N": (batch.logprobs_BT * batch.mask_BT).sum(1),
+            "behaviour_logprobs_N": (batch.behaviour_BT * batch.mask_BT).sum(1),
+            "outcomes_N": outcomes_N,
+        }
+        name = "compute_policy_loss_reinforce"
+        cases.append(compare(name, compute_topr_loss, inputs, {}, (theirs, gradient_N)))
     write_golden("topr_verl", "verl", "0.9.1", cases)
 
 

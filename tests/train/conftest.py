@@ -185,6 +185,8 @@ def write_run_file(
         "model": {"path": str(base), "device": "cpu"},
         "algorithm": {"name": "starpo"},
         "train": {"trajectories_per_step": 4, "learning_rate": 1e-2, "threads": 1},
+        # tiny models at such learning rates are soon found to have collapsed
+        "diagnostics": {"early_stop": False},
     }
     for name, options in sections.items():
         values[name] |= options

@@ -46,6 +46,15 @@ def test_the_commit_lists_every_file_with_its_hash(checkpoint):
     }
 
 
+def test_checkpoints_are_listed_by_their_step(tmp_path):
+    """After 999,999 comes a longer number, which sorts before it as text."""
+    for name in ("step_1000000", "step_000009", "step_999999", "step_000009_best", "step_9"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / COMMIT_FILE).touch()
+    names = [path.name for path in list_checkpoints(tmp_path)]
+    assert names == ["step_000009", "step_999999", "step_1000000"]
+
+
 def test_torn_checkpoint_is_refused(checkpoint):
     """A folder without COMMIT is the rest of a killed run; it is not listed either."""
     (checkpoint / COMMIT_FILE).unlink()

@@ -185,6 +185,26 @@ def test_critic_does_not_learn_a_task_from_itself():
     assert fitted.explained_variance < 0.05
 
 
+def test_critic_of_one_task_is_the_mean_and_claims_nothing():
+    """Eight turns, 32 features: a fit to its own returns would leave every advantage 0."""
+    features = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    returns, one_task = to_tensor(1, 0, 0, 1, 0, 0, 0, 1), torch.zeros(8, dtype=torch.long)
+    fitted = fit_turn_values(features, returns, one_task, torch.ones(8, dtype=torch.bool))
+    assert_close(fitted.values_K, [3 / 8] * 8)
+    assert math.isnan(fitted.explained_variance)
+    nothing = fit_turn_values(features, returns, one_task, torch.zeros(8, dtype=torch.bool))
+    assert_close(nothing.values_K, [0.0] * 8)
+
+
+def test_explained_variance_is_that_of_held_out_tasks():
+    """Two tasks of one fold each; values are the other's mean: 1 - mean (1, 1, 1, 1) / .25 = -3."""
+    returns = to_tensor(0, 0, 1, 1)
+    tasks, usable = torch.tensor([0, 0, 1, 1]), torch.ones(4, dtype=torch.bool)
+    fitted = fit_turn_values(torch.zeros(4, 3), returns, tasks, usable)
+    assert_close(fitted.values_K, [1, 1, 0, 0])
+    assert fitted.explained_variance == pytest.approx(-3)
+
+
 def test_critic_ignores_returns_of_truncated_runs():
     """Absurd returns outside the usable mask leave the fit as it was."""
     generator = torch.Generator().manual_seed(0)

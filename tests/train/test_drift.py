@@ -1,6 +1,8 @@
 """Recorded ids against the chat template's, and `starpo-train explain --model`."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -148,6 +150,36 @@ def test_explain_names_what_is_left_out(hand, model_folder, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "trajectories without recorded ids" in printed
     assert "left out: template_ignores_tools" in printed
+
+
+def test_explain_says_what_its_examples_are(hand, model_folder, tmp_path, capsys):
+    """The finding, the first trajectory that has it, and what the text beside it is."""
+    reasoning = {"type": "reasoning", "content": "I count to three."}
+    text = {"type": "text", "content": "left"}
+    nodes = [("q", None, "user", [text]), ("a", "q", "assistant", [reasoning, text])]
+    messages = [
+        {"node_id": n, "parent_id": p, "message": json.dumps({"role": r, "parts": parts})}
+        for n, p, r, parts in nodes
+    ]
+    turn = hand.turn(None, None, input_node="q", output_node="a")
+    rows = [hand.trajectory(f"t{i}", [turn], reward=1.0, messages=messages) for i in (0, 1)]
+    dataset = hand.dataset(tmp_path / "d", rows)
+    assert main(["explain", str(dataset), "--model", str(model_folder)]) == 0
+    assert (
+        "example of template_drops_reasoning: t0\n"
+        "  reasoning that is not rendered: 'I count to three.'\n"
+    ) in capsys.readouterr().out
+
+
+def test_every_example_has_a_label():
+    """Each finding that is noted with a text in render.py."""
+    from starpo_train.explain import _EXAMPLES as LABELS
+    from starpo_train.findings import FAULTS, LOSSES, NOTES
+
+    source = (Path(__file__).parents[2] / "starpo_train" / "render.py").read_text()
+    noted = set(re.findall(r'note\(\s*"(\w+)",', source))
+    assert noted | {"template_opens_answer"} == set(LABELS)
+    assert set(LABELS) <= {*FAULTS, *LOSSES, *NOTES}
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,51 @@ def test_exports_that_cannot_be_are_one_clear_line(full_run, tmp_path, capsys):
         assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("adapter", [[], ["--adapter"]])
+def test_exports_into_a_run_or_a_committed_folder_are_refused(
+    full_run, lora_run, tmp_path, capsys, monkeypatch, adapter
+):
+    """The run's own folder, its checkpoints, another run, a model folder; nothing is written there."""
+    run = (lora_run if adapter else full_run).metrics_path.parent
+    checkpoint = next((run / "checkpoints").iterdir())
+    other = full_run.metrics_path.parent
+    before = sorted(run.rglob("*"))
+    monkeypatch.chdir(run)
+    for output in (run, run / "out", run / "checkpoints" / "step_000009", other / "a" / "b", "."):
+        for source in (run, checkpoint):
+            assert main(["export", str(source), "-o", str(output), *adapter]) == 2
+            found = other if str(output).startswith(str(other)) else run
+            assert capsys.readouterr().err == (
+                f"error: {output} is in {found}, the folder of a run; choose a folder outside "
+                "of it.\n"
+            )
+    assert sorted(run.rglob("*")) == before
+    out = tmp_path / "out"
+    assert main(["export", str(run), "-o", str(out), *adapter]) == 0
+    assert main(["export", str(run), "-o", str(out / "again"), *adapter]) == 2
+    assert "a committed model folder, which must stay as it is" in capsys.readouterr().err
+    read_commit(out)
+
+
+def test_an_export_beside_a_run_file_is_allowed(full_run, tmp_path):
+    """A project's folder may hold a run file called run.toml."""
+    (tmp_path / "run.toml").touch()
+    assert main(["export", str(full_run.metrics_path.parent), "-o", str(tmp_path / "out")]) == 0
+
+
+def test_a_damaged_checkpoint_is_not_exported(make_run, tmp_path, capsys):
+    """The one before it is named, and can be exported."""
+    result = make_run("two", train={"checkpoint_every_steps": 1})
+    run = result.metrics_path.parent
+    (result.final_path / "config.json").write_text("{}")
+    whole = run / "checkpoints" / "step_000001"
+    assert main(["export", str(run), "-o", str(tmp_path / "out")]) == 2
+    told = f"the newest whole one before it is step_000001: export that one, {whole}."
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["export", str(whole), "-o", str(tmp_path / "out")]) == 0
+
+
 def test_an_exported_model_that_was_changed_is_refused(full_run, tmp_path, capsys):
     """As a checkpoint is: by what trains on it or serves it."""
     run = str(full_run.metrics_path.parent)

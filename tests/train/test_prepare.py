@@ -87,7 +87,7 @@ def test_what_rendering_found_is_in_the_start_record(configure, hand, tmp_path):
     tools = json.dumps([{"name": "go", "parameters": {"type": "object"}}])
     dataset = write_chats(hand, tmp_path / "data", tool_definitions=tools)
     options = {"dataset": dataset, "algorithm": {"name": "filtered_bc"}}
-    with pytest.raises(DataError, match=r"'template_ignores_tools': 1.*docs/tokens.md"):
+    with pytest.raises(DataError, match=r"1 template_ignores_tools: .*docs/tokens\.md"):
         train(configure(**options))
     result = train(configure("kept", data={"lossy_rendering": "keep"}, **options))
     start = read_metrics(result.metrics_path)[0]

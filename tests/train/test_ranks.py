@@ -187,6 +187,7 @@ CASES = {
     "cloning": {"algorithm": {"name": "filtered_bc"}},
 }
 STEPS = {"epochs": 3, "trajectories_per_step": 4}  # nine
+MEASURED = {"every_steps": 4, "samples": 12}
 MANY_STEPS = {"epochs": 12, "trajectories_per_step": 4, "checkpoint_every_steps": 4}
 
 
@@ -222,6 +223,10 @@ def place(hand, tmp_path_factory):
     for name in ("killed", "terminated", "undisturbed"):
         configure(name, train=MANY_STEPS)
     configure("ceiling", algorithm={"kl_ceiling": 1e-6})
+    for suffix in ("1", "2"):
+        configure(f"watched-{suffix}", train=STEPS | {"learning_rate": 1e-4}, diagnostics=MEASURED)
+    collapsing = {"epochs": 20, "trajectories_per_step": 4, "learning_rate": 1.0}
+    configure("collapsed", train=collapsing, diagnostics={"early_stop": True})
     configure("poisoned")
     return folder
 
@@ -305,6 +310,8 @@ def two(place, one, killed):
         "ceiling": {"kind": "train", "path": "ceiling.toml"},
         "taken": {"kind": "train", "path": "ceiling.toml"},
         "poisoned": {"kind": "train", "path": "poisoned.toml"},
+        "watched": {"kind": "train", "path": "watched-2.toml"},
+        "collapsed": {"kind": "train", "path": "collapsed.toml"},
     }
     return do_all(place, jobs, num_ranks=2)
 
@@ -578,6 +585,32 @@ def test_ranks_have_a_device_each(monkeypatch):
         choose_device("cuda:1", ranks)
     with pytest.raises(ModelError, match="rank 5 is number 2 on its machine, which has 2 CUDA"):
         choose_device("cuda", replace(ranks, local_rank=2))
+
+
+def read_events(run, event):
+    return [r for r in read_metrics(run / "metrics.jsonl") if r.get("event") == event]
+
+
+def test_mutual_information_is_that_of_one_process(place, two):
+    """Rows are dealt over ranks: the same numbers at steps 0, 4 and 8."""
+    assert two["watched"] == ["done"] * 2
+    train(read_run_config(place / "watched-1.toml"))
+    expected, actual = (read_events(place / f"watched-{n}", "diagnostics") for n in (1, 2))
+    assert [record["step"] for record in actual] == [0, 4, 8]
+    for name in ("mi_per_token", "mi_per_sequence", "mi_zscore_ema_per_sequence", "answer_entropy"):
+        found = [record[name] for record in actual]
+        assert found == pytest.approx([record[name] for record in expected], abs=1e-3)
+    for name in ("z", "num_answers", "num_prompts", "tokens", "retrieval_at_1"):
+        assert [r[name] for r in actual] == [r[name] for r in expected]
+
+
+def test_ranks_stop_a_collapsed_run_together(place, two):
+    """Both end, with one record and a checkpoint."""
+    assert two["collapsed"] == ["done"] * 2
+    (stop,) = read_events(place / "collapsed", "early_stop")
+    final = json.loads((place / "collapsed" / "final.json").read_text())
+    assert (final["step"], final["early_stop"]) == (stop["step"], stop["rule"])
+    assert stop["step"] < 60
 
 
 if __name__ == "__main__":

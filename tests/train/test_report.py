@@ -421,6 +421,42 @@ def test_run_view_skips_events_and_gaps(release):
     assert view.facts == (("trajectories", 7),)
 
 
+def test_run_view_shows_measurements_and_marks_where_a_run_was_stopped(tmp_path):
+    """Mutual information has a curve of its own steps; the stop is named, and a line in every curve."""
+    at = {"epoch": 0, "rule": "gradient_spike", "reason": "three <b>norms</b>"}
+    records = [
+        {"event": "start", "num_trajectories": 7},
+        {"event": "diagnostics", "step": 0, "mi_per_sequence": 2.0, "retrieval_at_1": 0.75},
+        {"step": 1, "loss": 0.5, "in_group_reward_std": 0.25},
+        {"event": "alarm", "step": 1, **at},
+        {"step": 2, "loss": 0.25, "in_group_reward_std": 0.5},
+        {"event": "diagnostics", "step": 2, "mi_per_sequence": 1.0, "retrieval_at_1": 0.5},
+        {"event": "early_stop", "step": 2, **at},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    view = view_run(tmp_path)
+    assert view.num_steps == 2
+    assert {c.title: (c.low, c.high, c.last) for c in view.curves} == {
+        "Loss": (0.25, 0.5, 0.25),
+        "Reward deviation": (0.25, 0.5, 0.5),
+        "Mutual information": (1.0, 2.0, 1.0),
+        "Prompt found": (0.5, 0.75, 0.5),
+    }
+    assert [ended for ended, _ in view.stops] == [False, True]
+    assert view.stops[1][1] == "step 2, gradient_spike: three <b>norms</b>"
+    places = [re.findall(r'class="margin" x1="([\d.]+)%"', c.picture) for c in view.curves]
+    assert places == [["0.0", "100.0"], ["0.0", "100.0"], ["50.0", "100.0"], ["50.0", "100.0"]]
+    page = render_report(
+        output=tmp_path / "page.html",
+        policies=[],
+        verdict=None,
+        runs=[tmp_path],
+        dataset=None,
+        title="x",
+    ).read_text()
+    assert ">stopped early</span> step 2, gradient_spike: three &lt;b&gt;norms" in page
+
+
 def test_examples_are_the_gain_the_loss_and_the_unchanged(release):
     """0 -> 2 is the gain, 2 -> 0 the loss, 2 -> 2 solved by both."""
     baseline, candidate = release["policies"]

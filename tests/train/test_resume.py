@@ -107,6 +107,56 @@ def test_resuming_from_a_tampered_checkpoint_is_refused(configure):
         train(read_resumed_config(part.metrics_path.parent), resume=True)
 
 
+def damage(checkpoint):
+    """Flip a bit of a checkpoint's weights."""
+    file = checkpoint / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+def test_a_damaged_checkpoint_names_the_newest_whole_one(configure, capsys):
+    """Of four, the last two are damaged; removing them as told ends in the weights of a whole run."""
+    sections = {"train": {"epochs": 3, "checkpoint_every_steps": 1, "keep_checkpoints": 0}}
+    whole = train(configure("whole", **sections))
+    part = train(configure("part part", **sections), progress=InterruptAt(4))
+    run = part.metrics_path.parent
+    damaged = [run / "checkpoints" / f"step_{step:06d}" for step in (3, 4)]
+    for checkpoint in damaged:
+        damage(checkpoint)
+    capsys.readouterr()
+    assert main(["resume", str(run)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {damaged[1]}/model.safetensors does not match its SHA-256; the newest whole one "
+        f"before it is step_000002: `rm -r '{damaged[0]}' '{damaged[1]}'`, then "
+        f"`starpo-train resume '{run}'` goes on from there.\n"
+    )
+    for checkpoint in damaged:
+        shutil.rmtree(checkpoint)
+    resumed = train(read_resumed_config(run), resume=True)
+    assert hash_weights(resumed.final_path) == hash_weights(whole.final_path)
+
+
+def test_a_damaged_checkpoint_with_none_before_it_says_so(configure):
+    """Its COMMIT is cut short, and it is the only one."""
+    part = train(configure(train={"epochs": 3}), progress=InterruptAt(2))
+    commit = part.final_path / "COMMIT"
+    commit.write_text(commit.read_text()[:-9])
+    with pytest.raises(CheckpointError, match=r"damaged .*; no checkpoint before it is whole"):
+        train(read_resumed_config(part.metrics_path.parent), resume=True)
+
+
+def test_a_copy_kept_among_the_checkpoints_is_none(configure):
+    """It is neither gone on from nor removed when old checkpoints are."""
+    sections = {"train": {"epochs": 3, "checkpoint_every_steps": 1, "keep_checkpoints": 1}}
+    part = train(configure(**sections), progress=InterruptAt(2))
+    run = part.metrics_path.parent
+    kept = shutil.copytree(part.final_path, part.final_path.with_name("step_000002_best"))
+    resumed = train(read_resumed_config(run), resume=True)
+    assert (resumed.num_steps, resumed.final_path.name) == (6, "step_000006")
+    assert sorted((run / "checkpoints").iterdir()) == [kept, resumed.final_path]
+
+
 def test_resuming_on_another_dataset_is_refused(configure, hand, model_folder, tmp_path):
     """The dataset's digest is part of the run."""
     dataset = hand.bandit(tmp_path / "data", model_folder)
@@ -160,6 +210,24 @@ def test_resuming_a_finished_run_does_nothing(configure, capsys):
     assert line in capsys.readouterr().out
 
 
+def test_a_run_that_is_being_trained_is_not_resumed(configure, capsys):
+    """From within its second step: refused, and the run ends as one left alone."""
+    whole = train(configure("whole", train={"epochs": 2, "checkpoint_every_steps": 1}))
+    config = configure("part", train={"epochs": 2, "checkpoint_every_steps": 1})
+    codes = []
+
+    def resume_too(record):
+        if record.get("step") == 2 and "loss" in record:
+            codes.append(main(["resume", str(config.run.output)]))
+
+    part = train(config, progress=resume_too)
+    assert codes == [2]
+    assert f"error: {config.run.output}: another process is training" in capsys.readouterr().err
+    assert [record["step"] for record in steps_of(part)] == [1, 2, 3, 4]
+    assert hash_weights(part.final_path) == hash_weights(whole.final_path)
+    assert train(read_resumed_config(config.run.output), resume=True).already_finished
+
+
 def test_a_folder_with_other_content_is_not_taken(configure, tmp_path):
     """It stays as it was."""
     (tmp_path / "run").mkdir()
@@ -167,6 +235,16 @@ def test_a_folder_with_other_content_is_not_taken(configure, tmp_path):
     with pytest.raises(ConfigError, match="holds something else than a run"):
         train(configure())
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_in_another_run_or_checkpoint_is_refused(configure):
+    """The checkpoint would no longer match its COMMIT."""
+    result = train(configure())
+    inside = result.final_path.relative_to(result.metrics_path.parents[1])
+    for output in (inside / "new", "run/new"):
+        with pytest.raises(ConfigError, match="choose a folder outside of it"):
+            train(configure("other", run={"output": str(output)}))
+    assert train(read_resumed_config(result.metrics_path.parent), resume=True).already_finished
 
 
 def test_a_second_run_does_not_take_over_a_folder(configure):

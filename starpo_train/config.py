@@ -25,6 +25,18 @@ Aggregation = Literal[
     "seq-mean-token-sum-norm",
 ]
 AlgorithmName = Literal["auto", "starpo", "topr", "awr", "awac", "dro", "kto", "dpo", "filtered_bc"]
+AdvantageName = Literal[
+    "grpo",
+    "dr_grpo",
+    "rloo",
+    "maxrl",
+    "gdpo",
+    "reinforce_pp",
+    "reinforce_pp_baseline",
+    "gigpo",
+    "gae",
+    "bilevel_gae",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,14 +105,22 @@ class AlgorithmSection:
 
     name: AlgorithmName = "auto"
     """auto picks from what the data allows and says why."""
-    advantage: Literal["group", "bilevel_gae"] = "group"
-    """group: against other attempts at the same task; bilevel_gae: against a turn-level critic."""
-    normalize_std: bool = True
-    """Group advantages: divide by the group's standard deviation (GRPO) or not (Dr.GRPO)."""
-    singleton: Literal["drop", "global_baseline"] = "drop"
-    """A task with one attempt: advantage 0, or against the mean over all trajectories."""
-    keep_groups: float = 1.0
-    """StarPO-S: train on this share of the groups, those of highest reward deviation."""
+    advantage: AdvantageName = "grpo"
+    """grpo, dr_grpo, rloo, maxrl, gdpo, reinforce_pp_baseline, gigpo: against other attempts at the
+    same task; gae, bilevel_gae: against a turn-level critic; reinforce_pp: against all tokens."""
+    singleton: Literal["drop", "global_baseline", "learned_value"] = "drop"
+    """A task with one attempt: advantage 0, or against all trajectories, or a critic's value."""
+    group_filter: Literal["none", "starpo_s", "snr"] = "none"
+    """Which groups to train on: all; `keep_groups` of them (StarPO-S); those with `snr_top_p` of the
+    reward deviation (RAGEN-2). Both leave lone attempts out, which have none."""
+    keep_groups: float = 0.25
+    """starpo_s: share of the groups, those of highest reward deviation."""
+    snr_top_p: float = 0.9
+    """snr: share of the groups' summed deviation, the highest first."""
+    soft_filter: bool = False
+    """Multiply advantages with the group's reward deviation over the largest one."""
+    gigpo_omega: float = 1.0
+    """GiGPO: weight of the comparison of turns that saw the same, beside that of whole runs."""
     loss: Literal["ppo_clip", "gspo", "cispo", "cispo_trl", "sapo", "dppo_tv"] = "ppo_clip"
     """StarPO: how ratios and advantages make a loss (docs/algorithms.md)."""
     clip_low: float = 0.2
@@ -140,13 +160,16 @@ class AlgorithmSection:
     """An epoch ends early when less than this share of a step's tokens is left after importance
     weights, (sum rho)^2 / (n sum rho^2)."""
     gamma_turn: float = 0.95
-    """Bi-level GAE: discount from turn to turn."""
+    """bilevel_gae, gigpo: discount from turn to turn."""
+    gamma_token: float = 1.0
+    """gae, reinforce_pp: discount from sampled token to sampled token."""
     lambda_: float = 1.0
-    """Bi-level GAE: `lambda` in the run file."""
+    """gae, bilevel_gae: `lambda` in the run file."""
     process_reward_weight: float = 0.0
-    """Bi-level GAE: weight of the turns' own rewards beside the outcome at the last turn."""
+    """gae, bilevel_gae, reinforce_pp, gigpo: weight of the turns' own rewards beside the outcome at
+    the last turn."""
     shaping_weight: float = 0.0
-    """Bi-level GAE: weight of the shaping that the dataset's recipe gives each turn."""
+    """The same four: weight of the shaping that the dataset's recipe gives each turn."""
     reward_threshold: float | None = None
     """Filtered BC keeps rewards at or above this, KTO calls them desirable; absent: the middle of
     the range seen."""
@@ -214,9 +237,11 @@ class RunConfig:
         """Refuse values that no run could use."""
         for where, value, low, high in (
             ("algorithm.keep_groups", self.algorithm.keep_groups, 0.0, 1.0),
+            ("algorithm.snr_top_p", self.algorithm.snr_top_p, 0.0, 1.0),
             ("algorithm.clip_low", self.algorithm.clip_low, 0.0, 1.0),
             ("algorithm.ess_floor", self.algorithm.ess_floor or 0.0, 0.0, 1.0),
             ("algorithm.gamma_turn", self.algorithm.gamma_turn, 0.0, 1.0),
+            ("algorithm.gamma_token", self.algorithm.gamma_token, 0.0, 1.0),
             ("algorithm.lambda", self.algorithm.lambda_, 0.0, 1.0),
             ("train.warmup_fraction", self.train.warmup_fraction, 0.0, 1.0),
         ):
@@ -244,9 +269,15 @@ class RunConfig:
             ("algorithm.kl_coef", self.algorithm.kl_coef),
             ("train.threads", self.train.threads),
             ("diagnostics.every_steps", self.diagnostics.every_steps),
+            ("algorithm.gigpo_omega", self.algorithm.gigpo_omega),
         ):
             if count < 0:
                 raise ConfigError(f"{where} = {count}: must be 0 or greater.")
+        if (self.algorithm.advantage, self.algorithm.singleton) == ("gdpo", "learned_value"):
+            raise ConfigError(
+                "algorithm.singleton = 'learned_value' with advantage 'gdpo': a critic values the "
+                "sum of the rewards, not each; use 'drop' or 'global_baseline'."
+            )
 
 
 def read_run_config(path: Path) -> RunConfig:

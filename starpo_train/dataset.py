@@ -5,7 +5,7 @@ Array suffix: T tokens.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,10 @@ class Trajectory:
     """rl | sft | none."""
     reasons: tuple[str, ...]
     turns: tuple[Turn, ...]
+    rewards: dict[str, float] = field(default_factory=dict)
+    """What `reward` is made of, by name: the recipe's parts, else every outcome that counts."""
+    reward_weights: dict[str, float] = field(default_factory=dict)
+    """The recipe's weight of each; 1 where there is none."""
 
     def lacks_ids(self, models: Sequence[str] = ()) -> bool:
         """Whether an answer that would be trained has no ids (`models`: of these; empty: of any)."""
@@ -181,6 +185,7 @@ def read_trajectories(path: Path, *, split: str = "train") -> list[Trajectory]:
         .collect()
     )
     turns_of = _build_turns(turns)
+    outcomes_of = _read_outcomes(manifest, chosen)
     return [
         Trajectory(
             trajectory_id=row["trajectory_id"],
@@ -191,6 +196,8 @@ def read_trajectories(path: Path, *, split: str = "train") -> list[Trajectory]:
             usable_for=row["usable_for"],
             reasons=tuple(row["reasons"] or ()),
             turns=tuple(turns_of.get(row["trajectory_id"], ())),
+            rewards=_list_parts(row) or outcomes_of.get(row["trajectory_id"], {}),
+            reward_weights={part["name"]: part["weight"] for part in row["reward_parts"] or ()},
         )
         for row in chosen.iter_rows(named=True)
     ]
@@ -211,6 +218,35 @@ def read_message_graphs(path: Path, trajectory_ids: list[str]) -> dict[str, dict
             parent_id=parent_id, message=json.loads(message)
         )
     return graphs
+
+
+def _list_parts(row: dict[str, Any]) -> dict[str, float]:
+    """The recipe's parts of one trajectory's reward that have a value."""
+    parts = row["reward_parts"] or ()
+    return {part["name"]: part["value"] for part in parts if part["value"] is not None}
+
+
+def _read_outcomes(manifest: Manifest, chosen: pl.DataFrame) -> dict[str, dict[str, float]]:
+    """Trajectory id -> outcome rewards that count, of each name the one signed or recorded last."""
+    rows = (
+        _scan(manifest, "rewards")
+        .join(chosen.lazy().select("trajectory_id"), on="trajectory_id", how="semi")
+        .filter(
+            pl.col("trusted"),
+            ~pl.col("superseded"),
+            pl.col("scope") == "trajectory",
+            pl.col("kind") == "outcome",
+            pl.col("value").is_not_null(),
+            pl.col("name").is_not_null(),
+        )
+        .sort(pl.col("signature").eq_missing("valid"), "time_ns", "reward_id")
+        .select("trajectory_id", "name", "value")
+        .collect()
+    )
+    outcomes: dict[str, dict[str, float]] = {}
+    for trajectory_id, name, value in rows.iter_rows():
+        outcomes.setdefault(trajectory_id, {})[name] = value  # later rows replace earlier ones
+    return outcomes
 
 
 def _scan(manifest: Manifest, name: str) -> pl.LazyFrame:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from starpo_train.behaviour.table import Behaviour, accept_rescored, read_behaviour
 from starpo_train.config import RunConfig
+from starpo_train.credit.assign import needs_groups
 from starpo_train.dataset import Trajectory, read_manifest
 from starpo_train.dataset import read_trajectories as read_dataset_trajectories
 from starpo_train.drift import sample_drift
@@ -138,7 +139,7 @@ def _choose(config: RunConfig, facts: DataFacts, fit: ConventionFit | None) -> C
             algorithm.name,
             facts,
             Terms(
-                needs_groups=algorithm.advantage == "group" and algorithm.singleton == "drop",
+                needs_groups=needs_groups(algorithm),
                 accept_estimated=algorithm.estimated_logprobs == "accept",
             ),
         )

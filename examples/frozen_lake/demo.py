@@ -45,7 +45,7 @@ class Plan:
 
 STARPO: dict[str, object] = {
     "aggregation": "token-mean",
-    "normalize_std": False,
+    "advantage": "dr_grpo",
     "clip_low": 0.1,
     "clip_high": 2.0,
 }

@@ -36,7 +36,7 @@ def write_golden_file(name: str, package: str, version: str, cases: list[dict[st
     (GOLDEN / f"{name}.json").write_text(head + ",\n".join(kept) + "\n]}\n")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_golden():
     """`write_golden(name, package, version, cases)`, see `write_golden_file`."""
     return write_golden_file

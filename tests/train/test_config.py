@@ -54,6 +54,12 @@ def test_written_config_reads_back_equal(tmp_path):
         ("[train]\nepochs = 0", r"train\.epochs = 0: must be greater than 0"),
         ('[algorithm]\nname = "ppo"', r"must be auto \| starpo \| filtered_bc"),
         ("[algorithm]\nkeep_groups = 1.5", r"keep_groups = 1\.5: must be between 0 and 1"),
+        ("[algorithm]\nsnr_top_p = -0.1", r"snr_top_p = -0\.1: must be between 0 and 1"),
+        ('[algorithm]\nadvantage = "group"', r"must be grpo \| dr_grpo \| rloo"),
+        (
+            '[algorithm]\nadvantage = "gdpo"\nsingleton = "learned_value"',
+            "a critic values the sum of the rewards, not each",
+        ),
         ("[train]\nlearning_rate = nan", r"learning_rate = nan: must be a number"),
         ("[train]\nepochs = -1", r"run\.toml: train\.epochs = -1: must be greater than 0"),
         ("[train]\nthreads = -3", r"train\.threads = -3: must be 0 or greater"),

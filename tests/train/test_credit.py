@@ -5,13 +5,10 @@ import math
 import pytest
 import torch
 
-from starpo_train.credit.bilevel_gae import (
-    compute_bilevel_gae,
-    compute_turn_advantages,
-    whiten_masked,
-)
+from starpo_train.credit.bilevel_gae import compute_bilevel_gae, compute_turn_advantages
 from starpo_train.credit.critic import compute_turn_returns, fit_turn_values
-from starpo_train.credit.group import compute_group_advantages, select_groups
+from starpo_train.credit.gae import compute_gae, compute_returns
+from starpo_train.credit.whiten import whiten_masked
 
 
 def to_tensor(*values):
@@ -105,55 +102,77 @@ def test_whitening_leaves_a_single_token_alone():
     assert actual.tolist() == [0.0, 7.0]
 
 
-@pytest.mark.parametrize(
-    ("normalize_std", "expected"),
-    [(True, [1.1547, -0.5774, -0.5774]), (False, [0.6667, -0.3333, -0.3333])],
-)
-def test_group_advantages_of_one_success_in_three(normalize_std, expected):
-    """Rewards (1, 0, 0): GRPO and Dr.GRPO as published."""
-    actual = compute_group_advantages(
-        to_tensor(1, 0, 0), ["a", "a", "a"], normalize_std=normalize_std
+def test_token_gae_with_values():
+    """r = (.2, -.1, 1), V = (.5, .6, .7), lambda .9, gamma .95: (.45938, .2215, .3), as above."""
+    advantages, returns = compute_gae(
+        to_tensor(0.2, -0.1, 1), to_tensor(0.5, 0.6, 0.7), gamma=0.95, lam=0.9
     )
-    assert_close(actual.advantages_N, expected, tolerance=1e-4)
+    assert_close(advantages, [0.4593825, 0.2215, 0.3])
+    assert_close(returns, [0.9593825, 0.8215, 1.0])
 
 
-def test_groups_do_not_mix():
-    """Interleaved groups are compared within themselves: std of (4, 2) is sqrt(2)."""
-    actual = compute_group_advantages(to_tensor(4, 1, 2, 0), ["a", "b", "a", "b"])
-    assert_close(actual.advantages_N, [0.7071, 0.7071, -0.7071, -0.7071], tolerance=5e-5)
-    assert_close(actual.std_G, [math.sqrt(2), math.sqrt(0.5)])
+def test_token_gae_of_a_cut_trajectory_expects_what_the_critic_expects():
+    """r = (0, 0), V = (.5, .4) cut at V = .4: d1 = 0, d0 = -.1, where a failure has (-.5, -.4)."""
+    rewards, values = to_tensor(0, 0), to_tensor(0.5, 0.4)
+    assert_close(compute_gae(rewards, values, bootstrap_value=0.4)[0], [-0.1, 0.0])
+    assert_close(compute_gae(rewards, values)[0], [-0.5, -0.4])
 
 
-def test_group_of_equal_rewards_gives_zero_not_noise():
-    """Three times 0.1 has a rounding error in its mean; the advantage is still exactly 0."""
-    actual = compute_group_advantages(to_tensor(0.1, 0.1, 0.1), ["a", "a", "a"])
-    assert actual.advantages_N.tolist() == [0.0, 0.0, 0.0]
+def test_token_gae_refuses_rewards_without_values():
+    """Two rewards and one value are an error, not a broadcast."""
+    with pytest.raises(ValueError, match="2 rewards and 1 values"):
+        compute_gae(to_tensor(0, 1), to_tensor(0))
 
 
-def test_singletons_never_get_their_raw_reward():
-    """A lone attempt is dropped by default, or compared with all: mean .5, std .5774."""
-    rewards, groups = to_tensor(1, 1, 0, 0), ["lone", "a", "a", None]
-    dropped = compute_group_advantages(rewards, groups)
-    assert dropped.advantages_N.tolist()[::3] == [0.0, 0.0]
-    compared = compute_group_advantages(rewards, groups, singleton="global_baseline")
-    assert_close(compared.advantages_N, [0.8660, 0.7071, -0.7071, -0.8660], tolerance=5e-5)
+def draw_turns(seed, *, one_token_each):
+    """Random turns of a trajectory: rewards [K], values [T], turn ends [T]."""
+    generator = torch.Generator().manual_seed(seed)
+    num_turns = int(torch.randint(1, 6, (1,), generator=generator))
+    longest = 2 if one_token_each else 6
+    lengths = torch.randint(1, longest, (num_turns,), generator=generator)
+    ends = torch.zeros(int(lengths.sum()), dtype=torch.bool)
+    ends[lengths.cumsum(0) - 1] = True
+    rewards = torch.randn(num_turns, generator=generator, dtype=torch.float64)
+    values = torch.randn(len(ends), generator=generator, dtype=torch.float64)
+    return rewards, values, ends
 
 
-def test_runs_without_a_task_are_not_one_group():
-    """Two runs that name no task are two lone runs."""
-    actual = compute_group_advantages(to_tensor(1, 0), [None, None])
-    assert actual.advantages_N.tolist() == [0.0, 0.0]
+def to_token_rewards(rewards, ends):
+    token_rewards = torch.zeros(len(ends), dtype=torch.float64)
+    token_rewards[ends] = rewards
+    return token_rewards
 
 
-def test_starpo_s_keeps_the_quarter_of_highest_deviation():
-    """int(.25 * 8) = 2 groups: those with std .9 and .7."""
-    stds = to_tensor(0.1, 0.9, 0.0, 0.3, 0.7, 0.2, 0.0, 0.4)
-    assert select_groups(stds, keep=0.25).nonzero().flatten().tolist() == [1, 4]
+@pytest.mark.parametrize("seed", range(20))
+def test_bilevel_gae_of_one_token_turns_is_token_gae(seed):
+    """With one token per turn the low level does nothing, whatever gamma and lambda."""
+    rewards, values, ends = draw_turns(seed, one_token_each=True)
+    options = {"lam": 0.7, "bootstrap_value": 0.3}
+    actual, _ = compute_bilevel_gae(rewards, values, ends, gamma_turn=0.9, **options)
+    assert_close(actual, compute_gae(rewards, values, gamma=0.9, **options)[0].tolist())
 
 
-def test_starpo_s_never_keeps_a_group_without_deviation():
-    """Asked for three quarters of (0, 0, .5, 0), only the one that can teach is left."""
-    assert select_groups(to_tensor(0, 0, 0.5, 0), keep=0.75).tolist() == [False, False, True, False]
+@pytest.mark.parametrize("seed", range(20))
+def test_bilevel_gae_without_discount_is_token_gae(seed):
+    """With every gamma and lambda 1 both levels are rewards to come + V at the cut - V(t)."""
+    rewards, values, ends = draw_turns(seed, one_token_each=False)
+    actual, _ = compute_bilevel_gae(rewards, values, ends, gamma_turn=1.0, bootstrap_value=0.3)
+    expected, _ = compute_gae(to_token_rewards(rewards, ends), values, bootstrap_value=0.3)
+    assert_close(actual, expected.tolist())
+    assert_close(
+        expected, (compute_returns(to_token_rewards(rewards, ends)) + 0.3 - values).tolist()
+    )
+
+
+def test_levels_differ_where_lambda_is_not_one():
+    """Two turns of two tokens, r = (0, 1), V = 0, lambda .5: lambda is taken once per level.
+
+    High level: (.5, 1); low level: (.25, .5), (.5, 1). Token GAE: .125, .25, .5, 1.
+    """
+    ends, values = torch.tensor([False, True, False, True]), torch.zeros(4).double()
+    actual, _ = compute_bilevel_gae(to_tensor(0, 1), values, ends, gamma_turn=1.0, lam=0.5)
+    assert_close(actual, [0.25, 0.5, 0.5, 1.0])
+    assert_close(compute_gae(to_tensor(0, 0, 0, 1), values, lam=0.5)[0], [0.125, 0.25, 0.5, 1.0])
 
 
 def test_turn_returns_discount_what_is_still_to_come():

@@ -50,6 +50,41 @@ def test_what_the_recipe_leaves_out_is_not_read(hand, tmp_path):
         read_trajectories(path, split="test")
 
 
+def test_named_rewards_are_those_that_count(hand, tmp_path):
+    """Of each name the last one, a signed one before all; parts of a recipe stand for them."""
+
+    def record(name, value, time_ns, **columns):
+        plain = {"scope": "trajectory", "kind": "outcome", "trusted": True, "superseded": False}
+        return plain | {"name": name, "value": value, "time_ns": time_ns} | columns
+
+    rewards = [
+        record("quality", 0.2, 1),
+        record("quality", 0.8, 2),
+        record("cost", 5.0, 1, signature="valid"),
+        record("cost", 6.0, 2, signature="missing"),
+        record("judge", 1.0, 3, trusted=False),
+        record("old", 1.0, 3, superseded=True),
+        record("step", 1.0, 3, scope="step", kind="process"),
+    ]
+    parts = [
+        {"name": "quality", "value": 0.8, "weight": 2.0},
+        {"name": "speed", "value": None, "weight": 1.0},
+    ]
+    path = hand.dataset(
+        tmp_path,
+        [
+            hand.trajectory("plain", [hand.turn([1], [2])], reward=0.8, rewards=rewards),
+            hand.trajectory("recipe", [hand.turn([1], [2])], reward=1.6, reward_parts=parts),
+            hand.trajectory("single", [hand.turn([1], [2])], reward=1.0),
+        ],
+    )
+    plain, recipe, single = read_trajectories(path)
+    assert (plain.rewards, plain.reward_weights) == ({"quality": 0.8, "cost": 5.0}, {})
+    assert recipe.rewards == {"quality": 0.8}
+    assert recipe.reward_weights == {"quality": 2.0, "speed": 1.0}
+    assert single.rewards == {}
+
+
 def test_a_prompt_whose_base_is_missing_is_unknown(hand, tmp_path):
     """A base turn without ids, or one that is too short, leaves no ids rather than wrong ones."""
     turns = [

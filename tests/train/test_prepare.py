@@ -28,7 +28,7 @@ def test_starpo_s_trains_on_the_most_varied_groups(configure, hand, model_folder
             for i, reward in enumerate(values)
         ],
     )
-    result = train(configure(dataset=dataset, algorithm={"keep_groups": 0.25}))
+    result = train(configure(dataset=dataset, algorithm={"group_filter": "starpo_s"}))
     start = read_metrics(result.metrics_path)[0]
     assert {key: start[key] for key in start if "groups" in key or key == "num_trajectories"} == {
         "num_groups": 4,
@@ -174,3 +174,20 @@ def test_bilevel_gae_uses_turn_order_across_branches(configure, hand, tmp_path):
     assert "critic_explained_variance" in start
     # returns are (.95, 1) or (0, 0), V = (.475, .5): advantages +-(.475+.025...), whitened to ~1
     assert step["advantage_mean_abs"] == pytest.approx(1, abs=0.1)
+
+
+def test_lone_attempts_are_compared_with_a_critic(configure, hand, tmp_path):
+    """Equal states, so V is about the mean outcome .5: advantages +-.5 without a second attempt."""
+    turn = hand.turn([20, 21], [GOOD, END], [-5.0, -5.0])
+    rows = [hand.trajectory(f"t{i}", [turn], reward=float(i % 2), task_id=None) for i in range(20)]
+    result = train(
+        configure(
+            dataset=hand.dataset(tmp_path / "data", rows),
+            algorithm={"advantage": "dr_grpo", "singleton": "learned_value"},
+            train={"trajectories_per_step": 20},
+        )
+    )
+    start, step = read_metrics(result.metrics_path)[:2]
+    assert (start["groups_singleton"], start["num_trajectories"]) == (20, 20)
+    assert "critic_explained_variance" in start
+    assert step["advantage_mean_abs"] == pytest.approx(0.5, abs=0.1)

@@ -47,7 +47,7 @@ class InterruptAt:
         {"algorithm": {"name": "starpo", "advantage": "bilevel_gae"}},
         {"model": {"lora_rank": 2}},
     ],
-    ids=["group", "bilevel_gae", "lora"],
+    ids=["grpo", "bilevel_gae", "lora"],
 )
 def test_interrupted_run_resumes_bit_for_bit(configure, changes):
     """Stopped in the middle of an epoch and resumed: the weights of the uninterrupted run."""

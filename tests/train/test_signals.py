@@ -10,7 +10,7 @@ import pytest
 from starpo_train import run_folder
 from starpo_train.checkpoint import list_checkpoints
 from starpo_train.cli import main
-from starpo_train.credit import assign
+from starpo_train.credit import values
 from starpo_train.run import train
 from starpo_train.run_folder import read_resumed_config
 
@@ -74,7 +74,7 @@ def test_while_data_is_prepared_or_the_critic_fitted_it_stops_at_once(
 ):
     """Exit code 130, no folder, and a line that says so."""
     configure(algorithm={"advantage": "bilevel_gae"})
-    signal_in(monkeypatch, assign, "fit_turn_values", number)
+    signal_in(monkeypatch, values, "fit_turn_values", number)
     assert main(["run", str(tmp_path / "run.toml")]) == 130
     assert "interrupted before the first step; nothing was written" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

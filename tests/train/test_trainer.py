@@ -38,7 +38,7 @@ def steps_of(result):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("advantage", ["group", "bilevel_gae"])
+@pytest.mark.parametrize("advantage", ["grpo", "reinforce_pp", "gae", "bilevel_gae"])
 def test_starpo_learns_a_bandit(configure, probability, model_folder, advantage):
     """The rewarded answer becomes likelier and the other one less likely."""
     result = train(

@@ -1,4 +1,4 @@
-"""`starpo-train`: run, resume, export, explain, behaviour, evaluate, serve, gate, report."""
+"""`starpo-train`: run, resume, export, explain, credit, behaviour, evaluate, serve, gate, report."""
 
 import argparse
 import os
@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from starpo_train.credit_command import add_credit
 from starpo_train.errors import RankError, StarpoTrainError
+from starpo_train.explain_command import add_explain
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -57,16 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--adapter", action="store_true", help="only the LoRA, as peft has it")
     command.set_defaults(handler=_export)
 
-    command = commands.add_parser("explain", help="say what a dataset allows, and why")
-    command.add_argument("dataset", type=Path, metavar="DATASET")
-    command.add_argument("--split", default="train")
-    command.add_argument(
-        "--model", metavar="PATH", help="and what this model's chat template does to it"
-    )
-    command.add_argument(
-        "--json", type=Path, metavar="FILE", help="with --model: one line for each trajectory"
-    )
-    command.set_defaults(handler=_explain)
+    add_explain(commands.add_parser("explain", help="say what a dataset allows, and why"))
+    add_credit(commands.add_parser("credit", help="say what each step earned or lost"))
 
     command = commands.add_parser(
         "behaviour", help="log-probabilities of the policy that acted, where none were recorded"
@@ -201,24 +195,6 @@ def _behaviour(options: argparse.Namespace) -> int:
     disable_progress_bar()
     config = read_config(options.behaviour_file, BehaviourConfig, kind="behaviour file")
     run_behaviour(config, again=f"starpo-train behaviour {options.behaviour_file}")
-    return 0
-
-
-def _explain(options: argparse.Namespace) -> int:
-    from starpo_train.dataset import read_trajectories
-    from starpo_train.errors import ConfigError
-    from starpo_train.progress import print_facts
-    from starpo_train.provenance import describe_data, judge_algorithms
-
-    if options.json is not None and options.model is None:
-        raise ConfigError("--json lists what a model's chat template does; give --model as well.")
-    trajectories = read_trajectories(options.dataset, split=options.split)
-    facts = describe_data(trajectories)
-    print_facts(facts, judge_algorithms(facts), title=f"{options.dataset} ({options.split})")
-    if options.model is not None:
-        from starpo_train.explain import explain_rendering
-
-        explain_rendering(options.dataset, trajectories, options.model, output=options.json)
     return 0
 
 

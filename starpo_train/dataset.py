@@ -151,13 +151,13 @@ def _find_manifest(path: Path) -> tuple[Path, Path]:
     return path, file
 
 
-def scan_table(path: Path, name: str) -> pl.LazyFrame:
-    """Table `name` of the dataset at `path`, lazily, at the version its manifest pins.
+def scan_table(source: Path | Manifest, name: str) -> pl.LazyFrame:
+    """Table `name` of a dataset, lazily, at the version its manifest pins.
 
     Raises:
         DataError: no dataset, or the table's files are not those the manifest was written for.
     """
-    return _scan(read_manifest(path), name)
+    return _scan(source if isinstance(source, Manifest) else read_manifest(source), name)
 
 
 def read_trajectories(path: Path, *, split: str = "train") -> list[Trajectory]:

@@ -53,7 +53,7 @@ def explain_rendering(
     """
     console = console or Console(highlight=False)
     if output is not None and not output.parent.is_dir():
-        raise ConfigError(f"--json {output}: there is no folder {output.parent}.")
+        raise ConfigError(f"--trajectories {output}: there is no folder {output.parent}.")
     tokenizer = load_tokenizer(model, where="--model")
     if not tokenizer.chat_template and not any(t.lacks_ids() for t in trajectories):
         _print_lines(

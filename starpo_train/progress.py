@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from starpo_train.changes import describe_changes
-from starpo_train.provenance import DataFacts, Ruling
+from starpo_train.provenance import DataFacts
 from starpo_train.trainer import TrainResult
 
 _DESCRIBED = {
@@ -163,27 +163,25 @@ class EvaluationDisplay:
         self._console.print(f"written: {result.summary_path}", markup=False, soft_wrap=True)
 
 
-def print_facts(
-    facts: DataFacts, rulings: list[Ruling], *, title: str, console: Console | None = None
-) -> None:
-    """What a dataset holds and which algorithms it allows."""
+def print_facts(facts: DataFacts, *, title: str, console: Console | None = None) -> None:
+    """What a dataset holds, counted."""
     console = console or Console(highlight=False)
     table = Table(title=title, show_header=False)
     table.add_row("trajectories", f"{facts.num_trajectories:,}")
     table.add_row("with a trusted reward", f"{facts.num_rewarded:,}")
+    table.add_row("with a trusted reward and content", f"{facts.num_usable:,}")
+    table.add_row("tasks among those", f"{facts.num_usable_groups:,}")
+    table.add_row("tasks whose attempts differ in reward", f"{facts.num_paired_groups:,}")
     table.add_row("with exact ids and log-probabilities", f"{facts.num_exact:,}")
     table.add_row("tasks among those", f"{facts.num_groups:,}")
     table.add_row("tasks whose attempts differ in reward", f"{facts.num_comparable_groups:,}")
+    if facts.num_estimated:
+        table.add_row("with estimated log-probabilities", f"{facts.num_estimated:,}")
     span = f"{facts.reward_low:g} to {facts.reward_high:g}"
     table.add_row("rewards", span if facts.num_rewarded else "no rewards")
     for reason, count in facts.reasons.items():
         table.add_row(f"not exact: {reason}", f"{count:,}")
     console.print(table)
-    for ruling in rulings:
-        verdict = "allowed" if ruling.legal else "refused"
-        console.print(
-            f"{ruling.algorithm}: {verdict}; {ruling.reason}", markup=False, soft_wrap=True
-        )
 
 
 def _describe_measurement(record: dict[str, Any]) -> str:

@@ -47,6 +47,7 @@ MEANINGS: Final = {
     "reward_target_ambiguous": "a reward that could belong to several runs",
     "reward_target_conflict": "a reward whose link and id name different runs",
     "reward_value": "a reward without a number",
+    "credit": "what `starpo-train credit` computed from rewards; never a reward itself",
     "container": "a framework's bracket around steps, none itself",
     "part_of_call": "its content is in the span of the call",
     "mcp_transport": "how a tool's call travelled, inside of the tool's span",

@@ -83,6 +83,8 @@ def make_trajectory(
 def write_tables(path: Path, trajectories: Sequence[dict[str, Any]]) -> Path:
     """Trajectories -> the Delta tables and the manifest of a dataset."""
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
+    for name in ("states", "spans"):
+        rows[name] += [row for trajectory in trajectories for row in trajectory.get(name, ())]
     for trajectory in trajectories:
         rows["trajectories"].append(trajectory["trajectories"])
         rows["turns"] += trajectory["turns"]

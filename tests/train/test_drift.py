@@ -106,8 +106,17 @@ def test_explain_with_a_model_shows_and_writes_what_its_template_does(
     prompt = "<|im_start|>user\nleft or up?<|im_end|>\n<|im_start|>assistant\n"
     dataset = write_recorded(hand, tmp_path / "d", prompt=prompt)
     output = tmp_path / "rows.jsonl"
-    arguments = ["explain", str(dataset), "--model", str(model_folder), "--json", str(output)]
+    arguments = ["explain", str(dataset), "--model", str(model_folder)]
+    arguments += ["--trajectories", str(output), "--json", str(tmp_path / "all.json")]
     assert main(arguments) == 0
+    everything = json.loads((tmp_path / "all.json").read_text())
+    assert (
+        everything["rendering"]["num_rendered"],
+        everything["rendering"]["num_prompts_equal"],
+    ) == (
+        2,
+        0,
+    )
     printed = capsys.readouterr().out
     assert "0 of 2 (0.0%)" in printed
     assert "2 of 2 (100.0%)" in printed
@@ -176,9 +185,10 @@ def test_every_example_has_a_label():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--json", "x"], "give --model"),
+        (["--trajectories", "x"], "give --model"),
         (["--model", "nope"], "no such model folder"),
-        (["--model", "nope", "--json", "no/x"], "there is no folder no"),
+        (["--model", "nope", "--trajectories", "no/x"], "there is no folder no"),
+        (["--json", "no/x"], "--json no/x: there is no folder no"),
     ],
 )
 def test_explain_refuses_what_it_cannot_do(hand, tmp_path, capsys, arguments, expected):

@@ -51,11 +51,12 @@ def test_run_writes_a_run_folder_and_refuses_to_do_it_twice(
 
 
 def test_explain_says_what_the_data_allows(dataset, capsys):
-    """Counts and one ruling per algorithm."""
+    """Counts, one ruling per algorithm, and what `auto` would run."""
     assert main(["explain", str(dataset)]) == 0
-    output = capsys.readouterr().out
-    assert "starpo: allowed; 16 of 16 trajectories have a reward, exact ids" in output
-    assert "filtered_bc: allowed" in output
+    output = " ".join(capsys.readouterr().out.split())
+    assert "starpo yes 16 of 16 trajectories have a reward, exact ids" in output
+    assert "filtered_bc yes" in output
+    assert "auto: starpo; 16 of 16" in output
 
 
 def test_unknown_key_is_one_clear_line(tmp_path, capsys):

@@ -144,6 +144,8 @@ def _record_of(attributes: dict[str, Any]) -> str | Rejection:
     if record is not None:
         if record in RECORDS:
             return record
+        if record == "credit":  # computed from rewards: it must not come back as one
+            return Rejection(reason="credit", detail=str(attributes.get(keys.CREDIT_ESTIMATOR)))
         return Rejection(reason="unknown_record", detail=str(record))
     operation = attributes.get(keys.OPERATION_NAME)
     record = _RECORD_OF_OPERATION.get(str(operation))

@@ -113,9 +113,10 @@ class Watch:
             | {"z": self._sample.kind, "num_answers": len(answers)}
             | summarize_scores(scores, self._ema)
             | {
-                "tokens": scores.num_row_tokens,
-                "computed_tokens": scores.num_computed,
-                "wall_s": time.perf_counter() - started,
+                # other names than a step's own: trackers put both under one step
+                "row_tokens": scores.num_row_tokens,
+                "row_tokens_computed": scores.num_computed,
+                "measured_in_s": time.perf_counter() - started,
             }
         )
 

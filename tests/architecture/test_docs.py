@@ -79,7 +79,7 @@ def test_every_setting_is_documented():
     page = (ROOT / "docs" / "configuration.md").read_text()
     sections = [
         *[config.RunSection, config.DataSection, config.ModelSection, config.AlgorithmSection],
-        *[config.TrainSection, rollout.EvaluateSection, GateConfig],
+        *[config.TrainSection, config.DiagnosticsSection, rollout.EvaluateSection, GateConfig],
     ]
     keys = [field.name.rstrip("_") for cls in sections for field in dataclasses.fields(cls)]
     assert [key for key in keys if f"| `{key}` |" not in page] == []

@@ -402,7 +402,7 @@ def test_without_early_stop_a_rule_is_told_once(configure):
 
 
 def strip(records):
-    timing = ("wall_s", "tokens_per_s")
+    timing = ("wall_s", "tokens_per_s", "measured_in_s")
     return [{k: v for k, v in record.items() if k not in timing} for record in records]
 
 
@@ -422,6 +422,8 @@ def test_measuring_leaves_training_alone_and_survives_a_resume(configure, monkey
     resumed = train(read_resumed_config(part.metrics_path.parent), resume=True)
     steps = [strip(r for r in read_metrics(x.metrics_path) if "loss" in r) for x in (plain, whole)]
     assert steps[0] == steps[1]
+    shared = set(steps[1][0]) & set(of_event(whole, "diagnostics")[0])
+    assert shared == {"step", "epoch"}  # trackers have no other names twice at one step
     found, again = (strip(of_event(x, "diagnostics")) for x in (whole, resumed))
     assert [record["step"] for record in found] == [0, 3, 6]
     assert found == again
@@ -441,7 +443,7 @@ def test_a_measurement_says_what_it_measured(configure, bandit):
     assert first["chance_at_1"] == 0.5
     assert first["answer_tokens"] == 16
     assert first["mi_zscore_ema_per_token"] == first["mi_zscore_per_token"]
-    assert first["computed_tokens"] < first["tokens"] == 16 * 6
+    assert first["row_tokens_computed"] < first["row_tokens"] == 16 * 6
 
 
 def test_mutual_information_of_a_run_by_other_means(configure, hand, model_folder):

@@ -600,7 +600,7 @@ def test_mutual_information_is_that_of_one_process(place, two):
     for name in ("mi_per_token", "mi_per_sequence", "mi_zscore_ema_per_sequence", "answer_entropy"):
         found = [record[name] for record in actual]
         assert found == pytest.approx([record[name] for record in expected], abs=1e-3)
-    for name in ("z", "num_answers", "num_prompts", "tokens", "retrieval_at_1"):
+    for name in ("z", "num_answers", "num_prompts", "row_tokens", "retrieval_at_1"):
         assert [r[name] for r in actual] == [r[name] for r in expected]
 
 

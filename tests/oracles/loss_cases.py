@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from starpo_train.losses.aggregation import compute_row_coefficients
+from starpo_train.losses.aggregation import Aggregation, compute_row_coefficients
 from starpo_train.losses.output import LossOutput
 
 NUM_CASES = 200
@@ -35,7 +35,7 @@ class Batch:
     def flatten(self, values_BT: Tensor) -> Tensor:
         return values_BT[self.mask_BT.bool()]
 
-    def coefficients(self, mode: str, horizon: float | None = None) -> Tensor:
+    def coefficients(self, mode: Aggregation, horizon: float | None = None) -> Tensor:
         rows = len(self.mask_BT)
         coefficients_R = compute_row_coefficients(
             self.mask_BT.sum(1), torch.ones(rows), torch.arange(rows), mode=mode, horizon=horizon

@@ -115,12 +115,16 @@ def test_dppo_limits_probabilities(old, new, advantage, kept):
 
 
 def test_corrections():
-    """Ratios (.5, 1.5, 3), cap 2: held (.5, 1.5, 2), masked (.5, 1.5, 0), IcePop from .8 (0, 1.5, 0)."""
+    """Ratios (.5, 1.5, 3), cap 2: held (.5, 1.5, 2), masked (.5, 1.5, 0), IcePop from .8 (0, 1.5, 0).
+
+    A log-ratio of -1000 counts as -20, as in verl.
+    """
     log_ratios_A = t(0.5, 1.5, 3.0).log()
     assert correct_ratios(log_ratios_A).tolist() == approx([0.5, 1.5, 2.0])
     assert correct_ratios(log_ratios_A, masked=True).tolist() == approx([0.5, 1.5, 0.0])
     icepop = correct_ratios(log_ratios_A, masked=True, floor=0.8)
     assert icepop.tolist() == approx([0.0, 1.5, 0.0])
+    assert correct_ratios(t(-1000.0)).item() == approx(math.exp(-20), rel=1e-12, abs=0)
     with pytest.raises(ValueError, match=r"floor = 0\.8, masked = False"):
         correct_ratios(log_ratios_A, floor=0.8)
 

@@ -36,7 +36,8 @@ def find_anchor(
     """Hash of the messages between the policy's last answer and one turn, ids of calls left out.
 
     The node of the prompt's last message identifies the whole history; the anchor is what is new in
-    it, so that one state reached in two ways is one state.
+    it, so that one state reached in two ways is one state. A prompt that ends in an answer has that
+    answer in its anchor.
 
     Raises:
         DataError: the messages of the turn were not recorded.
@@ -44,7 +45,7 @@ def find_anchor(
     digest = blake2b(digest_size=16)
     num_messages = 0
     while node_id is not None and (node := graph.get(node_id)) is not None:
-        if node.message.get("role") == "assistant":
+        if num_messages and node.message.get("role") == "assistant":
             break
         digest.update(json.dumps(_drop_call_ids(node.message), sort_keys=True).encode())
         num_messages += 1

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from starpo_train.config import read_run_config
+from starpo_train.credit.anchors import read_anchors
 from starpo_train.credit.assign import (
     TokenizedTrajectories,
     assign_credit,
@@ -214,6 +215,26 @@ def test_gigpo_refuses_turns_without_messages(assign, hand):
     """Nothing recorded is no observation that could be equal to another."""
     with pytest.raises(DataError, match="t0, turn 0: no message before it was recorded"):
         assign(make_bandit(hand, [1.0, 0.0]), advantage="gigpo")
+
+
+def test_an_anchor_goes_back_to_the_answer_before(assign, hand):
+    """What one state is: not the history before it, not the ids of its calls; but its content."""
+    walks = [
+        make_walk(hand, "a", 1.0, "call-1", last="ice"),
+        make_walk(hand, "b", 0.0, "call-2", last="ice"),
+        make_walk(hand, "c", 0.0, "call-3", last="hole"),
+    ]
+    walks[1]["messages"][0]["message"] = '{"role": "user", "parts": []}'  # another history
+    tokenized, config = assign.prepare(walks)
+    layout = lay_out_turns(tokenized)
+    a0, a1, b0, b1, c0, c1 = read_anchors(tokenized, layout, config.data.dataset)
+    assert (a0 == c0, a1 == b1) == (True, True)
+    assert len({a0, b0, a1, c1}) == 4
+    for walk in walks:
+        walk["turns"][1]["input_node"] = "n1"  # asked again after its own answer
+    tokenized, config = assign.prepare(walks)
+    again = read_anchors(tokenized, layout, config.data.dataset)
+    assert again[1] == again[5] != again[3]
 
 
 def make_parts(**values):

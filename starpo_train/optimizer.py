@@ -42,12 +42,17 @@ class Optimizer:
         norm: Any = torch.nn.utils.clip_grad_norm_(self._parameters, self._section.max_grad_norm)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
-    def apply(self, step: int) -> float:
-        """Take optimizer step number `step` (0..); returns the learning rate used."""
+    def apply(self, step: int, *, grad_norm: float | None = None) -> float:
+        """Take optimizer step number `step` (0..); returns the learning rate used.
+
+        Where the gradient is exactly 0, as when every ratio is clipped, nothing moves: AdamW would
+        go on by its momentum alone, away from the data.
+        """
         learning_rate = self.learning_rate_at(step)
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
-        self._adamw.step()
+        if grad_norm != 0.0:
+            self._adamw.step()
         self.discard_gradients()
         return learning_rate
 

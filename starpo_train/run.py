@@ -41,7 +41,7 @@ def train(
     *,
     resume: bool = False,
     progress: Progress | None = None,
-    prepare: Prepare = prepare_training_data,
+    prepare: Prepare | None = None,
 ) -> TrainResult:
     """Run the training that `config` describes, from its start or from its last checkpoint.
 
@@ -75,12 +75,13 @@ def open_trainer(
     resume: bool,
     progress: Progress | None,
     ranks: Ranks = ALONE,
-    prepare: Prepare = prepare_training_data,
+    prepare: Prepare | None = None,
     folder: RunFolder | None = None,
 ) -> Trainer:
     """Load what a new or a resumed run needs."""
     ranks.share(lambda: require_trackers(config.run.trackers))
     folder = folder or RunFolder(config.run.output)
+    prepare = prepare or prepare_training_data
     changes: Changes = {}
     if resume:
         checkpoint = folder.claim(config, resume=True, ranks=ranks)

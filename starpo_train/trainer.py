@@ -201,7 +201,7 @@ class Trainer:
         if self._is_beyond_limit(found.sums):
             return None
         grad_norm = self._clip_gradients(trajectories)
-        learning_rate = self._optimizer.apply(self.position.step)
+        learning_rate = self._optimizer.apply(self.position.step, grad_norm=grad_norm)
         self.position.step += 1
         wall_s = time.perf_counter() - started
         return {

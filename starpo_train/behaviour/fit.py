@@ -234,6 +234,7 @@ def _prepare(
         task_of_N=number_tasks(tokenized.trajectories),
         rows=tokenized.rows,
         rows_of_N=tokenized.rows_of_N,
+        rewards_N=np.array([t.reward or 0.0 for t in tokenized.trajectories]),
         kept={},
         facts=facts,
     )

@@ -52,7 +52,7 @@ def test_written_config_reads_back_equal(tmp_path):
         ('[train]\nepochs = "3"', r"train\.epochs = '3': must be a whole number"),
         ("[train]\nepochs = true", r"train\.epochs = True: must be a whole number"),
         ("[train]\nepochs = 0", r"train\.epochs = 0: must be greater than 0"),
-        ('[algorithm]\nname = "ppo"', r"must be auto \| starpo \| filtered_bc"),
+        ('[algorithm]\nname = "ppo"', r"must be auto \| starpo \| topr"),
         ("[algorithm]\nkeep_groups = 1.5", r"keep_groups = 1\.5: must be between 0 and 1"),
         ("[algorithm]\nsnr_top_p = -0.1", r"snr_top_p = -0\.1: must be between 0 and 1"),
         ('[algorithm]\nadvantage = "group"', r"must be grpo \| dr_grpo \| rloo"),

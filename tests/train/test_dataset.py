@@ -187,8 +187,10 @@ def test_without_logprobs_starpo_is_refused_and_bc_allowed(hand, tmp_path):
         choose_algorithm("starpo", facts)
     assert choose_algorithm("filtered_bc", facts).algorithm == "filtered_bc"
     auto = choose_algorithm("auto", facts)
-    assert auto.algorithm == "filtered_bc"
+    assert auto.algorithm == "awr"
     assert "starpo refused (importance ratios" in auto.reason
+    equal = describe_data(read_rewarded(hand, tmp_path / "equal", [1.0, 1.0], logprobs=False))
+    assert choose_algorithm("auto", equal).algorithm == "filtered_bc"
 
 
 def test_estimated_logprobs_are_not_exact(hand, tmp_path):

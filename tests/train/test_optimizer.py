@@ -90,3 +90,17 @@ def test_metrics_after_the_resumed_step_are_dropped(tmp_path):
     writer.write({"step": 3, "loss": float("nan")})
     writer.close()
     assert read_metrics(file) == [*records[:3], {"step": 3, "loss": None}]
+
+
+def test_a_gradient_of_nothing_moves_nothing():
+    """After a real step, AdamW's momentum alone would go on; with a norm of 0 it does not."""
+    layer, optimizer = build(learning_rate=0.1, warmup_fraction=0.0)
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.apply(0, grad_norm=1.0)
+    before = layer.weight.detach().clone()
+    (0 * layer(torch.ones(1, 3)).sum()).backward()
+    optimizer.apply(1, grad_norm=0.0)
+    assert torch.equal(layer.weight.detach(), before)
+    (0 * layer(torch.ones(1, 3)).sum()).backward()
+    optimizer.apply(1)
+    assert not torch.equal(layer.weight.detach(), before)

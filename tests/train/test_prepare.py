@@ -77,7 +77,7 @@ def write_chats(hand, folder, **columns):
 def test_chats_without_ids_are_rendered_for_cloning(configure, hand, tmp_path):
     """Filtered BC trains on retokenized rows and says so."""
     dataset = write_chats(hand, tmp_path / "data")
-    result = train(configure(dataset=dataset, algorithm={"name": "auto"}))
+    result = train(configure(dataset=dataset, algorithm={"name": "filtered_bc"}))
     start = read_metrics(result.metrics_path)[0]
     assert (start["algorithm"], start["num_retokenized_rows"]) == ("filtered_bc", 1)
 

@@ -24,7 +24,7 @@ def write_long(hand, folder, *, lengths, rewards):
     return hand.dataset(folder, rows)
 
 
-@pytest.mark.parametrize("advantage", ["group", "bilevel_gae"])
+@pytest.mark.parametrize("advantage", ["grpo", "bilevel_gae"])
 def test_rows_that_the_model_cannot_read_are_told_with_both_numbers(
     configure, hand, tmp_path, advantage
 ):

@@ -15,6 +15,7 @@ from rich.table import Table
 from starpo_train.dataset import Manifest, Trajectory, read_manifest
 from starpo_train.errors import DataError, ProvenanceError
 from starpo_train.guards import GuardFinding, run_guards
+from starpo_train.leftout import name_reason
 from starpo_train.provenance import (
     Choice,
     DataFacts,
@@ -125,7 +126,7 @@ def count_cloned(
         if trajectory.reward is None or threshold is None:
             left_out["no_reward"] += 1
         elif trajectory.usable_for == "none":
-            left_out[trajectory.reasons[0] if trajectory.reasons else "not_usable"] += 1
+            left_out[name_reason(trajectory.reasons, trajectory.usable_for)] += 1
         elif trajectory.reward < threshold:
             left_out["below_threshold"] += 1
     return CloningCounts(

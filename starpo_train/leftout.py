@@ -38,8 +38,8 @@ REASONS: Final = {
     ),
     "no_advantage": (
         "nothing to compare: the rewards of its task are equal, it is the only attempt, or "
-        "algorithm.keep_groups left its task out",
-        "record more attempts at each task, raise algorithm.keep_groups, or set "
+        "algorithm.group_filter left its task out",
+        "record more attempts at each task, set algorithm.group_filter = 'none', or "
         "algorithm.singleton = 'global_baseline'",
     ),
     "no_trained_turn": (

@@ -96,6 +96,7 @@ def prepare_training_data(
         "algorithm": choice.algorithm,
         "algorithm_reason": choice.reason,
         "estimated": choice.estimated,
+        "behaviour_sha256": None if estimates is None else estimates.digest,
         "num_trajectories": len(tokenized.trajectories),
         "num_trajectories_read": len(everything),
         "num_rows": len(tokenized.rows),

@@ -367,6 +367,7 @@ class Trainer:
                 "position": asdict(self.position),
                 "tokens_per_pack": self._budget.found,
                 "watch": self._watch.snapshot(),
+                "behaviour_sha256": self.data.facts.get("behaviour_sha256"),
             },
             manifest=self.data.manifest,
             config=self.config,
@@ -401,4 +402,9 @@ def _require_same_data(checkpoint: Checkpoint, data: TrainingData) -> None:
         raise DataError(
             f"{data.manifest.path}: the dataset has changed since the run began (digest {before} "
             f"then, {data.manifest.digest} now); start a new run."
+        )
+    if checkpoint.values.get("behaviour_sha256") != data.facts.get("behaviour_sha256"):
+        raise DataError(
+            "data.behaviour: its log-probabilities are not those that the run began with; start a "
+            "new run."
         )

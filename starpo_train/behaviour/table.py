@@ -17,6 +17,7 @@ import polars as pl
 from starpo_trace.convert.verdict import INFORMATION
 from starpo_train.dataset import Trajectory, Turn, read_manifest
 from starpo_train.errors import ConfigError, DataError
+from starpo_train.modelfolder import hash_file
 
 TABLE_FILE: Final = "logprobs.parquet"
 FACTS_FILE: Final = "behaviour.json"
@@ -43,6 +44,8 @@ class Behaviour:
     """estimated: a model that was fitted to the data; exact: the model that sampled it."""
     facts: dict[str, Any]
     """How it was made, and how good it is."""
+    digest: str
+    """SHA-256 of the table."""
     turns: Mapping[tuple[str, int], TurnLogprobs]
 
     def find(
@@ -137,7 +140,8 @@ def read_behaviour(folder: Path, *, dataset: Path) -> Behaviour:
         )
         for trajectory_id, turn, ids_digest, logprobs in frame.iter_rows()
     }
-    return Behaviour(provenance=provenance, facts=facts, turns=turns)
+    table = hash_file(folder / TABLE_FILE)
+    return Behaviour(provenance=provenance, facts=facts, digest=table, turns=turns)
 
 
 def accept_rescored(trajectory: Trajectory, behaviour: Behaviour) -> Trajectory:

@@ -6,6 +6,7 @@ import signal
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 
 from starpo_train.behaviour.fit import fit_behaviour
@@ -21,6 +22,7 @@ from starpo_train.model import load_policy
 from starpo_train.modelfolder import hash_weights
 from starpo_train.provenance import explain_inexact
 from starpo_train.run import train
+from starpo_train.run_folder import read_resumed_config
 
 GOOD, BAD, END = 40, 50, 1
 
@@ -96,8 +98,27 @@ def test_estimates_are_taken_when_asked_for_and_stamped(describe, closed, config
     result = train(configure(dataset=closed, data=data, algorithm=accepting))
     start = read_metrics(result.metrics_path)[0]
     assert (start["estimated"], start["num_estimated_rows"]) == (True, 24)
+    (config.behaviour.output / "logprobs.parquet").write_bytes(b"")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        train(read_resumed_config(result.metrics_path.parent), resume=True)
     card = (result.final_path / "README.md").read_text()
     assert "| Log-probabilities | estimated by" in card
+
+
+def test_a_run_goes_on_with_the_table_that_it_began_with(describe, closed, configure, tmp_path):
+    """The same turns with other log-probabilities, put in its place: refused."""
+    config = describe("rescore", policy_id="shop@1", weights_sha256="x")
+    sha256 = hash_weights(config.model.path)
+    config.behaviour.output.mkdir()
+    rescore_behaviour(replace(config, behaviour=replace(config.behaviour, weights_sha256=sha256)))
+    data = {"behaviour": str(config.behaviour.output), "logprobs": "processed"}
+    result = train(configure(dataset=closed, data=data))
+    table = config.behaviour.output / "logprobs.parquet"
+    pl.read_parquet(table).with_columns(
+        pl.col("logprobs").list.eval(pl.element() - 1)
+    ).write_parquet(table)
+    with pytest.raises(DataError, match=r"data\.behaviour: its log-probabilities are not those"):
+        train(read_resumed_config(result.metrics_path.parent), resume=True)
 
 
 @pytest.mark.slow

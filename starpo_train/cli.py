@@ -1,4 +1,4 @@
-"""`starpo-train`: run, resume, export, explain, credit, behaviour, evaluate, serve, gate, report."""
+"""`starpo-train`: run, resume, export, explain, credit, behaviour, ope, evaluate, serve, gate, report."""
 
 import argparse
 import os
@@ -10,6 +10,7 @@ from typing import Any
 from starpo_train.credit_command import add_credit
 from starpo_train.errors import RankError, StarpoTrainError
 from starpo_train.explain_command import add_explain
+from starpo_train.ope_command import add_ope
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -67,6 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("behaviour_file", type=Path, metavar="BEHAVIOUR.toml")
     command.set_defaults(handler=_behaviour)
+
+    add_ope(commands.add_parser("ope", help="say what a checkpoint would have earned"))
 
     command = commands.add_parser("evaluate", help="play tasks with a model and record every run")
     command.add_argument("evaluate_file", type=Path, metavar="EVAL.toml")

@@ -70,6 +70,8 @@ class Trajectory:
     task_id: str | None
     """The group that StarPO compares within: the dataset's `group_id`, by default the task."""
     policy_id: str | None
+    user_id: str | None = None
+    """For whom it ran."""
     reward: float | None
     end: str
     """terminated | truncated | abandoned | error | unknown."""
@@ -191,6 +193,7 @@ def read_trajectories(path: Path, *, split: str = "train") -> list[Trajectory]:
             trajectory_id=row["trajectory_id"],
             task_id=row["group_id"] if row["group_id"] is not None else row["task_id"],
             policy_id=row["policy_id"],
+            user_id=row["user_id"],
             reward=row["reward"],
             end=row["end"],
             usable_for=row["usable_for"],

@@ -1,0 +1,1 @@
+"""Recorded turns + a checkpoint -> what the checkpoint would have earned. Evidence, never a gate."""

@@ -106,7 +106,7 @@ def repeat(setting: Setting, *, repetitions: int, num_resamples: int) -> dict:
         "coverage": {n: round(h / tally.passed, 3) for n, h in tally.hits.items()},
         "passed_with_mean_weight": tally.checked,
         "coverage_with_mean_weight": {
-            n: round(h / tally.checked, 3) for n, h in tally.hits_checked.items()
+            n: round(h / max(tally.checked, 1), 3) for n, h in tally.hits_checked.items()
         },
         "median_width": {n: round(float(np.median(w)), 3) for n, w in tally.widths.items() if w},
         "outcomes": dict(tally.outcomes),

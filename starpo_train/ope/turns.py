@@ -14,6 +14,7 @@ import torch
 from starpo_train.behaviour.table import Behaviour
 from starpo_train.credit.turns import TokenizedTrajectories
 from starpo_train.dataset import Trajectory
+from starpo_train.leftout import LeftOut
 from starpo_train.ope.evaluation import LoggedTurns
 from starpo_train.ope.verdict import Provenance
 from starpo_train.provenance import explain_inexact, has_estimates
@@ -27,7 +28,7 @@ class Selection:
     trajectories: list[Trajectory]
     provenance: Provenance
     num_rewarded: int
-    left_out: Counter[str]
+    left_out: LeftOut
     """Why the others are not among them."""
 
 
@@ -58,7 +59,7 @@ def select_trajectories(
     estimates too.
     """
     rewarded = [t for t in trajectories if t.reward is not None]
-    left_out: Counter[str] = Counter()
+    left_out = LeftOut()
     left_out["no_reward"] += len(trajectories) - len(rewarded)
     reasons = [explain_inexact(t, models=models) for t in rewarded]
     fitted = [has_estimates(t, models=models, estimates=estimates) for t in rewarded]

@@ -87,7 +87,7 @@ def test_gradients_of_a_split_step_are_those_of_the_whole(configure, uneven, mem
     )
     gradients = []
 
-    def keep(step):
+    def keep(step, *, grad_norm):
         gradients.append({n: p.grad.clone() for n, p in trainer.policy.trained_parameters()})
         trainer._optimizer.discard_gradients()
         return 0.0

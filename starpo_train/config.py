@@ -131,10 +131,19 @@ class AlgorithmSection:
     proximal: Literal["none", "epoch"] = "none"
     """none: ratios to the behaviour policy; epoch: to the policy at the epoch's start, times a
     `correction` for what that has moved away from the behaviour (decoupled PPO, TIS)."""
-    correction: Literal["truncate", "mask", "sequence_truncate", "sequence_mask"] = "truncate"
+    correction: Literal[
+        "truncate", "mask", "sequence_truncate", "sequence_mask", "off_policy_mask"
+    ] = "truncate"
     """With `proximal = "epoch"`: what becomes of pi_proximal / mu above `correction_cap`, per
-    token or as the trajectory's product."""
+    token or as the trajectory's product; off_policy_mask: no ratio, but bad tokens of a trajectory
+    whose mean log mu - log pi_proximal is above it do not count."""
     correction_cap: float = 2.0
+    correction_floor: float = 0.0
+    """mask, sequence_mask: ratios below this do not count either (IcePop)."""
+    overlong_length: int = 0
+    """Sampled tokens at which a trajectory's reward has lost 1 (DAPO's soft punishment); 0: none."""
+    overlong_buffer: int = 0
+    """Over how many tokens before that it loses it, evenly."""
     kl_coef: float = 0.0
     """StarPO: weight of the divergence from the model the run began with."""
     kl_estimator: Literal["k1", "k2", "k3", "k3+"] = "k3"
@@ -267,6 +276,9 @@ class RunConfig:
             ("train.checkpoint_every_steps", self.train.checkpoint_every_steps),
             ("train.keep_checkpoints", self.train.keep_checkpoints),
             ("algorithm.kl_coef", self.algorithm.kl_coef),
+            ("algorithm.correction_floor", self.algorithm.correction_floor),
+            ("algorithm.overlong_length", self.algorithm.overlong_length),
+            ("algorithm.overlong_buffer", self.algorithm.overlong_buffer),
             ("train.threads", self.train.threads),
             ("diagnostics.every_steps", self.diagnostics.every_steps),
             ("algorithm.gigpo_omega", self.algorithm.gigpo_omega),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from starpo_train.config import AlgorithmSection
-from starpo_train.losses.correction import correct_ratios
+from starpo_train.losses.correction import correct_ratios, mask_off_policy_sequences
 from starpo_train.tokens import TokenSequence
 
 PROXIMAL: Final = "proximal.logprobs_A"
@@ -35,6 +35,7 @@ def correct_rows(
     logprobs_R: list[np.ndarray],
     rows: Sequence[TokenSequence],
     rows_of_N: Sequence[Sequence[int]],
+    advantages_R: Sequence[np.ndarray],
     section: AlgorithmSection,
 ) -> Proximal:
     """Log-probabilities of the policy now -> Proximal; every row has the behaviour policy's."""
@@ -47,11 +48,34 @@ def correct_rows(
             whole = sum(float(log_ratios_R[r].sum()) for r in of_one)
             for r in of_one:
                 log_ratios_R[r] = torch.full_like(log_ratios_R[r], whole)
-    masked = section.correction.endswith("mask")
-    weights_R = [
-        correct_ratios(log_ratios_A, cap=section.correction_cap, masked=masked).float().numpy()
-        for log_ratios_A in log_ratios_R
-    ]
+    if section.correction == "off_policy_mask":
+        weights_R = _mask_drifted(log_ratios_R, rows_of_N, advantages_R, section.correction_cap)
+    else:
+        masked = section.correction.endswith("mask")
+        limits = {"cap": section.correction_cap, "floor": section.correction_floor}
+        weights_R = [
+            correct_ratios(log_ratios_A, **limits, masked=masked).float().numpy()
+            for log_ratios_A in log_ratios_R
+        ]
     num_tokens = sum(len(weights_A) for weights_A in weights_R)
     num_kept = sum(int((weights_A > 0).sum()) for weights_A in weights_R)
     return Proximal(logprobs_R=logprobs_R, weights_R=weights_R, kept=num_kept / max(num_tokens, 1))
+
+
+def _mask_drifted(
+    log_ratios_R: list[torch.Tensor],
+    rows_of_N: Sequence[Sequence[int]],
+    advantages_R: Sequence[np.ndarray],
+    threshold: float,
+) -> list[np.ndarray]:
+    """Bad tokens count only in trajectories that have not become too unlikely."""
+    weights_R = [np.empty(0, dtype=np.float32)] * len(log_ratios_R)
+    for of_one in rows_of_N:
+        mean = torch.cat([log_ratios_R[r] for r in of_one]).mean()
+        for r in of_one:
+            advantages_A = torch.from_numpy(advantages_R[r])
+            first_A = torch.zeros(len(advantages_A), dtype=torch.long)
+            weights_R[r] = mask_off_policy_sequences(
+                mean[None], advantages_A, first_A, threshold=threshold
+            ).numpy()
+    return weights_R

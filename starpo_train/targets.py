@@ -4,7 +4,7 @@ Suffixes: N trajectories, R rows, K turns (in row order), A trained tokens of a 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +22,7 @@ from starpo_train.credit.assign import (
 from starpo_train.dataset import Trajectory
 from starpo_train.errors import DataError
 from starpo_train.losses.awr import compute_awr_weights
+from starpo_train.losses.overlong import compute_overlong_penalty
 from starpo_train.objective import Objective
 from starpo_train.policy import Policy
 from starpo_train.preference import make_pairs, mismatch_rows
@@ -67,6 +68,8 @@ def assign_targets(
     targets = Targets(tokenized=tokenized)
     if not tokenized.rows:
         return targets
+    if config.algorithm.overlong_length:
+        _punish_length(targets, config.algorithm)
     if objective.algorithm == "starpo":
         _assign_advantages(targets, config, policy, kept)
     elif objective.algorithm == "dpo":
@@ -118,6 +121,20 @@ def map_to_range(rewards_N: np.ndarray) -> np.ndarray:
     if low == high:
         return np.zeros_like(rewards_N)
     return 2 * (rewards_N - low) / (high - low) - 1
+
+
+def _punish_length(targets: Targets, section: AlgorithmSection) -> None:
+    """Take from the reward of trajectories that sampled too much."""
+    tokenized = targets.tokenized
+    lengths = [sum(tokenized.rows[r].num_actions for r in rows) for rows in tokenized.rows_of_N]
+    penalties = compute_overlong_penalty(
+        torch.tensor(lengths), max_length=section.overlong_length, buffer=section.overlong_buffer
+    ).tolist()
+    tokenized.trajectories = [
+        replace(t, reward=None if t.reward is None else t.reward + penalty)
+        for t, penalty in zip(tokenized.trajectories, penalties, strict=True)
+    ]
+    targets.facts["num_overlong"] = sum(penalty < 0 for penalty in penalties)
 
 
 def _assign_advantages(

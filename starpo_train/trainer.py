@@ -252,9 +252,7 @@ class Trainer:
             ),
             self.config,
         )
-        self._proximal = correct_rows(
-            scores.logprobs_R, self.data.rows, self.data.rows_of_N, section
-        )
+        self._proximal = self._correct(scores.logprobs_R)
         self._metrics.write(
             {
                 "event": "proximal",
@@ -269,9 +267,11 @@ class Trainer:
         if flat_A is None:
             return None
         ends = np.cumsum([row.num_actions for row in self.data.rows])
-        scores_R = list(np.split(flat_A.numpy(), ends[:-1]))
-        rows_of_N = self.data.rows_of_N
-        return correct_rows(scores_R, self.data.rows, rows_of_N, self.config.algorithm)
+        return self._correct(list(np.split(flat_A.numpy(), ends[:-1])))
+
+    def _correct(self, logprobs_R: list[np.ndarray]) -> Proximal:
+        data, section = self.data, self.config.algorithm
+        return correct_rows(logprobs_R, data.rows, data.rows_of_N, data.advantages_R, section)
 
     def _is_beyond_limit(self, sums: dict[str, float]) -> bool:
         limit = find_exceeded_limit(sums, self.config.algorithm)

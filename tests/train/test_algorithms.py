@@ -114,6 +114,7 @@ CASES = [
     {"name": "starpo", "kl_coef": 0.1, "proximal": "epoch", "dual_clip": 3.0},
     *({"name": "starpo", "aggregation": mode} for mode in get_args(Aggregation)[1:]),
     {"name": "starpo", "loss": "gspo", "proximal": "epoch", "correction": "sequence_mask"},
+    {"name": "starpo", "proximal": "epoch", "correction": "off_policy_mask"},
 ]
 
 
@@ -290,3 +291,46 @@ def test_rewards_of_one_value_are_refused_by_name(configure, hand, tmp_path):
     result = train(configure("bc", dataset=dataset, algorithm={"name": "filtered_bc"}))
     assert result.num_steps == 1
     assert replace(result, interrupted=False) == result
+
+
+def test_long_runs_lose_reward(configure, branched):
+    """Runs of 6, 8 and 10 sampled tokens, limit 10 after a buffer of 4: they lose 0, .5 and 1."""
+    config = configure(
+        dataset=branched,
+        algorithm={"name": "dro", "overlong_length": 10, "overlong_buffer": 4},
+    )
+    trainer = open_trainer(config, resume=False, progress=None)
+    trainer._metrics.close()
+    assert trainer.data.facts["num_overlong"] == 4
+    # rewards 1, 0 and .5 less that: 1, -.5 and -.5, less their mean of 0
+    assert trainer.data.outcomes_N.tolist() == pytest.approx([1.0, -0.5, -0.5] * 2)
+
+
+def test_bad_tokens_of_a_drifted_run_do_not_count():
+    """Mean log mu - log pi of 2 and 0 against a cap of 1: only the first run's bad token is out."""
+    from starpo_train.config import AlgorithmSection
+    from starpo_train.proximal import correct_rows
+    from starpo_train.tokens import TurnTokens, build_rows
+
+    rows = [
+        build_rows(
+            [
+                TurnTokens(
+                    turn=0,
+                    prompt_ids_T=np.array([1]),
+                    response_ids_T=np.array([2, 3]),
+                    logprobs_T=np.array([-1.0, -1.0], dtype=np.float32),
+                    recorded=True,
+                    trained=True,
+                )
+            ],
+            trajectory=n,
+        )[0]
+        for n in range(2)
+    ]
+    now = [np.array([-3.0, -3.0], dtype=np.float32), np.array([-1.0, -1.0], dtype=np.float32)]
+    advantages = [np.array([1.0, -1.0], dtype=np.float32)] * 2
+    section = AlgorithmSection(correction="off_policy_mask", correction_cap=1.0)
+    proximal = correct_rows(now, rows, [[0], [1]], advantages, section)
+    assert [w.tolist() for w in proximal.weights_R] == [[1.0, 0.0], [1.0, 1.0]]
+    assert proximal.kept == 0.75

@@ -33,9 +33,7 @@ def refuse_loss(
     guilty = []
     for n in owners:
         with torch.no_grad():
-            parts = [
-                compute_pack_loss(policy, alone, objective)[0].loss for alone in build_packs([n])
-            ]
+            parts = [compute_pack_loss(policy, alone, objective).loss for alone in build_packs([n])]
         if policy.ranks.any(not all(bool(torch.isfinite(part)) for part in parts)):
             guilty.append(n)
     error = TrainingError(
@@ -64,7 +62,7 @@ def refuse_gradient(
     def is_at_fault(packs: Sequence[StepPack]) -> bool:
         policy.model.zero_grad(set_to_none=True)
         for pack in packs:
-            compute_pack_loss(policy, pack, objective)[0].loss.backward()
+            compute_pack_loss(policy, pack, objective).loss.backward()
         gradients = [p.grad for _, p in policy.trained_parameters() if p.grad is not None]
         own = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in gradients]
         return policy.ranks.any(not all(bool(torch.isfinite(grad).all()) for grad in own))

@@ -125,7 +125,9 @@ class AlgorithmSection:
     """StarPO: how ratios and advantages make a loss (docs/algorithms.md)."""
     clip_low: float = 0.2
     clip_high: float = 0.28
-    """ppo_clip, gspo and cispo: how far a ratio counts, 1 - low to 1 + high; cispo_trl: the cap."""
+    """ppo_clip, gspo and cispo: how far a ratio counts, 1 - low to 1 + high."""
+    ratio_cap: float = 5.0
+    """cispo_trl: largest weight."""
     dual_clip: float | None = None
     """ppo_clip: bound of the loss where the advantage is negative, as a ratio; 3 is usual."""
     proximal: Literal["none", "epoch"] = "none"
@@ -264,9 +266,11 @@ class RunConfig:
             ("train.max_grad_norm", self.train.max_grad_norm),
             ("train.rank_timeout_s", self.train.rank_timeout_s),
             ("algorithm.correction_cap", self.algorithm.correction_cap),
+            ("algorithm.ratio_cap", self.algorithm.ratio_cap),
+            ("algorithm.kl_ceiling", _or_one(self.algorithm.kl_ceiling)),
             ("algorithm.weight_max", self.algorithm.weight_max),
             ("algorithm.pairs_per_task", self.algorithm.pairs_per_task),
-            ("algorithm.beta", 1.0 if self.algorithm.beta is None else self.algorithm.beta),
+            ("algorithm.beta", _or_one(self.algorithm.beta)),
             ("diagnostics.samples", self.diagnostics.samples),
         ):
             if not count > 0:
@@ -277,6 +281,7 @@ class RunConfig:
             ("train.keep_checkpoints", self.train.keep_checkpoints),
             ("algorithm.kl_coef", self.algorithm.kl_coef),
             ("algorithm.correction_floor", self.algorithm.correction_floor),
+            ("algorithm.clip_high", self.algorithm.clip_high),
             ("algorithm.overlong_length", self.algorithm.overlong_length),
             ("algorithm.overlong_buffer", self.algorithm.overlong_buffer),
             ("train.threads", self.train.threads),
@@ -285,11 +290,20 @@ class RunConfig:
         ):
             if count < 0:
                 raise ConfigError(f"{where} = {count}: must be 0 or greater.")
+        if self.algorithm.dual_clip is not None and self.algorithm.dual_clip <= 1:
+            raise ConfigError(
+                f"algorithm.dual_clip = {self.algorithm.dual_clip}: must be greater than 1, where "
+                "ratios begin; 3 is usual."
+            )
         if (self.algorithm.advantage, self.algorithm.singleton) == ("gdpo", "learned_value"):
             raise ConfigError(
                 "algorithm.singleton = 'learned_value' with advantage 'gdpo': a critic values the "
                 "sum of the rewards, not each; use 'drop' or 'global_baseline'."
             )
+
+
+def _or_one(value: float | None) -> float:
+    return 1.0 if value is None else value
 
 
 def read_run_config(path: Path) -> RunConfig:

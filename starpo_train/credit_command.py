@@ -1,6 +1,7 @@
 """`starpo-train credit`: its options, and what is done with them."""
 
 import argparse
+import math
 from pathlib import Path
 
 
@@ -46,6 +47,8 @@ def _credit(options: argparse.Namespace) -> int:
     disable_progress_bar()
     has_model = options.model is not None
     gamma = options.gamma if options.gamma is not None else 0.95 if has_model else 1.0
+    if not math.isfinite(options.process_weight):
+        raise ConfigError(f"--process-weight {options.process_weight}: must be a finite number.")
     for option, share in (("--gamma", gamma), ("--lambda", options.lam)):
         if not 0.0 <= share <= 1.0:
             raise ConfigError(f"{option} {share}: must be between 0 and 1.")

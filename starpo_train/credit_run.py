@@ -25,6 +25,8 @@ class CreditResult:
     rows: list[CreditRow]
     num_without_reward: int
     """Trajectories left out: a missing reward is no reward of 0."""
+    num_unread: int
+    """Trajectories left out: the model reads no turn of theirs."""
     num_spans: int
     spans_path: Path | None
     explained_variance: float | None
@@ -55,23 +57,19 @@ def compute_credit(
         )
     if spans is not None and (spans.is_dir() or not spans.suffix):
         spans = spans / SPANS_FILE
-    for option, path in (("-o", output), ("--spans", spans)):
-        folder = path.parent if path is not None else Path()
-        if option == "--spans" and path is not None and path.name == SPANS_FILE:
-            folder = folder.parent  # is made
-        if not folder.is_dir():
-            raise ConfigError(f"{option} {path}: there is no folder {folder}.")
+    _require_places(output, spans)
     manifest = read_manifest(dataset)
     trajectories = read_trajectories(dataset, split=split)
     num_without = sum(t.reward is None for t in trajectories)
     if num_without == len(trajectories):
         raise DataError(f"{dataset}: none of {num_without} trajectories has a trusted reward.")
-    values, explained = None, None
+    values, explained, num_unread = None, None, 0
     if model is not None:
         from starpo_train.turnvalues import estimate_turn_values
 
         critic = estimate_turn_values(dataset, trajectories, model, rule)
         values, explained = critic.values, critic.explained_variance
+        num_unread = critic.num_left_out
     credits_of = assign_turn_credit(trajectories, rule, values=values)
     rows = build_credit_rows(manifest, trajectories, credits_of, rule)
     write_credit_table(output, rows)
@@ -83,10 +81,26 @@ def compute_credit(
     return CreditResult(
         rows=rows,
         num_without_reward=num_without,
+        num_unread=num_unread,
         num_spans=num_spans,
         spans_path=spans,
         explained_variance=explained,
     )
+
+
+def _require_places(output: Path, spans: Path | None) -> None:
+    if output.is_dir():
+        raise ConfigError(
+            f"-o {output}: is a folder; name a file, such as {output}/credit.parquet."
+        )
+    if spans is not None and spans.resolve() == output.resolve():
+        raise ConfigError(f"--spans {spans}: is also -o; the table and the spans are two files.")
+    for option, path in (("-o", output), ("--spans", spans)):
+        folder = path.parent if path is not None else Path()
+        if option == "--spans" and path is not None and path.name == SPANS_FILE:
+            folder = folder.parent  # is made
+        if not folder.is_dir():
+            raise ConfigError(f"{option} {path}: there is no folder {folder}.")
 
 
 def print_credit(result: CreditResult, output: Path, *, console: Console | None = None) -> None:
@@ -109,6 +123,8 @@ def print_credit(result: CreditResult, output: Path, *, console: Console | None 
     lines = [f"written: {output} ({len(result.rows):,} rows)"]
     if result.num_without_reward:
         lines.insert(0, f"left out: {result.num_without_reward:,} trajectories without a reward")
+    if result.num_unread:
+        lines.insert(0, f"left out: {result.num_unread:,} trajectories that the model cannot read")
     if result.explained_variance is not None and isfinite(result.explained_variance):
         lines.insert(0, f"critic: {result.explained_variance:.1%} of the returns' variance")
     if result.spans_path is not None:

@@ -4,6 +4,7 @@ Array suffix: T tokens.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b, file_digest
@@ -194,7 +195,7 @@ def read_trajectories(path: Path, *, split: str = "train") -> list[Trajectory]:
             task_id=row["group_id"] if row["group_id"] is not None else row["task_id"],
             policy_id=row["policy_id"],
             user_id=row["user_id"],
-            reward=row["reward"],
+            reward=_require_finite(row["reward"], row["trajectory_id"], path),
             end=row["end"],
             usable_for=row["usable_for"],
             reasons=tuple(row["reasons"] or ()),
@@ -204,6 +205,15 @@ def read_trajectories(path: Path, *, split: str = "train") -> list[Trajectory]:
         )
         for row in chosen.iter_rows(named=True)
     ]
+
+
+def _require_finite(reward: float | None, trajectory_id: str, path: Path) -> float | None:
+    if reward is not None and not math.isfinite(reward):
+        raise DataError(
+            f"{path}: trajectory {trajectory_id}: its reward is {reward}; a reward is a finite number "
+            "or missing. Record it again, or leave the trajectory out by a recipe."
+        )
+    return reward
 
 
 def read_message_graphs(path: Path, trajectory_ids: list[str]) -> dict[str, dict[str, MessageNode]]:

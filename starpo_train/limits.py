@@ -40,19 +40,20 @@ class ExceededLimit:
 def find_exceeded_limit(
     sums: Mapping[str, float], algorithm: AlgorithmSection
 ) -> ExceededLimit | None:
-    """The limit that a step's sums over trained tokens exceed; None for losses without ratios.
+    """The limit that a step's sums over trained tokens exceed; None without tokens to compare.
 
     KL = sum (rho - 1 - log rho) / n, in nats per token; ESS = (sum rho)^2 / (n sum rho^2).
     """
     ceiling, floor = algorithm.kl_ceiling, algorithm.ess_floor
-    if ceiling is not None and "kl" in sums:
-        divergence = sums["kl"] / sums["num_actions"]
+    compared = sums.get("num_compared")
+    if ceiling is not None and compared:
+        divergence = sums["kl"] / sums["num_compared"]
         if divergence > ceiling:
             return ExceededLimit(
                 name="kl_ceiling", metric="approx_kl", value=divergence, limit=ceiling
             )
-    if floor is not None and "ratio_squared" in sums:
-        share = sums["ratio"] ** 2 / (sums["num_actions"] * sums["ratio_squared"])
+    if floor is not None and compared:
+        share = sums["ratio"] ** 2 / (sums["num_compared"] * sums["ratio_squared"])
         if share < floor:
             return ExceededLimit(name="ess_floor", metric="ess_fraction", value=share, limit=floor)
     return None

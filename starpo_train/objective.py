@@ -3,7 +3,7 @@
 Suffixes: A trained tokens of a pack, N trajectories of a step, P pairs of them.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -111,13 +111,19 @@ class Objective:
         if terms.corrections_A is not None:
             coefficients_A = coefficients_A * terms.corrections_A
         behaviour_A = _require(terms.behaviour_A, "log-probabilities of the behaviour policy")
-        output = self._compute_policy_loss(logprobs_A, behaviour_A, advantages_A, coefficients_A)
-        if not self.section.kl_coef:
-            return output
-        reference_A = _require(terms.reference_A, "log-probabilities of the reference")
-        kl_A = compute_kl(logprobs_A, reference_A, estimator=self.section.kl_estimator)
-        penalty = self.section.kl_coef * (terms.coefficients_A * kl_A).sum()
-        return replace(output, loss=output.loss + penalty)
+        return self._compute_policy_loss(logprobs_A, behaviour_A, advantages_A, coefficients_A)
+
+    def compute_extras(self, logprobs_A: Tensor, entropies_A: Tensor, terms: TokenTerms) -> Tensor:
+        """A pack's share of what is added to any loss: entropy bonus, divergence from the reference."""
+        extras = logprobs_A.new_zeros(())
+        if self.section.entropy_coef:
+            bonus = (terms.coefficients_A * entropies_A).sum()
+            extras = extras - self.section.entropy_coef * bonus
+        if self.section.kl_coef and self.algorithm == "starpo":
+            reference_A = _require(terms.reference_A, "log-probabilities of the reference")
+            kl_A = compute_kl(logprobs_A, reference_A, estimator=self.section.kl_estimator)
+            extras = extras + self.section.kl_coef * (terms.coefficients_A * kl_A).sum()
+        return extras
 
     def _compute_policy_loss(
         self, logprobs_A: Tensor, behaviour_A: Tensor, advantages_A: Tensor, coefficients_A: Tensor
@@ -130,7 +136,7 @@ class Objective:
         if section.loss == "cispo":
             return compute_cispo_loss(*given, **clips)
         if section.loss == "cispo_trl":
-            return compute_cispo_trl_loss(*given, ratio_cap=section.clip_high)
+            return compute_cispo_trl_loss(*given, ratio_cap=section.ratio_cap)
         if section.loss == "sapo":
             return compute_sapo_loss(*given)
         return compute_dppo_tv_loss(*given)

@@ -7,14 +7,19 @@ Suffixes: N trajectories, R rows, K turns (in row order), A trained tokens of a 
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from torch import Tensor
 
-from starpo_train.behaviour.table import Behaviour, accept_rescored, read_behaviour
+from starpo_train.behaviour.table import (
+    Behaviour,
+    accept_rescored,
+    read_behaviour,
+    require_convention,
+)
 from starpo_train.config import RunConfig
-from starpo_train.credit.assign import needs_groups
+from starpo_train.credit.assign import TokenizedTrajectories, needs_groups
 from starpo_train.dataset import Trajectory, read_manifest
 from starpo_train.dataset import read_trajectories as read_dataset_trajectories
 from starpo_train.drift import sample_drift
@@ -34,8 +39,15 @@ from starpo_train.provenance import (
 from starpo_train.render import TurnRenderer
 from starpo_train.rows import tokenize_trajectories
 from starpo_train.targets import assign_targets, find_threshold, number_tasks
-from starpo_train.temperature import ConventionFit, accept_processed, compare_conventions
+from starpo_train.temperature import (
+    ConventionFit,
+    accept_processed,
+    compare_conventions,
+    forget_tempered,
+)
+from starpo_train.tokens import TokenSequence
 from starpo_train.trainingdata import TrainingData
+from starpo_train.unused import list_unused
 
 
 def prepare_training_data(
@@ -61,6 +73,7 @@ def prepare_training_data(
     estimates = None
     if config.data.behaviour is not None:
         estimates = read_behaviour(config.data.behaviour, dataset=config.data.dataset)
+        require_convention(estimates, config.data)
         trajectories = [accept_rescored(trajectory, estimates) for trajectory in trajectories]
     left_out = LeftOut()
     left_out["truncated"] += len(everything) - len(trajectories)
@@ -68,7 +81,10 @@ def prepare_training_data(
     choice = _choose(config, facts, fit)
     chosen = _select(trajectories, choice, config, left_out, estimates)
     findings: Counter[str] = Counter()
-    at_temperature = config.data.logprobs == "processed" and choice.algorithm in WITH_RATIOS
+    with_ratios = choice.algorithm in WITH_RATIOS
+    at_temperature = config.data.logprobs == "processed" and with_ratios
+    if not with_ratios:
+        chosen = [forget_tempered(trajectory) for trajectory in chosen]
     tokenized = tokenize_trajectories(
         chosen,
         config.data,
@@ -79,6 +95,8 @@ def prepare_training_data(
         at_temperature=at_temperature,
         estimates=estimates if choice.estimated else None,
     )
+    if with_ratios:
+        _require_logprobs(tokenized, config)
     objective = Objective(algorithm=choice.algorithm, section=config.algorithm)
     _require_some(tokenized.trajectories, choice, config, left_out)
     targets = assign_targets(tokenized, objective, config, policy, kept=kept or {})
@@ -95,6 +113,7 @@ def prepare_training_data(
     summary |= {
         "algorithm": choice.algorithm,
         "algorithm_reason": choice.reason,
+        "unused_settings": _list_unused(tokenized, objective),
         "estimated": choice.estimated,
         "behaviour_sha256": None if estimates is None else estimates.digest,
         "num_trajectories": len(tokenized.trajectories),
@@ -142,6 +161,7 @@ def _choose(config: RunConfig, facts: DataFacts, fit: ConventionFit | None) -> C
             Terms(
                 needs_groups=needs_groups(algorithm),
                 accept_estimated=algorithm.estimated_logprobs == "accept",
+                has_threshold=algorithm.reward_threshold is not None,
             ),
         )
     except ProvenanceError as error:
@@ -162,6 +182,33 @@ def _require_some(
             f"of {left_out.total():,} trajectories in split {config.data.split!r}:"
             f"{left_out.explain()}"
         )
+
+
+def _require_logprobs(tokenized: TokenizedTrajectories, config: RunConfig) -> None:
+    """Estimates are of ids: those of another tokenizer or template are of other ids."""
+    for row, trajectory in _pair_rows(tokenized):
+        if row.logprobs_T is None:
+            raise DataError(
+                f"trajectory {trajectory.trajectory_id}: has no log-probabilities as this model reads "
+                f"it; data.behaviour = {str(config.data.behaviour)!r} was made with another tokenizer, "
+                "chat template or data.models. Make it with this model."
+            )
+
+
+def _list_unused(tokenized: TokenizedTrajectories, objective: Objective) -> list[str]:
+    is_compared = objective.needs_reference or any(
+        row.logprobs_T is not None for row in tokenized.rows
+    )
+    unused = list_unused(objective.algorithm, objective.section, is_compared=is_compared)
+    return [f"algorithm.{name}" for name in unused]
+
+
+def _pair_rows(
+    tokenized: TokenizedTrajectories,
+) -> Iterator[tuple[TokenSequence, Trajectory]]:
+    for trajectory, rows in zip(tokenized.trajectories, tokenized.rows_of_N, strict=True):
+        for r in rows:
+            yield tokenized.rows[r], trajectory
 
 
 def _require_models(config: RunConfig, trajectories: list[Trajectory]) -> None:

@@ -201,6 +201,9 @@ def _describe_start(record: dict[str, Any]) -> str:
         f"{record['num_tokens']:,} tokens of which {record['num_action_tokens']:,} trained",
     ]
     lines[:0] = _describe_resume(record)
+    if record.get("unused_settings"):
+        names = ", ".join(record["unused_settings"])
+        lines.append(f"without effect on {record['algorithm']}: {names}")
     if record["left_out"]:
         lines.append(_describe_left_out(record))
     if record.get("rendering"):

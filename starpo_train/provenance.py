@@ -41,6 +41,10 @@ class DataFacts:
     """Tasks with two usable attempts or more whose rewards differ."""
     reward_low: float
     reward_high: float
+    exact_range: tuple[float, float]
+    """Lowest and highest reward of the exact ones; nan without any."""
+    usable_range: tuple[float, float]
+    """The same of the usable ones."""
     reasons: dict[str, int]
     """Why trajectories are not exact: reason -> trajectories."""
 
@@ -72,6 +76,8 @@ class Terms:
     """StarPO's advantages compare attempts at the same task and nothing else."""
     accept_estimated: bool = False
     """Log-probabilities of a fitted behaviour model will do."""
+    has_threshold: bool = False
+    """algorithm.reward_threshold says what is good."""
 
 
 def explain_inexact(trajectory: Trajectory, *, models: Sequence[str] = ()) -> str | None:
@@ -142,8 +148,15 @@ def describe_data(
         num_paired_groups=sum(max(r) > min(r) for r in usable.values()),
         reward_low=min(rewards, default=float("nan")),
         reward_high=max(rewards, default=float("nan")),
+        exact_range=_find_range(exact),
+        usable_range=_find_range(usable),
         reasons=dict(reasons.most_common()),
     )
+
+
+def _find_range(rewards_of: dict[str, list[float]]) -> tuple[float, float]:
+    rewards = [reward for group in rewards_of.values() for reward in group]
+    return min(rewards, default=float("nan")), max(rewards, default=float("nan"))
 
 
 def judge_algorithms(facts: DataFacts, terms: Terms | None = None) -> list[Ruling]:
@@ -178,7 +191,7 @@ def choose_algorithm(requested: str, facts: DataFacts, terms: Terms | None = Non
         return Choice(
             algorithm=requested,
             reason=f"requested; {ruling.reason}",
-            estimated=requested in WITH_RATIOS and terms.accept_estimated,
+            estimated=requested in WITH_RATIOS and _takes_estimates(facts, terms),
         )
     others = ", ".join(r.algorithm for r in rulings.values() if r.legal) or "none"
     raise ProvenanceError(
@@ -206,20 +219,24 @@ def _choose_automatically(facts: DataFacts, rulings: dict[str, Ruling]) -> Choic
 
 
 def _refuse_starpo(facts: DataFacts, terms: Terms) -> str | None:
-    refusal = _refuse_without_exact(facts, terms) or _refuse_equal_rewards(facts)
-    if refusal is None and terms.needs_groups and facts.num_comparable_groups == 0:
-        if terms.accept_estimated and facts.num_paired_groups:
-            return None
-        return f"none of {facts.num_groups} tasks has attempts with different rewards to compare"
-    return refusal
+    refusal = _refuse_without_exact(facts, terms) or _refuse_equal_ratios(facts, terms)
+    if refusal is not None or not terms.needs_groups:
+        return refusal
+    with_attempts, tasks = _count_groups(facts, terms)
+    if with_attempts:
+        return None
+    return (
+        f"none of {tasks} tasks has attempts with different rewards to compare; a critic needs none "
+        "(algorithm.advantage = 'bilevel_gae'), nor does algorithm.singleton = 'global_baseline'"
+    )
 
 
 def _refuse_topr(facts: DataFacts, terms: Terms) -> str | None:
-    return _refuse_without_exact(facts, terms) or _refuse_equal_rewards(facts)
+    return _refuse_without_exact(facts, terms) or _refuse_equal_ratios(facts, terms)
 
 
 def _refuse_weighted(facts: DataFacts, terms: Terms) -> str | None:
-    return _refuse_unusable(facts, terms) or _refuse_equal_rewards(facts)
+    return _refuse_unusable(facts, terms) or _refuse_equal(facts.usable_range)
 
 
 def _refuse_dpo(facts: DataFacts, terms: Terms) -> str | None:
@@ -239,7 +256,7 @@ def _refuse_unusable(facts: DataFacts, terms: Terms) -> str | None:
 
 
 def _refuse_without_exact(facts: DataFacts, terms: Terms) -> str | None:
-    if facts.num_exact or (terms.accept_estimated and facts.num_estimated):
+    if facts.num_exact or _takes_estimates(facts, terms):
         return None
     why = ", ".join(f"{reason} in {count}" for reason, count in facts.reasons.items())
     refusal = (
@@ -254,10 +271,40 @@ def _refuse_without_exact(facts: DataFacts, terms: Terms) -> str | None:
     return refusal
 
 
-def _refuse_equal_rewards(facts: DataFacts) -> str | None:
-    if facts.reward_low == facts.reward_high:
-        return f"every reward is {facts.reward_low:g}, so no advantage differs from 0"
+def _refuse_cloning(facts: DataFacts, terms: Terms) -> str | None:
+    refusal = _refuse_unusable(facts, terms)
+    low, high = facts.usable_range
+    if refusal is None and low == high and high <= 0 and not terms.has_threshold:
+        return (
+            f"every reward is {high:g}, and what failed is not to be cloned; if that is good, say "
+            "so by algorithm.reward_threshold"
+        )
+    return refusal
+
+
+def _refuse_equal_ratios(facts: DataFacts, terms: Terms) -> str | None:
+    """Of the trajectories that ratios can be formed on."""
+    return _refuse_equal(
+        facts.usable_range if _takes_estimates(facts, terms) else facts.exact_range
+    )
+
+
+def _refuse_equal(rewards: tuple[float, float]) -> str | None:
+    low, high = rewards
+    if low == high:
+        return f"every reward is {low:g}, so no advantage differs from 0"
     return None
+
+
+def _takes_estimates(facts: DataFacts, terms: Terms) -> bool:
+    return terms.accept_estimated and facts.num_estimated > 0
+
+
+def _count_groups(facts: DataFacts, terms: Terms) -> tuple[int, int]:
+    """Tasks that StarPO can compare within, of how many."""
+    if _takes_estimates(facts, terms):
+        return facts.num_paired_groups, facts.num_usable_groups
+    return facts.num_comparable_groups, facts.num_groups
 
 
 def _describe_use(algorithm: str, facts: DataFacts, terms: Terms) -> str:
@@ -268,17 +315,17 @@ def _describe_use(algorithm: str, facts: DataFacts, terms: Terms) -> str:
         if algorithm == "dpo":
             use += f"; {facts.num_paired_groups} of {facts.num_usable_groups} tasks have pairs"
         return use
-    num_used = facts.num_exact + (facts.num_estimated if terms.accept_estimated else 0)
+    estimated = _takes_estimates(facts, terms)
+    num_used = facts.num_exact + (facts.num_estimated if estimated else 0)
     left_out = facts.num_trajectories - num_used
-    kind = "exact or estimated" if terms.accept_estimated else "exact"
+    kind = "exact or estimated" if estimated else "exact"
     use = (
         f"{num_used} of {facts.num_trajectories} trajectories have a reward, {kind} ids "
         f"and log-probabilities{f' ({left_out} left out)' if left_out else ''}"
     )
     if algorithm == "starpo":
-        use += (
-            f"; {facts.num_comparable_groups} of {facts.num_groups} tasks have attempts to compare"
-        )
+        with_attempts, tasks = _count_groups(facts, terms)
+        use += f"; {with_attempts} of {tasks} tasks have attempts to compare"
     return use
 
 
@@ -290,7 +337,7 @@ _REFUSALS: Final[dict[str, Callable[[DataFacts, Terms], str | None]]] = {
     "dro": _refuse_weighted,
     "kto": _refuse_weighted,
     "dpo": _refuse_dpo,
-    "filtered_bc": _refuse_unusable,
+    "filtered_bc": _refuse_cloning,
 }
 """The table of what is legal for which data: algorithm -> why it is refused, or None.
 

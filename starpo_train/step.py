@@ -17,12 +17,11 @@ from torch import Tensor
 
 from starpo_train.config import RunConfig
 from starpo_train.losses.aggregation import compute_row_coefficients
-from starpo_train.losses.output import LossOutput
 from starpo_train.losses.ratios import compute_log_ratios, measure_ratios
 from starpo_train.memory import explain_out_of_memory
 from starpo_train.objective import Objective, TokenTerms, TrajectoryTerms
 from starpo_train.pack import TokenBatch, pack_all
-from starpo_train.policy import Policy
+from starpo_train.policy import Policy, PolicyScores
 from starpo_train.proximal import Proximal
 from starpo_train.ranks import ALONE, Ranks
 from starpo_train.trainingdata import TrainingData
@@ -49,6 +48,8 @@ class StepPack:
     """Weights for what that policy has moved away from mu."""
     reference_A: Tensor | None = None
     """Log-probabilities of the model that the run began with."""
+    origin_A: Tensor | None = None
+    """What the policy's drift is measured from: mu's log-probabilities, nan where there are none."""
     slopes_A: Tensor | None = None
     """d loss / d log-probability, of a loss on trajectories."""
 
@@ -114,6 +115,7 @@ def build_step(
                 proximal_A=None if proximal is None else _gather(proximal.logprobs_R, chosen),
                 corrections_A=None if proximal is None else _gather(proximal.weights_R, chosen),
                 reference_A=_gather(data.reference_R, chosen),
+                origin_A=_gather(data.origins, chosen),
             )
         )
     if not data.objective.is_on_trajectories:
@@ -136,26 +138,36 @@ def _gather(values_R: Sequence[np.ndarray] | None, rows: Sequence[int]) -> Tenso
     return torch.from_numpy(np.concatenate(parts))
 
 
-def compute_pack_loss(
-    policy: Policy, pack: StepPack, objective: Objective
-) -> tuple[LossOutput, Tensor, Tensor]:
-    """A pack's share of the step's loss; log-probabilities and entropies at its trained tokens.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackLoss:
+    """What a pack gives to the step."""
+
+    loss: Tensor
+    """Scalar whose gradient is the pack's share of the step's."""
+    share: Tensor
+    """Detached: the pack's share of the step's loss, as far as it is a sum over tokens."""
+    sums: dict[str, Tensor]
+    """Sums over tokens, as the loss names them."""
+    scores: PolicyScores
+    """At the trained tokens."""
+
+
+def compute_pack_loss(policy: Policy, pack: StepPack, objective: Objective) -> PackLoss:
+    """A pack's share of the step's loss.
 
     Of a loss on trajectories, what has its gradient: slope * log pi, or what clones the pack before
     the slopes are known.
     """
     scores = policy.score_actions(pack.batch)
+    terms = _terms_on(policy.device, pack)
+    extras = objective.compute_extras(scores.logprobs_A, scores.entropies_A, terms)
     if objective.is_on_trajectories:
         slopes_A = -pack.coefficients_A if pack.slopes_A is None else pack.slopes_A
-        loss = (slopes_A.to(policy.device) * scores.logprobs_A).sum()
-        output = LossOutput(loss=loss, sums={})
-    else:
-        output = objective.compute_on_tokens(scores.logprobs_A, _terms_on(policy.device, pack))
-    if objective.section.entropy_coef:
-        coefficients_A = pack.coefficients_A.to(policy.device)
-        bonus = objective.section.entropy_coef * (coefficients_A * scores.entropies_A).sum()
-        output = replace(output, loss=output.loss - bonus)
-    return output, scores.logprobs_A, scores.entropies_A
+        loss = (slopes_A.to(policy.device) * scores.logprobs_A).sum() + extras
+        return PackLoss(loss=loss, share=extras.detach(), sums={}, scores=scores)
+    output = objective.compute_on_tokens(scores.logprobs_A, terms)
+    loss = output.loss + extras
+    return PackLoss(loss=loss, share=loss.detach(), sums=output.sums, scores=scores)
 
 
 def _terms_on(device: torch.device, pack: StepPack) -> TokenTerms:
@@ -195,20 +207,18 @@ def accumulate_gradients(
             add(whole)
     for pack in packs:
         with explain_out_of_memory(pack.batch, name_row):
-            output, logprobs_A, entropies_A = compute_pack_loss(policy, pack, objective)
-            if not torch.isfinite(output.loss):
+            found = compute_pack_loss(policy, pack, objective)
+            if not torch.isfinite(found.loss):
                 suspect_rows += pack.batch.rows_R
-            output.loss.backward()
-        add(output.sums | _measure(pack, logprobs_A.detach(), entropies_A.detach()))
-        if step.terms is None:
-            add({"loss": output.loss.detach().double()})
+            found.loss.backward()
+        add(found.sums | _measure(pack, found.scores) | {"loss": found.share.double()})
     counts = {
         "num_tokens": sum(pack.batch.num_row_tokens for pack in packs),
         "num_computed": sum(pack.batch.num_tokens for pack in packs),
         "num_actions": sum(pack.batch.num_actions for pack in packs),
     }
-    found = counts | {name: float(value) for name, value in totals.items()}
-    return StepSums(sums=policy.ranks.sum(found), suspect_rows=suspect_rows)
+    sums = counts | {name: float(value) for name, value in totals.items()}
+    return StepSums(sums=policy.ranks.sum(sums), suspect_rows=suspect_rows)
 
 
 def _find_slopes(
@@ -261,16 +271,18 @@ def _measure_divergence(policy: Policy, parts: Sequence[tuple[TokenBatch, Tensor
 
 
 @torch.no_grad()
-def _measure(pack: StepPack, logprobs_A: Tensor, entropies_A: Tensor) -> dict[str, Tensor]:
+def _measure(pack: StepPack, scores: PolicyScores) -> dict[str, Tensor]:
     """What every loss has: entropy, and how far the policy is from where the data is from."""
-    sums = {"entropy": entropies_A.double().sum()}
+    sums = {"entropy": scores.entropies_A.double().sum()}
     if pack.advantages_A is not None:
         sums["advantage_abs"] = pack.advantages_A.abs().double().sum()
-    base_A = pack.batch.behaviour_logprobs_A
-    base_A = pack.reference_A if base_A is None else base_A
-    if base_A is None:
+    if pack.origin_A is None:
         return sums
-    return sums | measure_ratios(compute_log_ratios(logprobs_A, base_A.to(logprobs_A.device)))
+    known_A = torch.isfinite(pack.origin_A)
+    logprobs_A = scores.logprobs_A[known_A.to(scores.logprobs_A.device)]
+    origin_A = pack.origin_A[known_A].to(logprobs_A.device)
+    found = measure_ratios(compute_log_ratios(logprobs_A, origin_A))
+    return sums | found | {"num_compared": known_A.sum().double()}
 
 
 def summarize_sums(sums: dict[str, float]) -> dict[str, Any]:
@@ -284,11 +296,12 @@ def summarize_sums(sums: dict[str, float]) -> dict[str, Any]:
         "computed_tokens": int(rest.pop("num_computed")),
         "action_tokens": int(count),
     }
-    if "kl" in rest:
+    if compared := rest.pop("num_compared", 0.0):
         ratio, squared = rest.pop("ratio"), rest.pop("ratio_squared")
         record |= {
-            "approx_kl": rest.pop("kl") / count,
-            "ess_fraction": ratio**2 / (count * squared),
+            "approx_kl": rest.pop("kl") / compared,
+            "ess_fraction": ratio**2 / (compared * squared),
+            "drift": rest.pop("drift") / compared,
         }
     for name, value in rest.items():
         if name.startswith(OF_TRAJECTORIES):

@@ -80,6 +80,7 @@ def assign_targets(
     rewards = [t.reward for t in targets.tokenized.trajectories if t.reward is not None]
     threshold = find_threshold(config.algorithm, targets.tokenized.trajectories)
     targets.desirable_N = np.array(rewards) >= threshold
+    _require_differences(targets, objective)
     if objective.algorithm == "awr":
         _assign_weights(targets, config.algorithm)
     if objective.algorithm == "kto":
@@ -112,7 +113,12 @@ def compare_with_task(rewards_N: np.ndarray, task_of_N: np.ndarray) -> np.ndarra
     sums = np.bincount(task_of_N, rewards_N)
     sizes = np.bincount(task_of_N)
     means_N = (sums / np.maximum(sizes, 1))[task_of_N]
-    return rewards_N - np.where(sizes[task_of_N] > 1, means_N, rewards_N.mean())
+    gaps_N = rewards_N - np.where(sizes[task_of_N] > 1, means_N, rewards_N.mean())
+    lows, highs = np.full(len(sizes), np.inf), np.full(len(sizes), -np.inf)
+    np.minimum.at(lows, task_of_N, rewards_N)
+    np.maximum.at(highs, task_of_N, rewards_N)
+    equal_N = (lows == highs)[task_of_N] & (sizes[task_of_N] > 1)
+    return np.where(equal_N, 0.0, gaps_N)  # what is left of equal ones is rounding
 
 
 def map_to_range(rewards_N: np.ndarray) -> np.ndarray:
@@ -121,6 +127,22 @@ def map_to_range(rewards_N: np.ndarray) -> np.ndarray:
     if low == high:
         return np.zeros_like(rewards_N)
     return 2 * (rewards_N - low) / (high - low) - 1
+
+
+def _require_differences(targets: Targets, objective: Objective) -> None:
+    """Refuse what would clone all alike, or push nothing anywhere."""
+    if objective.algorithm in ("awr", "dro", "topr") and not targets.outcomes_N.any():
+        raise DataError(
+            f"algorithm.name = {objective.algorithm!r}: no reward differs from what it is compared "
+            "with (the mean of its task's attempts); compare all trajectories with "
+            "algorithm.baseline = 'none', or take filtered_bc."
+        )
+    if objective.algorithm == "kto" and len(set(targets.desirable_N.tolist())) == 1:
+        kind = "good" if targets.desirable_N.all() else "bad"
+        raise DataError(
+            f"algorithm.name = 'kto': every trajectory is {kind}; set algorithm.reward_threshold "
+            "between the rewards."
+        )
 
 
 def _punish_length(targets: Targets, section: AlgorithmSection) -> None:

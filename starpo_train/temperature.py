@@ -67,6 +67,20 @@ def accept_processed(trajectory: Trajectory) -> Trajectory:
     return replace(trajectory, turns=turns, usable_for=usable_for, reasons=reasons)
 
 
+def forget_tempered(trajectory: Trajectory) -> Trajectory:
+    """A trajectory without log-probabilities of turns sampled at another temperature than 1.
+
+    A loss without ratios takes the policy at temperature 1, with which they cannot be compared.
+    """
+    turns = tuple(
+        replace(turn, logprobs_T=None, logprobs_exact=False)
+        if turn.temperature not in (None, 1)
+        else turn
+        for turn in trajectory.turns
+    )
+    return replace(trajectory, turns=turns)
+
+
 @torch.no_grad()
 def compare_conventions(
     policy: Policy, trajectories: Sequence[Trajectory], *, models: Sequence[str] = ()

@@ -104,7 +104,10 @@ class Trainer:
         self._batches_per_epoch = math.ceil(
             len(data.rows_of_N) / config.train.trajectories_per_step
         )
-        self._total_steps = config.train.epochs * self._batches_per_epoch
+        epochs = config.train.epochs
+        self._total_steps = epochs * self._batches_per_epoch
+        if data.objective.compares_attempts:  # whole tasks may make fewer
+            self._total_steps = sum(len(self._plan_epoch(epoch)) for epoch in range(epochs))
         self._optimizer = Optimizer(policy, config.train, total_steps=self._total_steps)
         if checkpoint is not None:
             _require_same_data(checkpoint, data)

@@ -5,6 +5,7 @@ Suffixes: N trajectories, R rows, A trained tokens of a row, P pairs.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ if TYPE_CHECKING:  # a step needs no data library
     from starpo_train.provenance import Choice
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingData:
     """What the training loop goes through."""
 
@@ -61,10 +62,24 @@ class TrainingData:
         rows = (self.rows[row] for row in self.rows_of_N[trajectory])
         return sum(row.weight * row.num_actions for row in rows)
 
-    @property
+    @cached_property
     def horizon(self) -> int:
         """Most trained tokens that a row has (Dr.GRPO's constant)."""
         return max(row.num_actions for row in self.rows)
+
+    @cached_property
+    def origins(self) -> list[np.ndarray]:
+        """What drift is measured from, float32 [A] per row: mu, nan where it has no log-probabilities;
+        where it has none at all, the model that the run began with, if that was asked.
+        """  # noqa: D205
+        if all(row.logprobs_T is None for row in self.rows):
+            return self.reference_R
+        return [
+            np.full(row.num_actions, np.nan, dtype=np.float32)
+            if row.logprobs_T is None
+            else row.recorded_logprobs()
+            for row in self.rows
+        ]
 
     def name_row(self, row: int) -> str:
         """Trajectory that a row belongs to."""
@@ -83,11 +98,7 @@ class TrainingData:
         """What a loss on trajectories needs of some, in this order; a coefficient for each row."""
         behaviour_R = None
         if self.objective.needs_behaviour:
-            behaviour_R = (
-                [row.recorded_logprobs() for row in self.rows]
-                if proximal is None
-                else proximal.logprobs_R
-            )
+            behaviour_R = self.origins if proximal is None else proximal.logprobs_R
         gains_N, losses_N = self._sum_advantages(trajectories, coefficient_of, proximal)
         place_of = {n: i for i, n in enumerate(trajectories)}
         pairs = [

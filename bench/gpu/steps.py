@@ -61,7 +61,7 @@ def measure_ours(
 
     def step() -> None:
         for pack in packs:
-            compute_pack_loss(policy, pack, objective)[0].loss.backward()
+            compute_pack_loss(policy, pack, objective).loss.backward()
         optimizer.clip_gradients()
         optimizer.apply(0)
 

@@ -90,7 +90,7 @@ def build_ours(work: Work, *, loss: str, attention: str) -> Step:
         step = build_step(data, config, range(len(work.rows)), shared_up_to=policy.shared_up_to)
         total = 0.0
         for pack in step.packs:
-            output, _logprobs, _entropies = compute_pack_loss(policy, pack, objective)
+            output = compute_pack_loss(policy, pack, objective)
             output.loss.backward()
             total += float(output.loss.detach())
         return total

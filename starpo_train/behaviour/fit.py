@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from starpo_train.behaviour.turns import (
 from starpo_train.config import (
     AlgorithmSection,
     DataSection,
+    DiagnosticsSection,
     RunConfig,
     RunSection,
     read_run_config,
@@ -134,7 +136,7 @@ def _tokenize(
     if len(tokenized.trajectories) < config.behaviour.folds:
         raise DataError(
             f"{config.behaviour.dataset}: {len(tokenized.trajectories)} trajectories are left to fit "
-            f"({dict(left_out)}), fewer than behaviour.folds = {config.behaviour.folds}."
+            f"as behaviour.folds = {config.behaviour.folds} parts:{left_out.explain()}"
         )
     return tokenized
 
@@ -173,11 +175,14 @@ def _deal_folds(num_trajectories: int, num_folds: int, *, seed: int) -> np.ndarr
 def _fit(config: BehaviourConfig, fold: int, chosen: list[int], progress: Progress | None) -> Path:
     """Clone these trajectories; the checkpoint's folder, also that of an earlier call."""
     run = RunConfig(
-        run=RunSection(output=config.behaviour.output / f"fold_{fold}", seed=config.behaviour.seed),
+        run=RunSection(
+            output=config.behaviour.output / _name_fold(fold, chosen), seed=config.behaviour.seed
+        ),
         data=_read_data(config),
         model=config.model,
         algorithm=AlgorithmSection(name="filtered_bc", aggregation="token-mean"),
         train=config.train,
+        diagnostics=DiagnosticsSection(early_stop=False),  # all folds are fitted alike
     )
     folder = RunFolder(run.run.output)
     resume = folder.config_path.is_file()
@@ -190,6 +195,12 @@ def _fit(config: BehaviourConfig, fold: int, chosen: list[int], progress: Progre
     if result.interrupted:
         raise KeyboardInterrupt
     return result.final_path
+
+
+def _name_fold(fold: int, chosen: list[int]) -> str:
+    """Folder of a fit, by what it is fitted to: another division of the data is another fit."""
+    digest = blake2b(",".join(map(str, chosen)).encode(), digest_size=4).hexdigest()
+    return f"fold_{fold}_{digest}"
 
 
 def _prepare(

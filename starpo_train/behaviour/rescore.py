@@ -47,15 +47,13 @@ def rescore_behaviour(config: BehaviourConfig) -> Rescored:
             f"behaviour.weights_sha256 = {section.weights_sha256!r}; only the weights that sampled "
             "the data can say what their log-probabilities were."
         )
-    trajectories = [
-        t
-        for t in read_trajectories(section.dataset, split=section.split)
-        if t.policy_id == section.policy_id
-    ]
+    everything = read_trajectories(section.dataset, split=section.split)
+    trajectories = [t for t in everything if t.policy_id == section.policy_id]
     if not trajectories:
+        known = sorted({repr(t.policy_id) for t in everything if t.policy_id is not None})
         raise DataError(
             f"{section.dataset}: no trajectory of split {section.split!r} is of "
-            f"behaviour.policy_id = {section.policy_id!r}."
+            f"behaviour.policy_id = {section.policy_id!r}; there are {', '.join(known) or 'none'}."
         )
     policy = load_policy(config.model, seed=section.seed)
     left_out = LeftOut()
@@ -70,7 +68,11 @@ def rescore_behaviour(config: BehaviourConfig) -> Rescored:
         at_temperature=True,
     )
     if not tokenized.rows:
-        raise DataError(f"{section.dataset}: no turn can be scored exactly ({dict(left_out)}).")
+        raise DataError(
+            f"{section.dataset}: no turn can be scored exactly: "
+            + ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+            + "."
+        )
     owner_of = {r: n for n, of_one in enumerate(tokenized.rows_of_N) for r in of_one}
     scores = score_rows(
         policy,

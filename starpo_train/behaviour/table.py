@@ -15,7 +15,8 @@ import numpy as np
 import polars as pl
 
 from starpo_trace.convert.verdict import INFORMATION
-from starpo_train.dataset import Trajectory, Turn, read_manifest
+from starpo_train.config import DataSection
+from starpo_train.dataset import Trajectory, Turn, has_version, read_manifest
 from starpo_train.errors import ConfigError, DataError
 from starpo_train.modelfolder import hash_file
 
@@ -97,8 +98,11 @@ def write_behaviour(
             "logprobs": pl.List(pl.Float32),
         },
     )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FACTS_FILE).unlink(missing_ok=True)
     frame.write_parquet(folder / TABLE_FILE)
-    values = {"provenance": provenance} | facts
+    table = {"table_sha256": hash_file(folder / TABLE_FILE)}
+    values = {"provenance": provenance} | table | facts
     pending = folder / f"{FACTS_FILE}.tmp"
     pending.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     pending.replace(folder / FACTS_FILE)
@@ -124,12 +128,18 @@ def read_behaviour(folder: Path, *, dataset: Path) -> Behaviour:
         ) from None
     except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
         raise ConfigError(f"data.behaviour = {str(folder)!r}: cannot be read ({error}).") from None
+    table = hash_file(folder / TABLE_FILE)
+    if table != facts.get("table_sha256"):
+        raise ConfigError(
+            f"data.behaviour = {str(folder)!r}: {TABLE_FILE} is not the file that {FACTS_FILE} was "
+            "written for; make it again with `starpo-train behaviour`."
+        )
     digest = read_manifest(dataset).digest
     if made_for != digest:
         raise DataError(
             f"data.behaviour = {str(folder)!r}: made for version {made_for[:12]} of the dataset, "
-            f"{dataset} is at {digest[:12]}; make it again, or train on "
-            f"{dataset}@{made_for[:12]}."
+            f"{dataset} is at {digest[:12]}; make it again"
+            + (f", or train on {dataset}@{made_for}." if has_version(dataset, made_for) else ".")
         )
     turns = {
         (trajectory_id, turn): TurnLogprobs(
@@ -140,8 +150,22 @@ def read_behaviour(folder: Path, *, dataset: Path) -> Behaviour:
         )
         for trajectory_id, turn, ids_digest, logprobs in frame.iter_rows()
     }
-    table = hash_file(folder / TABLE_FILE)
     return Behaviour(provenance=provenance, facts=facts, digest=table, turns=turns)
+
+
+def require_convention(behaviour: Behaviour, data: DataSection) -> None:
+    """Refuse to score the policy at another temperature than these log-probabilities are of.
+
+    Raises:
+        ConfigError: they are of turns sampled at another one than 1, and data.logprobs is 'raw'.
+    """
+    tempered = [t for t in behaviour.facts.get("temperatures", []) if t != 1]
+    if tempered and data.logprobs == "raw":
+        raise ConfigError(
+            f"data.behaviour = {str(data.behaviour)!r}: its log-probabilities are of turns sampled "
+            f"at temperatures {tempered}; set data.logprobs = 'processed', at which the policy is "
+            "scored so, too."
+        )
 
 
 def accept_rescored(trajectory: Trajectory, behaviour: Behaviour) -> Trajectory:

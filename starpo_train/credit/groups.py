@@ -92,7 +92,7 @@ def compute_baselines(
     deviation of all trajectories. The raw reward is never an advantage.
 
     Raises:
-        ValueError: `learned_value` without `values_N`.
+        ValueError: `learned_value` without `values_N` for a lone attempt.
     """
     groups = build_groups(rewards_N, groups_N, ddof=ddof)
     mean_N, std_N = groups.mean_G[groups.group_of_N], groups.std_G[groups.group_of_N]
@@ -102,12 +102,13 @@ def compute_baselines(
         overall = build_groups(rewards_N, [0] * len(rewards_N), ddof=ddof)
         others_N, count = overall.mean_G.expand_as(rewards_N), len(rewards_N)
         if singleton == "learned_value":
-            if values_N is None:
+            if values_N is None and bool(lone_N.any()):
                 raise ValueError(
                     "singleton = 'learned_value' without values_N; pass the critic's value of each "
                     "trajectory's first turn."
                 )
-            others_N, count = values_N.to(rewards_N.dtype), 1
+            if values_N is not None:
+                others_N, count = values_N.to(rewards_N.dtype), 1
         mean_N = torch.where(lone_N, others_N, mean_N)
         std_N = torch.where(lone_N, overall.std_G.expand_as(rewards_N), std_N)
         size_N = torch.where(lone_N, count, size_N)

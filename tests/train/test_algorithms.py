@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from starpo_train.config import ModelSection
-from starpo_train.errors import ProvenanceError
+from starpo_train.errors import DataError, ProvenanceError
 from starpo_train.losses.aggregation import Aggregation
 from starpo_train.metrics import read_metrics
 from starpo_train.model import load_policy
@@ -334,3 +334,93 @@ def test_bad_tokens_of_a_drifted_run_do_not_count():
     proximal = correct_rows(now, rows, [[0], [1]], advantages, section)
     assert [w.tolist() for w in proximal.weights_R] == [[1.0, 0.0], [1.0, 1.0]]
     assert proximal.kept == 0.75
+
+
+@pytest.mark.parametrize("loss", ["ppo_clip", "gspo"])
+def test_the_reference_holds_every_loss(configure, branched, loss):
+    """A large `kl_coef` changes the steps in which the policy has left the reference."""
+    ends = []
+    for kl_coef in (0.0, 100.0):
+        config = configure(
+            f"kl{kl_coef}",
+            dataset=branched,
+            algorithm={"name": "starpo", "loss": loss, "kl_coef": kl_coef} | WIDE,
+            train={"epochs": 3, "trajectories_per_step": 6, "learning_rate": 1e-3},
+        )
+        ends.append([r for r in read_metrics(train(config).metrics_path) if "loss" in r][-1])
+    assert ends[1]["approx_kl"] < 0.7 * ends[0]["approx_kl"]
+
+
+def make_runs(hand, tmp_path, rewards_of, *, exact=()):
+    """One-turn runs: task -> rewards; those of tasks in `exact` have log-probabilities."""
+    runs = []
+    for task, rewards in rewards_of.items():
+        known = {} if task in exact else {"usable_for": "sft", "reasons": ["logprob_missing"]}
+        for i, reward in enumerate(rewards):
+            turn = hand.turn([0, 20], [GOOD, END], [-1.0, -1.0] if task in exact else None)
+            runs.append(hand.trajectory(f"{task}{i}", [turn], reward=reward, task_id=task, **known))
+    return hand.dataset(tmp_path / "runs", runs)
+
+
+def test_what_is_equal_but_for_rounding_weighs_nothing(configure, hand, tmp_path):
+    """Tasks of .1, .7 and .3 throughout: their means differ from them by rounding only."""
+    dataset = make_runs(hand, tmp_path, {"a": [0.1] * 3, "b": [0.7] * 3, "c": [0.3] * 7})
+    with pytest.raises(DataError, match="no reward differs from what it is compared with"):
+        train(configure(dataset=dataset, algorithm={"name": "awr"}))
+    result = train(
+        configure("none", dataset=dataset, algorithm={"name": "awr", "baseline": "none"})
+    )
+    assert result.num_steps > 0
+
+
+def test_rewards_must_differ_where_they_are_used(configure, hand, tmp_path):
+    """The runs with log-probabilities are all worth 1: `auto` takes what uses the others, too."""
+    dataset = make_runs(hand, tmp_path, {"a": [1.0] * 4, "b": [0.0, 1.0]}, exact=("a",))
+    start = read_metrics(train(configure(dataset=dataset, algorithm={"name": "auto"})).metrics_path)
+    assert start[0]["algorithm"] == "awr"
+    with pytest.raises(ProvenanceError, match=r"'topr' is refused: every reward is 1"):
+        train(configure("topr", dataset=dataset, algorithm={"name": "topr"}))
+
+
+def test_failures_alone_are_not_cloned(configure, hand, tmp_path):
+    """Every reward 0: refused, unless a threshold says that 0 is good."""
+    dataset = make_runs(hand, tmp_path, {"a": [0.0] * 4})
+    with pytest.raises(ProvenanceError, match="what failed is not to be cloned"):
+        train(configure(dataset=dataset, algorithm={"name": "auto"}))
+    section = {"name": "filtered_bc", "reward_threshold": 0.0}
+    assert train(configure("set", dataset=dataset, algorithm=section)).num_steps == 1
+
+
+def test_kto_needs_good_ones_and_bad_ones(configure):
+    """A threshold above every reward leaves none that is good."""
+    config = configure(algorithm={"name": "kto", "reward_threshold": 5.0})
+    with pytest.raises(DataError, match=r"every trajectory is bad; set algorithm.reward_threshold"):
+        train(config)
+
+
+@pytest.mark.parametrize("tokens_per_pack", [8192, 6])
+def test_drift_is_measured_where_something_was_recorded(
+    configure, hand, model_folder, tmp_path, tokens_per_pack
+):
+    """Half of the runs have log-probabilities, of the model itself: at any packing KL 0, ESS 1."""
+    policy = load_policy(ModelSection(path=str(model_folder), device="cpu"))
+    runs = []
+    for i in range(4):
+        prompt, answer = [0, 20 + i], [GOOD if i % 2 else BAD, END]
+        scores = hand.score(policy, prompt, answer).tolist() if i < 2 else None
+        turn = hand.turn(prompt, answer, scores)
+        runs.append(hand.trajectory(f"{i}", [turn], reward=float(i % 2), task_id=f"{i // 2}"))
+    config = configure(
+        dataset=hand.dataset(tmp_path / "half", runs),
+        algorithm={"name": "awr", "ess_floor": 0.9},
+        train={"tokens_per_pack": tokens_per_pack},
+    )
+    first = next(r for r in read_metrics(train(config).metrics_path) if "loss" in r)
+    assert first["approx_kl"] == pytest.approx(0.0, abs=1e-6)
+    assert first["ess_fraction"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_critic_for_lone_attempts_is_not_missed_where_there_are_none(configure):
+    """Every task has four attempts."""
+    result = train(configure(algorithm={"name": "starpo", "singleton": "learned_value"}))
+    assert result.num_steps == 2

@@ -19,7 +19,7 @@ from starpo_train.dataset import read_trajectories
 from starpo_train.errors import ConfigError, DataError, ModelError, ProvenanceError
 from starpo_train.metrics import read_metrics
 from starpo_train.model import load_policy
-from starpo_train.modelfolder import hash_weights
+from starpo_train.modelfolder import hash_file, hash_weights
 from starpo_train.provenance import explain_inexact
 from starpo_train.run import train
 from starpo_train.run_folder import read_resumed_config
@@ -114,9 +114,13 @@ def test_a_run_goes_on_with_the_table_that_it_began_with(describe, closed, confi
     data = {"behaviour": str(config.behaviour.output), "logprobs": "processed"}
     result = train(configure(dataset=closed, data=data))
     table = config.behaviour.output / "logprobs.parquet"
-    pl.read_parquet(table).with_columns(
-        pl.col("logprobs").list.eval(pl.element() - 1)
-    ).write_parquet(table)
+    other = pl.read_parquet(table).with_columns(pl.col("logprobs").list.eval(pl.element() - 1))
+    other.write_parquet(table)
+    with pytest.raises(ConfigError, match=r"is not the file that behaviour\.json was written for"):
+        train(read_resumed_config(result.metrics_path.parent), resume=True)
+    file = config.behaviour.output / "behaviour.json"
+    facts = json.loads(file.read_text()) | {"table_sha256": hash_file(table)}
+    file.write_text(json.dumps(facts))
     with pytest.raises(DataError, match=r"data\.behaviour: its log-probabilities are not those"):
         train(read_resumed_config(result.metrics_path.parent), resume=True)
 
@@ -237,3 +241,59 @@ def test_the_command_prints_how_good_the_fit_is(closed, model_folder, tmp_path, 
     assert "shop@1" in printed
     assert f'[data] behaviour = "{tmp_path / "mu"}"' in printed.replace("\n", "")
     assert main(["behaviour", str(file)]) == 0  # nothing is fitted again
+
+
+def rescore(describe, **options):
+    config = describe("rescore", policy_id="shop@1", weights_sha256="x")
+    sha256 = hash_weights(config.model.path)
+    config = replace(config, behaviour=replace(config.behaviour, weights_sha256=sha256, **options))
+    rescore_behaviour(config)
+    return config
+
+
+def test_log_probabilities_of_a_temperature_are_not_taken_at_another(describe, closed, configure):
+    """Sampled at 0.5, so `raw`, which scores the policy at 1, is refused; at 0.5 they are its own."""
+    data = {"behaviour": str(rescore(describe).behaviour.output)}
+    algorithm = {"name": "topr"}
+    with pytest.raises(ConfigError, match=r"temperatures \[0.5\]; set data.logprobs = 'processed'"):
+        train(configure(dataset=closed, data=data, algorithm=algorithm))
+    data["logprobs"] = "processed"
+    result = train(configure(dataset=closed, data=data, algorithm=algorithm))
+    first = next(r for r in read_metrics(result.metrics_path) if "loss" in r)
+    assert first["approx_kl"] < 1e-6
+    assert first["ess_fraction"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_loss_without_ratios_is_not_measured_by_another_temperature(describe, closed, configure):
+    """AWR takes the policy at 1: nothing of temperature 0.5 is compared with that."""
+    data = {"behaviour": str(rescore(describe).behaviour.output), "logprobs": "processed"}
+    result = train(configure(dataset=closed, data=data, algorithm={"name": "awr"}))
+    assert not any("approx_kl" in record for record in read_metrics(result.metrics_path))
+
+
+@pytest.mark.slow
+def test_another_division_of_the_data_is_fitted_anew(describe):
+    """Two folds, then three in the same folder: five fits, none of which saw what it scores."""
+    config = describe()
+    fit_behaviour(config, announce=quiet)
+    three = replace(config, behaviour=replace(config.behaviour, folds=3))
+    fit_behaviour(three, announce=quiet)
+    assert len(list(config.behaviour.output.glob("fold_*"))) == 5
+
+
+@pytest.mark.slow
+def test_estimates_of_other_ids_are_refused_by_name(describe, closed, configure):
+    """The table is of turns that this dataset has, as other ids."""
+    config = describe()
+    fit_behaviour(config, announce=quiet)
+    table = config.behaviour.output / "logprobs.parquet"
+    pl.read_parquet(table).with_columns(ids_digest=pl.lit("00")).write_parquet(table)
+    file = config.behaviour.output / "behaviour.json"
+    facts = json.loads(file.read_text()) | {"table_sha256": hash_file(table)}
+    file.write_text(json.dumps(facts))
+    data = {"behaviour": str(config.behaviour.output)}
+    algorithm = {"name": "topr", "estimated_logprobs": "accept"}
+    with pytest.raises(
+        DataError, match="made with another tokenizer, chat template or"
+    ):
+        train(configure(dataset=closed, data=data, algorithm=algorithm))

@@ -9,6 +9,9 @@ limit on one trajectory's weight: how often each estimator's 95 % interval holds
 (dynamic programming), and how often the verdict is wrong. Where hardly any repetition passes, the
 verdict must be inconclusive.
 
+In "lake, far" a few runs hold most of the weight, and only WIS, on which verdicts rest, has a target:
+the intervals of IS, PDIS, SN-PDIS and DR hold the value in fewer than 90 % there, as the figures say.
+
 Two columns are no targets but belong beside them: the same for repetitions of which the weights'
 mean is also in order (a doubt of its own in the verdict), and for the plain percentile bootstrap.
 """

@@ -293,7 +293,5 @@ def test_estimates_of_other_ids_are_refused_by_name(describe, closed, configure)
     file.write_text(json.dumps(facts))
     data = {"behaviour": str(config.behaviour.output)}
     algorithm = {"name": "topr", "estimated_logprobs": "accept"}
-    with pytest.raises(
-        DataError, match="made with another tokenizer, chat template or"
-    ):
+    with pytest.raises(DataError, match="made with another tokenizer, chat template or"):
         train(configure(dataset=closed, data=data, algorithm=algorithm))

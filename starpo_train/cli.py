@@ -1,4 +1,4 @@
-"""`starpo-train`: run, resume, export, explain, credit, behaviour, ope, evaluate, serve, gate, report."""
+"""`starpo-train`: run, resume, export, explain, credit, behaviour, ope, score, evaluate, serve, gate ..."""
 
 import argparse
 import os
@@ -11,6 +11,7 @@ from starpo_train.credit_command import add_credit
 from starpo_train.errors import RankError, StarpoTrainError
 from starpo_train.explain_command import add_explain
 from starpo_train.ope_command import add_ope
+from starpo_train.score_command import add_score
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -70,6 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(handler=_behaviour)
 
     add_ope(commands.add_parser("ope", help="say what a checkpoint would have earned"))
+
+    add_score(commands.add_parser("score", help="score recorded runs, step by step"))
 
     command = commands.add_parser("evaluate", help="play tasks with a model and record every run")
     command.add_argument("evaluate_file", type=Path, metavar="EVAL.toml")

@@ -1,0 +1,65 @@
+"""Answer, reference -> are they the same? Never: does one contain the other."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Final
+
+from starpo_train.evals.path import drop_thoughts
+
+_NUMBER: Final = re.compile(r"[$€£]?\s*([-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+)\s*%?")
+_TRIM: Final = " \t\r\n.,;:!?\"'`*_()[]{}"
+
+
+def normalize_answer(text: str) -> str:
+    """Case, white space, compatibility forms and punctuation at the ends do not tell answers apart.
+
+    >>> normalize_answer("  The **Eiffel  Tower**. ")
+    'the **eiffel tower'
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(_TRIM)
+
+
+def are_same(answer: str, reference: str) -> bool:
+    """Whether an answer is the reference: as normalized text, or as the same number.
+
+    >>> are_same("Refund 4411.", "refund 4411"), are_same("I did NOT refund 4411", "refund 4411")
+    (True, False)
+    >>> are_same("$1,200.00", "1200"), are_same("12", "1200")
+    (True, False)
+    """
+    left, right = normalize_answer(drop_thoughts(answer)), normalize_answer(reference)
+    if left == right:
+        return bool(right)
+    numbers = [_read_number(drop_thoughts(answer)), _read_number(reference)]
+    return None not in numbers and numbers[0] == numbers[1]
+
+
+def list_missing(required: Sequence[str], said: Sequence[str]) -> list[str]:
+    """Required outputs that none of the texts holds as whole words; thousands may have commas.
+
+    >>> list_missing(["327", "1200"], ["It is 1327, and 1,200 more."])
+    ['327']
+    """
+    texts = [_prepare(text) for text in said]
+    return [
+        each
+        for each in required
+        if not any(
+            re.search(rf"(?<![\w.]){re.escape(_prepare(each))}(?!\w|\.\d)", t) for t in texts
+        )
+    ]
+
+
+def _prepare(text: str) -> str:
+    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return re.sub(r"(?<=\d),(?=\d{3}\b)", "", plain)
+
+
+def _read_number(text: str) -> float | None:
+    """The number that a text is, with nothing else beside it; a percentage is not its number."""
+    plain = unicodedata.normalize("NFKC", text).strip(" \t\r\n.;:!?\"'`*_()[]{}")
+    found = _NUMBER.fullmatch(plain)
+    if found is None:
+        return None
+    return float(found[1].replace(",", "")) / (100.0 if plain.endswith("%") else 1.0)

@@ -167,8 +167,9 @@ def _read_code(messages: list[dict[str, str]]) -> tuple[list[dict[str, Any]], st
     answer = None
     for message in messages:
         if message["role"] == "assistant":
-            code, solution = (form.search(message["content"]) for form in (_EXECUTE, _SOLUTION))
-            answer = solution[1].strip() if solution else answer
+            code = _EXECUTE.search(message["content"])
+            solutions = _SOLUTION.findall(message["content"])
+            answer = solutions[-1].strip() if solutions else answer
             step: dict[str, Any] = {"text": ""}
             if code:
                 step = {"tool": "execute", "arguments": {"code": code[1].strip()}}

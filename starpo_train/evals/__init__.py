@@ -1,5 +1,6 @@
 """Runs -> scores: deterministic evaluators, by name, for one run or a dataset; docs/evaluators.md."""
 
+from starpo_train.evals.answers import are_same, are_same_words
 from starpo_train.evals.batch import (
     DEFAULT_EVALUATORS,
     PassHatK,
@@ -47,6 +48,8 @@ __all__ = [
     "ToolCall",
     "ToolSelectionAccuracy",
     "TrajectoryScore",
+    "are_same",
+    "are_same_words",
     "build_evaluator",
     "canonical_json",
     "compute_pass_hat_k",

@@ -8,6 +8,7 @@ from typing import Final
 from starpo_train.evals.path import drop_thoughts
 
 _NUMBER: Final = re.compile(r"[$€£]?\s*([-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+)\s*%?")
+_ARTICLES: Final = re.compile(r"\b(?:a|an|the)\b")
 _TRIM: Final = " \t\r\n.,;:!?\"'`*_()[]{}"
 
 
@@ -35,6 +36,16 @@ def are_same(answer: str, reference: str) -> bool:
     return None not in numbers and numbers[0] == numbers[1]
 
 
+def are_same_words(answer: str, reference: str) -> bool:
+    """As `are_same`, without punctuation and English articles: SQuAD's and HotpotQA's exact match.
+
+    >>> are_same_words("The U.S.", "us"), are_same_words("not the US", "us")
+    (True, False)
+    """
+    left, right = (_ARTICLES.sub(" ", _strip(text)).split() for text in (answer, reference))
+    return left == right != []
+
+
 def list_missing(required: Sequence[str], said: Sequence[str]) -> list[str]:
     """Required outputs that none of the texts holds as whole words; thousands may have commas.
 
@@ -49,6 +60,11 @@ def list_missing(required: Sequence[str], said: Sequence[str]) -> list[str]:
             re.search(rf"(?<![\w.]){re.escape(_prepare(each))}(?!\w|\.\d)", t) for t in texts
         )
     ]
+
+
+def _strip(text: str) -> str:
+    plain = unicodedata.normalize("NFKC", drop_thoughts(text)).casefold()
+    return "".join(each for each in plain if not unicodedata.category(each).startswith(("P", "S")))
 
 
 def _prepare(text: str) -> str:

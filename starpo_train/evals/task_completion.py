@@ -1,5 +1,6 @@
 """Was the goal reached? From states, answers, rewards and judges; never from words that occur."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from starpo_train.evals.answers import are_same, list_missing
@@ -32,6 +33,8 @@ class TaskCompletion(Evaluator):
         judge: asked for what the rest leaves open.
         answers: `closed`, an answer in other words is wrong; `open`, it may be right, so the judge says,
             and without one nobody.
+        same: whether an answer is the reference; by default, but for case, spaces and punctuation at
+            the ends.
 
     >>> TaskCompletion().evaluate(output="Refund 4411.", expected_output="refund 4411").score
     1.0
@@ -42,12 +45,17 @@ class TaskCompletion(Evaluator):
     name = "TaskCompletion"
 
     def __init__(
-        self, *, judge: Judge | None = None, answers: Literal["closed", "open"] = "closed"
+        self,
+        *,
+        judge: Judge | None = None,
+        answers: Literal["closed", "open"] = "closed",
+        same: Callable[[str, str], bool] = are_same,
     ) -> None:
         if answers not in {"closed", "open"}:
             raise ValueError(f"answers {answers!r}: must be closed or open")
         self.judge = judge
         self.answers = answers
+        self.same = same
 
     def score(self, case: EvaluationCase) -> EvaluationResult:
         """Case -> result."""
@@ -86,10 +94,12 @@ class TaskCompletion(Evaluator):
         elif wanted is not None:
             notes.append("the state at the end is not known")
         reference, answer = case.facts.get("expected_output"), case.answer
-        if reference is not None and answer is None:
-            notes.append("there is no answer to compare")
-        elif reference is not None and answer is not None:
-            if are_same(answer, str(reference)):
+        if reference is not None and not answer:
+            notes.append("there is no answer")
+            if answer is not None or case.path is not None:  # of a run that is known
+                evidence["answer"] = 0.0
+        elif reference is not None and answer:
+            if self.same(answer, str(reference)):
                 evidence["answer"] = 1.0
             elif self.answers == "closed":
                 evidence["answer"] = 0.0

@@ -8,6 +8,7 @@ from starpo_train.evals.case import EvaluationCase
 from starpo_train.evals.evaluator import Evaluator, register_evaluator, require_path
 from starpo_train.evals.expected import Comparison, compare_with_expected
 from starpo_train.evals.metrics import (
+    choose_calls,
     count_repeats,
     count_stalls,
     find_cycle,
@@ -55,14 +56,10 @@ class TrajectoryScore(Evaluator):
         details = {"basis": "reference" if found else "path", "parts": parts, **describe(path)}
         if found is not None:
             details |= {"match": found.describe()}
-        counted = case.facts.get("counted_tools")
-        expects_none = case.expected is not None and found is None
-        made = [c for c in path.calls if counted is None or c.name in counted]
-        flags = ("unexpected_calls",) if expects_none and made else ()
+        if case.expected is not None and found is None:
+            return self._say_none_expected(case, path, details)
         if not path.calls and found is None:
             return self.say(None, "no calls, and none expected", details, flags=("no_calls",))
-        if flags:  # nothing can be said of calls where none is expected, but that they are there
-            return self.say(None, f"no call is expected, {len(made)} made", details, flags=flags)
         weakest = min(parts, key=lambda name: parts[name])
         reason = f"weakest part: {weakest} {parts[weakest]:.2f}"
         if parts[weakest] == 1.0:
@@ -71,6 +68,15 @@ class TrajectoryScore(Evaluator):
             reason += "; no expected calls, so not whether it leads to the goal"
         result = self.say(parts[weakest], reason, details)
         return replace(result, steps=score_steps(case, path, found))
+
+    def _say_none_expected(
+        self, case: EvaluationCase, path: ActionPath, details: dict[str, Any]
+    ) -> EvaluationResult:
+        """Where no call is expected there is nothing to match; only that there are calls."""
+        made = choose_calls(path, case.facts.get("counted_tools"))
+        reason = f"no call is expected, {len(made)} made" if made else "no call is expected"
+        flag = "unexpected_calls" if made else "no_reference"
+        return self.say(None, reason, details, flags=(flag,))
 
 
 def has_expected_calls(case: EvaluationCase) -> bool:

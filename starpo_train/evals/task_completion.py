@@ -4,9 +4,12 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from starpo_train.evals.answers import are_same, list_missing
+from starpo_train.evals.calls import Arguments, check_arguments
 from starpo_train.evals.case import EvaluationCase, read_number
 from starpo_train.evals.evaluator import Evaluator, register_evaluator
 from starpo_train.evals.judging import Judge, ask_judge
+from starpo_train.evals.matching import match_calls
+from starpo_train.evals.path import read_call
 from starpo_train.evals.result import EvaluationResult
 
 CRITERION = (
@@ -26,13 +29,15 @@ class TaskCompletion(Evaluator):
     | `reward` | what a verifier gave | `reward` in [0, 1] |
     | `judge` | what the judge says | a judge; asked only where the rest does not say 0 |
 
-    `required_outputs` that were not told make it 0; that they were told alone proves nothing.
-    Without any of these there is no score.
+    `required_outputs` that were not told make it 0, and so do expected calls that were not made, where
+    neither a state nor a verifier says more; that they were told or made alone proves nothing. Without
+    any evidence there is no score.
 
     Args:
         judge: asked for what the rest leaves open.
         answers: `closed`, an answer in other words is wrong; `open`, it may be right, so the judge says,
             and without one nobody.
+        arguments: how those of `expected_calls` are compared.
         same: whether an answer is the reference; by default, but for case, spaces and punctuation at
             the ends.
 
@@ -49,22 +54,28 @@ class TaskCompletion(Evaluator):
         *,
         judge: Judge | None = None,
         answers: Literal["closed", "open"] = "closed",
+        arguments: Arguments = "exact",
         same: Callable[[str, str], bool] = are_same,
     ) -> None:
         if answers not in {"closed", "open"}:
             raise ValueError(f"answers {answers!r}: must be closed or open")
         self.judge = judge
         self.answers = answers
+        self.arguments = check_arguments(arguments)
         self.same = same
 
     def score(self, case: EvaluationCase) -> EvaluationResult:
         """Case -> result."""
         evidence, notes = self._list_evidence(case)
+        lacking = self._list_lacking(case)
+        if lacking and not evidence.keys() & {"state", "reward"}:
+            evidence["calls"] = 0.0
+            notes.append(f"not called, or in vain: {', '.join(lacking)}")
         missing = list_missing(case.facts.get("required_outputs") or (), case.said)
         if missing:
             evidence["required_outputs"] = 0.0
             notes.append(f"not told: {', '.join(missing)}")
-        details: dict[str, Any] = {"evidence": evidence, "not_told": missing}
+        details: dict[str, Any] = {"evidence": evidence, "not_told": missing, "not_called": lacking}
         if self.judge is not None and min(evidence.values(), default=1.0) > 0.0:
             material = {"goal": case.goal or "", "answer": case.answer or ""}
             if case.facts.get("expected_output") is not None:
@@ -83,6 +94,18 @@ class TaskCompletion(Evaluator):
         return self.say(
             evidence[weakest], "; ".join([f"by {weakest}: {evidence[weakest]:g}", *notes]), details
         )
+
+    def _list_lacking(self, case: EvaluationCase) -> list[str]:
+        """Names of the expected calls that were not made."""
+        expected = list(case.expected or ())
+        if case.facts.get("expected_tool") is not None:
+            expected.append(read_call(case.facts["expected_tool"]))
+        if case.path is None or not expected:
+            return []
+        made = {
+            column for _, column in match_calls(case.path.calls, expected, self.arguments).pairs
+        }
+        return [call.name for i, call in enumerate(expected) if i not in made]
 
     def _list_evidence(self, case: EvaluationCase) -> tuple[dict[str, float], list[str]]:
         """Name -> 0 to 1 of what is known without a judge, and remarks."""

@@ -39,7 +39,9 @@ def score_path(trajectory, **facts):
 def test_the_honest_run_has_every_score():
     """What all attacks here are measured against."""
     assert score_path(HONEST) == (1.0, 1.0)
-    assert score(TaskCompletion(), trajectory=HONEST, expected_output="refund 4411", **EXPECTED) == 1
+    assert (
+        score(TaskCompletion(), trajectory=HONEST, expected_output="refund 4411", **EXPECTED) == 1
+    )
 
 
 def test_a_criterion_written_in_a_thought_is_no_deed():
@@ -48,12 +50,16 @@ def test_a_criterion_written_in_a_thought_is_no_deed():
     assert score_path(attack) == (0.0, 0.0)
     facts = {"trajectory": attack, "expected_output": "refund 4411", "input": GOAL}
     assert score(TaskCompletion(), **facts) == 0.0
-    assert score(TrajectoryScore(), trajectory=attack) is None  # nothing expected: nothing to praise
+    assert (
+        score(TrajectoryScore(), trajectory=attack) is None
+    )  # nothing expected: nothing to praise
     claim = [*attack, {"text": "refund 4411"}]
     assert score(TaskCompletion(), **EXPECTED, trajectory=claim, expected_output="refund 4411") == 0
 
 
-@pytest.mark.parametrize("answer", ["I did NOT refund 4411.", "refund 44110", "refund", "no refund"])
+@pytest.mark.parametrize(
+    "answer", ["I did NOT refund 4411.", "refund 44110", "refund", "no refund"]
+)
 def test_an_expected_text_inside_of_another_is_not_it(answer):
     """fi.evals gives "did NOT refund" 0.98, as the expected text is in it."""
     assert score(TaskCompletion(), output=answer, expected_output="refund 4411") == 0.0
@@ -124,7 +130,10 @@ def test_the_right_tool_called_in_vain_is_not_called():
     """Errors, and arguments that no tool can have read."""
     failed = {**HONEST[1], "observation": '{"error": "no such order"}'}
     assert score_path([HONEST[0], failed]) == (0.5, 0.5)
-    broken = {"role": "assistant", "tool_calls": [{"id": "2", "name": "refund", "arguments": "{4411"}]}
+    broken = {
+        "role": "assistant",
+        "tool_calls": [{"id": "2", "name": "refund", "arguments": "{4411"}],
+    }
     result = ToolSelectionAccuracy().evaluate(trajectory=[broken], expected_tool="refund")
     assert result.score == 0.0
     assert score(ToolSelectionAccuracy(), trajectory=HONEST, expected_tool="refund") == 1.0

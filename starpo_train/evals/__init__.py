@@ -16,6 +16,7 @@ from starpo_train.evals.evaluator import (
     list_evaluators,
     register_evaluator,
 )
+from starpo_train.evals.futureagi import compare_with_futureagi
 from starpo_train.evals.judged import ContextRelevance, CustomEvaluation
 from starpo_train.evals.judging import Judge
 from starpo_train.evals.matching import CallMatch, match_calls
@@ -52,6 +53,7 @@ __all__ = [
     "are_same_words",
     "build_evaluator",
     "canonical_json",
+    "compare_with_futureagi",
     "compute_pass_hat_k",
     "evaluate_dataset",
     "evaluate_facts",

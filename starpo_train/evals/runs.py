@@ -95,7 +95,7 @@ def _gather_facts(
     steps: list[tuple[PathStep, list[Any]]],
     goal: str | None,
     results: Mapping[Any, ToolCall],
-    state: dict[str, Any] | None,
+    state: Any,
 ) -> dict[str, Any]:
     answered = [
         replace(step, calls=tuple(map(_answer, step.calls, ids, [results] * len(ids))))
@@ -176,7 +176,7 @@ def _list_results(message: dict[str, Any]) -> Iterator[tuple[Any, ToolCall]]:
         yield call_id, read_path([asked, {"role": "tool", "parts": [part]}]).calls[0]
 
 
-def _read_states(manifest: Manifest, wanted: pl.LazyFrame) -> dict[str, dict[str, Any]]:
+def _read_states(manifest: Manifest, wanted: pl.LazyFrame) -> dict[str, Any]:
     """Trajectory -> name of a state -> its last value."""
     rows = (
         scan_table(manifest, "states")
@@ -186,7 +186,7 @@ def _read_states(manifest: Manifest, wanted: pl.LazyFrame) -> dict[str, dict[str
         .select("trajectory_id", "name", "value")
         .collect()
     )
-    states: dict[str, dict[str, Any]] = defaultdict(dict)
+    states: dict[str, dict[str | None, Any]] = defaultdict(dict)
     for key, name, value in rows.iter_rows():
         states[key][name] = json.loads(value)
     return {

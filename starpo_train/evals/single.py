@@ -29,7 +29,7 @@ class CallsFigure(Evaluator):
     def __init__(self, *, figure: str, arguments: Arguments = "exact") -> None:
         self.name = f"calls_{figure}"
         self.figure = figure
-        self.arguments = check_arguments(arguments)
+        self.arguments: Arguments = check_arguments(arguments)
 
     def score(self, case: EvaluationCase) -> EvaluationResult:
         """Case -> result."""

@@ -61,7 +61,7 @@ class TaskCompletion(Evaluator):
             raise ValueError(f"answers {answers!r}: must be closed or open")
         self.judge = judge
         self.answers = answers
-        self.arguments = check_arguments(arguments)
+        self.arguments: Arguments = check_arguments(arguments)
         self.same = same
 
     def score(self, case: EvaluationCase) -> EvaluationResult:

@@ -12,8 +12,15 @@ from starpo_train.evals.path import read_call
 from starpo_train.evals.result import EvaluationResult
 
 Figure = Literal[
-    *("f1", "precision", "recall", "lcs_score"),
-    *("exact", "in_order", "any_order", "unordered", "subset"),
+    "f1",
+    "precision",
+    "recall",
+    "lcs_score",
+    "exact",
+    "in_order",
+    "any_order",
+    "unordered",
+    "subset",
 ]
 _FIGURES: Final = get_args(Figure)
 
@@ -41,7 +48,7 @@ class ToolSelectionAccuracy(Evaluator):
         if figure not in _FIGURES:
             raise ValueError(f"figure {figure!r}: must be one of {', '.join(_FIGURES)}")
         self.figure = figure
-        self.arguments = check_arguments(arguments)
+        self.arguments: Arguments = check_arguments(arguments)
 
     def score(self, case: EvaluationCase) -> EvaluationResult:
         """Case -> result."""

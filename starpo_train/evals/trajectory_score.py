@@ -46,7 +46,7 @@ class TrajectoryScore(Evaluator):
 
     def __init__(self, *, arguments: Arguments = "exact") -> None:
         """`arguments`: how those of `expected_calls` are compared."""
-        self.arguments = check_arguments(arguments)
+        self.arguments: Arguments = check_arguments(arguments)
 
     def score(self, case: EvaluationCase) -> EvaluationResult:
         """Case -> result."""

@@ -115,11 +115,20 @@ def build_case(facts: Mapping[str, Any]) -> EvaluationCase:
 
     Raises:
         MalformedPathError: trajectory or expected calls cannot be read.
-        TypeError: a fact of an unknown name, or with a value of a type it cannot have.
+        TypeError: a fact of an unknown name.
     """
     unknown = sorted(facts.keys() - set(FACTS))
     if unknown:
         raise TypeError(f"unknown fact {unknown[0]!r}; known: {', '.join(FACTS)}")
+    try:
+        return _read(facts)
+    except (TypeError, ValueError, AttributeError, KeyError, RecursionError) as error:
+        if isinstance(error, MalformedPathError):
+            raise
+        raise MalformedPathError(f"{type(error).__name__}: {error}") from error
+
+
+def _read(facts: Mapping[str, Any]) -> EvaluationCase:
     _check(facts)
     given = facts.get("trajectory")
     if given is None and not isinstance(facts.get("output"), str | None):

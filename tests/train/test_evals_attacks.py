@@ -4,6 +4,8 @@ Each test has the honest run beside the attack, so that it cannot pass by scorin
 """
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from starpo_train.evals import (
     ContextRelevance,
@@ -12,6 +14,7 @@ from starpo_train.evals import (
     ToolSelectionAccuracy,
     TrajectoryScore,
     build_evaluator,
+    list_evaluators,
 )
 
 GOAL = "Refund order 4411."
@@ -244,3 +247,40 @@ def test_silence_is_not_skipped():
     assert score(TaskCompletion(), trajectory=HONEST[:1], expected_output="refund 4411") == 0.0
     assert score(TaskCompletion(), output="", expected_output="refund 4411") == 0.0
     assert score(TaskCompletion(), expected_output="refund 4411") is None
+
+
+KEYS = ("role", "content", "tool_calls", "tool", "args", "parts", "type", "id", "name", "function")
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-9, 9)
+    | st.floats()
+    | st.sampled_from(["", "a", "{", "tool"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([*KEYS, "text", "result", "error"]), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool"])},
+    optional={key: JSON for key in KEYS if key != "role"},
+)
+LOCAL = [name for name in list_evaluators() if not name.startswith("futureagi")]
+
+
+@settings(max_examples=100, deadline=None)
+@given(trajectory=JSON | st.lists(MESSAGE, max_size=4), expected=JSON, value=JSON)
+def test_nothing_that_is_given_raises_or_scores_outside(trajectory, expected, value):
+    """Any JSON in any place: a score from 0 to 1, or none and a reason."""
+    facts = {"trajectory": trajectory, "expected_calls": expected, "reward": value}
+    facts |= {
+        "output": value,
+        "required_outputs": value,
+        "allowed_tools": value,
+        "max_steps": value,
+    }
+    for name in LOCAL:
+        result = build_evaluator(name).evaluate(**facts)
+        assert result.reason
+        assert result.score is None or 0.0 <= result.score <= 1.0

@@ -1,4 +1,4 @@
-"""A judge's answer -> Opinion. Any callable is a judge; `starpo_train.judge` has one that is pinned."""
+"""A judge's answer -> Opinion. Any callable is a judge; pin its model, prompt and parser."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

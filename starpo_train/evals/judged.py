@@ -86,7 +86,7 @@ class CustomEvaluation(Evaluator):
             raise MissingFactError("a rubric needs a judge: give judge=", flag="no_judge")
         material = {"goal": case.goal or "", "answer": drop_thoughts(case.answer or "")}
         if case.path is not None:
-            material["actions"] = "\n".join(
+            material["trajectory"] = "\n".join(
                 f"{call.name} {call.arguments} -> {call.result}" for call in case.path.calls
             )
         opinion = ask_judge(self.judge, criterion=self.rubric or "", material=material)

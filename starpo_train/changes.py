@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from starpo_train.checkpoint import Checkpoint
-from starpo_train.config import RunConfig, to_json_dict
+from starpo_train.config import RunConfig
 from starpo_train.errors import ConfigError
+from starpo_train.tomlfile import to_json_dict
 
 Changes = Mapping[str, Sequence[Any]]
 """`section.key` -> its value in the checkpoint, and now."""

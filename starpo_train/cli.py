@@ -196,7 +196,7 @@ def _behaviour(options: argparse.Namespace) -> int:
 
     from starpo_train.behaviour.command import run_behaviour
     from starpo_train.behaviour.settings import BehaviourConfig
-    from starpo_train.config import read_config
+    from starpo_train.tomlfile import read_config
 
     disable_progress_bar()
     config = read_config(options.behaviour_file, BehaviourConfig, kind="behaviour file")

@@ -23,12 +23,12 @@ import polars as pl
 import starpo_trace
 from starpo_trace.convert.dataset import build_dataset
 from starpo_train.agentfile import Attempt, list_attempts, load_agent
-from starpo_train.config import read_config
 from starpo_train.dataset import scan_table
 from starpo_train.errors import ConfigError, RolloutError
 from starpo_train.modelfolder import require_model
 from starpo_train.serve.process import ServerProcess
 from starpo_train.stats import estimate_mean
+from starpo_train.tomlfile import read_config
 
 logger = logging.getLogger(__name__)
 

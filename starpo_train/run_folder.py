@@ -19,7 +19,7 @@ from starpo_train.checkpoint import (
     remove_checkpoint,
     write_checkpoint,
 )
-from starpo_train.config import RunConfig, read_run_config, to_json_dict, write_config
+from starpo_train.config import RunConfig, read_run_config
 from starpo_train.dataset import Manifest
 from starpo_train.errors import CheckpointError, ConfigError
 from starpo_train.exported import save_model_folder
@@ -29,6 +29,7 @@ from starpo_train.policy import Policy
 from starpo_train.ranks import ALONE, Ranks
 from starpo_train.sharding import gather_weights
 from starpo_train.slices import Slice
+from starpo_train.tomlfile import to_json_dict, write_config
 
 
 class RunFolder:

@@ -18,9 +18,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from starpo_train.config import RunConfig, to_json_dict
+from starpo_train.config import RunConfig
 from starpo_train.errors import ConfigError
 from starpo_train.metrics import MetricsWriter, SilentWriter, read_metrics
+from starpo_train.tomlfile import to_json_dict
 
 CLOSE_TIMEOUT_S: Final = 30.0
 """How long the end of a run waits for a tracker to take the rest."""

@@ -30,6 +30,7 @@ from starpo_train.policy import Policy
 from starpo_train.proximal import PROXIMAL, Proximal, correct_rows
 from starpo_train.ranks import JointStop
 from starpo_train.run_folder import RunFolder
+from starpo_train.schedule import plan_epoch
 from starpo_train.scoring import score_rows
 from starpo_train.signals import StopRequest
 from starpo_train.slices import Slice, take_slice
@@ -219,15 +220,13 @@ class Trainer:
 
     def _plan_epoch(self, epoch: int) -> list[list[int]]:
         """Trajectories of each step of an epoch; depends on seed and epoch only."""
-        order = np.random.default_rng([self.config.run.seed, epoch]).permutation(
-            len(self.data.rows_of_N)
+        return plan_epoch(
+            self.data.task_of_N,
+            num_steps=self._batches_per_epoch,
+            seed=[self.config.run.seed, epoch],
+            by_task=self.config.train.order == "tasks",
+            whole_tasks=self.data.objective.compares_attempts,
         )
-        whole = self.data.objective.compares_attempts
-        if self.config.train.order == "tasks" or whole:
-            order = gather_tasks(order, self.data.task_of_N)
-        if whole:
-            return split_between_tasks(order, self.data.task_of_N, self._batches_per_epoch)
-        return [part.tolist() for part in np.array_split(order, self._batches_per_epoch)]
 
     def _build_step(self, trajectories: list[int], config: RunConfig | None = None) -> Step:
         config = config or self.config
@@ -378,25 +377,6 @@ class Trainer:
             last_step=self._metrics.last_step,
         )
         return self._checkpoint
-
-
-def gather_tasks(order: np.ndarray, task_of_N: np.ndarray) -> np.ndarray:
-    """Trajectories in some order -> attempts at one task together, where its first one was."""
-    first_of = {task: place for place, task in reversed(list(enumerate(task_of_N[order])))}
-    return order[np.argsort([first_of[task] for task in task_of_N[order]], kind="stable")]
-
-
-def split_between_tasks(
-    order: np.ndarray, task_of_N: np.ndarray, num_steps: int
-) -> list[list[int]]:
-    """Tasks one after another -> steps of about one size, none of which parts a task."""
-    starts = np.flatnonzero(np.diff(task_of_N[order], prepend=-1))
-    middles = (starts + np.append(starts[1:], len(order))) / 2
-    step_of_task = (middles * num_steps / len(order)).astype(int)
-    steps: list[list[int]] = [[] for _ in range(num_steps)]
-    for step, members in zip(step_of_task, np.split(order, starts[1:]), strict=True):
-        steps[step] += members.tolist()
-    return [step for step in steps if step]
 
 
 def _require_same_data(checkpoint: Checkpoint, data: TrainingData) -> None:

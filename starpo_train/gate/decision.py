@@ -20,7 +20,6 @@ import polars as pl
 
 from starpo_trace.schema import MANIFEST_FILE
 from starpo_train import stats
-from starpo_train.config import to_json_dict
 from starpo_train.dataset import read_manifest, scan_table
 from starpo_train.errors import ConfigError, DataError
 from starpo_train.gate.comparing import (
@@ -47,6 +46,7 @@ from starpo_train.gate.verdict import (
     Verdict,
     format_p_value,
 )
+from starpo_train.tomlfile import to_json_dict
 
 __all__ = [
     "GateConfig",

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from starpo_train.config import read_config
 from starpo_train.errors import ConfigError
+from starpo_train.tomlfile import read_config
 
 GUARDRAILS = ("tokens_per_trace", "steps_p95")
 

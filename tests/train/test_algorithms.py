@@ -16,8 +16,8 @@ from starpo_train.model import load_policy
 from starpo_train.provenance import ALGORITHMS
 from starpo_train.run import open_trainer, train
 from starpo_train.run_folder import read_resumed_config
+from starpo_train.schedule import split_between_tasks
 from starpo_train.step import accumulate_gradients
-from starpo_train.trainer import split_between_tasks
 
 PROMPT = [0, 20, 21]
 GOOD, BAD, END = 40, 50, 1

@@ -2,8 +2,9 @@
 
 import pytest
 
-from starpo_train.config import read_run_config, write_config
+from starpo_train.config import read_run_config
 from starpo_train.errors import ConfigError
+from starpo_train.tomlfile import write_config
 
 MINIMAL = '[run]\noutput = "out"\n[data]\ndataset = "../data"\n[model]\npath = "m"\n'
 

@@ -15,7 +15,7 @@ from starpo_train.metrics import read_metrics
 from starpo_train.model import load_policy
 from starpo_train.run import train
 from starpo_train.run_folder import read_final_path
-from starpo_train.trainer import gather_tasks
+from starpo_train.schedule import gather_tasks
 
 PROMPT = [0, 20, 21]
 GOOD, BAD, END = 40, 50, 1

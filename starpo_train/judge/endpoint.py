@@ -58,7 +58,9 @@ class Answer:
 class PassingFailureError(Exception):
     """Worth another try: rate limits, outages, broken connections, timeouts."""
 
-    def __init__(self, reason: str, *, wait_s: float | None = None, is_billed: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, wait_s: float | None = None, is_billed: bool = False
+    ) -> None:
         """`wait_s`: as Retry-After said; `is_billed`: it may have been answered all the same."""
         super().__init__(reason)
         self.wait_s = wait_s
@@ -106,9 +108,7 @@ class Client:
         """Close the connections."""
         self._openai.close()
 
-    def _request(
-        self, messages: Sequence[dict[str, str]], schema: dict[str, Any] | None
-    ) -> Answer:
+    def _request(self, messages: Sequence[dict[str, str]], schema: dict[str, Any] | None) -> Answer:
         import openai
 
         try:

@@ -48,7 +48,9 @@ def count_items(manifest: Manifest, rules: ItemRules) -> int:
     if rules.scope == "trajectory":
         return chosen.height
     turns = scan_table(manifest, "turns").filter(pl.col("output_node").is_not_null())
-    return turns.join(chosen.lazy(), on="trajectory_id", how="semi").select(pl.len()).collect().item()
+    return (
+        turns.join(chosen.lazy(), on="trajectory_id", how="semi").select(pl.len()).collect().item()
+    )
 
 
 def read_items(

@@ -190,9 +190,7 @@ class Judge:
         parts = self._choose_parts(item.parts)
         missing = [name for name in self.rubric.needs if name not in parts]
         if missing:
-            reason = (
-                f"{self.rubric.name} needs {', '.join(missing)}, which the item does not have"
-            )
+            reason = f"{self.rubric.name} needs {', '.join(missing)}, which the item does not have"
             return self._describe(item, "missing_part", reason, hash_json(parts), 0)
         shown, num_neutralised = neutralise(parts)
         content = render_parts(shown)

@@ -61,7 +61,9 @@ class StoppedError(Exception):
 class Pace:
     """Gives each request its moment; shared by the threads of one process."""
 
-    def __init__(self, patience: Patience, stop: threading.Event, clock: Clock | None = None) -> None:
+    def __init__(
+        self, patience: Patience, stop: threading.Event, clock: Clock | None = None
+    ) -> None:
         self._patience = patience
         self._stop = stop
         self._clock = clock or RealClock()

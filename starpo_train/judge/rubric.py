@@ -138,7 +138,9 @@ def _read_levels(values: Any) -> tuple[tuple[float, str], ...]:
         raise ConfigError("levels: at least two are needed, each a score and what it means.")
     levels = []
     for level in values:
-        score, means = (level.get(key) if isinstance(level, dict) else None for key in ("score", "means"))
+        score, means = (
+            level.get(key) if isinstance(level, dict) else None for key in ("score", "means")
+        )
         is_number = isinstance(score, int | float) and not isinstance(score, bool)
         if not is_number or not isfinite(score) or not isinstance(means, str) or len(level) != 2:
             raise ConfigError(f"levels: {level!r}: must be {{score = a number, means = a text}}.")

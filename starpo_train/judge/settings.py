@@ -1,6 +1,6 @@
 """A judge file: who judges what, by which rubric, for how much, and where it goes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -164,4 +164,9 @@ def read_judge_config(path: Path) -> JudgeConfig:
     Raises:
         ConfigError: no such file, no TOML, an unknown key or an unusable value.
     """
-    return read_config(path, JudgeConfig, kind="judge file")
+    config = read_config(path, JudgeConfig, kind="judge file")
+    rubric = Path(config.judge.rubric).expanduser()
+    if rubric.suffix not in (".toml", ".md"):
+        return config
+    rubric = (path.resolve().parent / rubric).resolve()
+    return replace(config, judge=replace(config.judge, rubric=str(rubric)))

@@ -157,7 +157,9 @@ class JudgeStore:
             )
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
-                connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {_VERSION}; COMMIT;")
+                connection.executescript(
+                    f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {_VERSION}; COMMIT;"
+                )
         except sqlite3.DatabaseError as error:
             raise ConfigError(
                 f"{self.path}: no cache of a judge ({error}); move it away, or name another."

@@ -50,11 +50,11 @@ def _parse(text: str, rubric: Rubric) -> Parsed:
         raise ValueError("no object with exactly the fields reason and score")
     score, reason = value["score"], value["reason"]
     if not isinstance(reason, str):
-        raise ValueError("its reason is no text")
+        raise ValueError("its reason is no text")  # noqa: TRY004 (a value from outside)
     if score is None:
         return Parsed(None, reason, "abstained")
     if isinstance(score, bool) or not isinstance(score, int | float):
-        raise ValueError("its score is no number")
+        raise ValueError("its score is no number")  # noqa: TRY004
     if all(score != level for level, _ in rubric.levels):
         raise ValueError(f"its score {score} is none of the rubric's")
     return Parsed(float(score), reason, "scored")

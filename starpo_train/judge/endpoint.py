@@ -33,7 +33,7 @@ class Endpoint:
     temperature: float = 0.0
     max_output_tokens: int = 512
     seed: int | None = None
-    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # noqa: S105
     """What the endpoint calls the limit."""
     timeout_s: float = 120.0
     structured: bool = True
@@ -145,9 +145,9 @@ class Client:
     def _sort(self, error: Any, *, is_structured: bool) -> Exception:
         status, said = error.status_code, str(error.message)[:_SHOWN]
         told = said.lower()
-        if is_structured and status in _UNSTRUCTURED:
-            if any(word in told for word in ("response_format", "json_schema", "guided", "schema")):
-                return _UnstructuredError()
+        is_about_it = any(word in told for word in ("response_format", "schema", "guided"))
+        if is_structured and status in _UNSTRUCTURED and is_about_it:
+            return _UnstructuredError()
         if status in _PASSING or status >= 500:
             wait_s = read_retry_after(error.response.headers)
             if status == 429 and "insufficient_quota" in told:

@@ -179,10 +179,8 @@ def show_message(message: Mapping[str, Any], *, longest: int = 8_000) -> dict[st
     for name, found in (("text", "\n".join(texts)), ("reasoning", "\n".join(thoughts))):
         if found:
             event[name] = shorten(found, longest)
-    for name, items in (("calls", calls), ("results", results), ("not_shown", others)):
-        if items:
-            event[name] = items
-    return event
+    lists = {"calls": calls, "results": results, "not_shown": others}
+    return event | {name: items for name, items in lists.items() if items}
 
 
 def shorten(text: str, longest: int) -> str:

@@ -45,7 +45,7 @@ class Judge:
     'plan_adherence needs plan, trajectory, which the item does not have'
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (what a judge is made of)
         self,
         endpoint: Endpoint,
         rubric: Rubric,

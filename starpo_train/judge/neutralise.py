@@ -10,8 +10,11 @@ import re
 import unicodedata
 from typing import Any, Final
 
-_FOLDED: Final = str.maketrans("＜＞｜／［］‹›«»¦", "<>|/[]<><>|")
-_HARMLESS: Final = str.maketrans("<>[]|", "‹›⟦⟧¦")
+# Full-width forms, angle quotation marks and the broken bar, one for one.
+_FOLDED: Final = str.maketrans(
+    "\uff1c\uff1e\uff5c\uff0f\uff3b\uff3d\u2039\u203a\u00ab\u00bb\u00a6", "<>|/[]<><>|"
+)
+_HARMLESS: Final = str.maketrans("<>[]|", "\u2039\u203a\u27e6\u27e7\u00a6")
 _NAMES: Final = (
     "s|bos|eos|pad|unk|start_of_turn|end_of_turn|think|thinking|system|user|assistant|human|tool|"
     "instructions?|tool_call|tool_response|function_calls?|eot|im_start|im_end"
@@ -28,10 +31,10 @@ _CONTROL: Final = re.compile(
 
 
 def neutralise_text(text: str) -> tuple[str, int]:
-    """Text -> harmless text, and how much was changed.
+    r"""Text -> harmless text, and how much was changed.
 
-    >>> neutralise_text("<|im_end|>hi")
-    ('‹¦im_end¦›hi', 1)
+    >>> ascii(neutralise_text("<|im_end|>hi"))
+    "('\\u2039\\xa6im_end\\xa6\\u203ahi', 1)"
     """
     visible = text if text.isascii() and text.isprintable() else _drop_invisible(text)
     num_changed = len(text) - len(visible)

@@ -21,11 +21,11 @@ _REACT: Final = re.compile(
 
 
 def drop_thoughts(text: str) -> str:
-    """Text of the agent -> without thoughts between tags or behind `Thought:`.
+    r"""Text of the agent -> without thoughts between tags or behind `Thought:`.
 
     >>> drop_thoughts("<think>easy</think>Booked.")
     'Booked.'
-    >>> drop_thoughts("Thought: I should look.\\nAction: search[lamp]")
+    >>> drop_thoughts("Thought: I should look.\nAction: search[lamp]")
     'Action: search[lamp]'
     """
     shown = _CLOSED.sub("", text)

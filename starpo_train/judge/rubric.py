@@ -138,13 +138,14 @@ def _read_levels(values: Any) -> tuple[tuple[float, str], ...]:
         raise ConfigError("levels: at least two are needed, each a score and what it means.")
     levels = []
     for level in values:
-        score, means = (
-            level.get(key) if isinstance(level, dict) else None for key in ("score", "means")
-        )
-        is_number = isinstance(score, int | float) and not isinstance(score, bool)
-        if not is_number or not isfinite(score) or not isinstance(means, str) or len(level) != 2:
+        known = level if isinstance(level, dict) else {}
+        score, means = known.get("score"), known.get("means")
+        is_text = isinstance(means, str) and len(known) == 2
+        if isinstance(score, bool) or not isinstance(score, int | float) or not is_text:
             raise ConfigError(f"levels: {level!r}: must be {{score = a number, means = a text}}.")
-        levels.append((float(score), means.strip()))
+        if not isfinite(score):
+            raise ConfigError(f"levels: score = {score}: must be finite.")
+        levels.append((float(score), str(means).strip()))
     levels.sort()
     if len({score for score, _ in levels}) < len(levels):
         raise ConfigError("levels: two have the same score.")

@@ -31,7 +31,7 @@ class JudgeSection:
     """What answers must name as their model; absent: model."""
     temperature: float = 0.0
     max_output_tokens: int = 512
-    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # noqa: S105
     """What the endpoint calls that limit."""
     seed: int | None = None
     structured: bool = True

@@ -143,7 +143,7 @@ class Client:
         return request
 
     def _sort(self, error: Any, *, is_structured: bool) -> Exception:
-        status, said = error.status_code, str(error.message)[:_SHOWN]
+        status, said = error.status_code, _read_message(error)[:_SHOWN]
         told = said.lower()
         is_about_it = any(word in told for word in ("response_format", "schema", "guided"))
         if is_structured and status in _UNSTRUCTURED and is_about_it:
@@ -183,6 +183,13 @@ def read_retry_after(headers: Any, *, now_s: float | None = None) -> float | Non
     except (TypeError, ValueError):
         return None
     return max(0.0, until_s - (time.time() if now_s is None else now_s))
+
+
+def _read_message(error: Any) -> str:
+    """What the endpoint said, in its own words where it has any."""
+    body = error.body
+    said = body.get("message") if isinstance(body, dict) else None
+    return said if isinstance(said, str) and said else str(error.message)
 
 
 def _read_answer(found: Any, answer_format: str) -> Answer:

@@ -156,7 +156,7 @@ class Judge:
                 for item in islice(source, 2 * self._concurrency - len(pending)):
                     is_offline = ended is not None
                     future = pool.submit(
-                        self._score, item, is_fresh=is_fresh, is_offline=is_offline
+                        self._score_or_end, item, is_fresh=is_fresh, is_offline=is_offline
                     )
                     pending[future] = item
                 if not pending:
@@ -166,9 +166,8 @@ class Judge:
                     try:
                         score = future.result()
                     except (OutageError, BudgetError, StoppedError) as error:
-                        if ended is None and not isinstance(error, StoppedError):
-                            ended = error
-                            self._stop.set()
+                        if not isinstance(error, StoppedError):
+                            ended = ended or error
                         score = self._give_up(item, ended or error)
                     yield item, score
         finally:
@@ -183,6 +182,14 @@ class Judge:
                 self._client.close()
                 self._client = None
         self._store.close()
+
+    def _score_or_end(self, item: JudgeItem, *, is_fresh: bool, is_offline: bool) -> JudgeScore:
+        """As `_score`; the thread that meets the end stops the others, before they ask."""
+        try:
+            return self._score(item, is_fresh=is_fresh, is_offline=is_offline)
+        except (OutageError, BudgetError, JudgeError):
+            self._stop.set()
+            raise
 
     def _score(
         self, item: JudgeItem, *, is_fresh: bool = False, is_offline: bool = False

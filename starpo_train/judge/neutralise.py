@@ -10,10 +10,11 @@ import re
 import unicodedata
 from typing import Any, Final
 
-# Full-width forms, angle quotation marks and the broken bar, one for one.
-_FOLDED: Final = str.maketrans(
-    "\uff1c\uff1e\uff5c\uff0f\uff3b\uff3d\u2039\u203a\u00ab\u00bb\u00a6", "<>|/[]<><>|"
-)
+_FOLDED: Final[dict[int, str]] = {
+    **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # full-width ASCII
+    **dict(zip(map(ord, "\u2039\u203a\u00ab\u00bb\u00a6"), "<><>|", strict=True)),
+}
+"""One character for one, so that what is found in the folded text has its place in the text."""
 _HARMLESS: Final = str.maketrans("<>[]|", "\u2039\u203a\u27e6\u27e7\u00a6")
 _NAMES: Final = (
     "s|bos|eos|pad|unk|start_of_turn|end_of_turn|think|thinking|system|user|assistant|human|tool|"

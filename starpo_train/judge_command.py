@@ -126,6 +126,8 @@ def describe_run(run: "JudgeRun") -> list[str]:
     if rewards is not None:
         where = f" to {rewards['store']}" if "store" in rewards else f": {rewards['reason']}"
         lines.append(f"rewards written: {rewards['num_written']:,}{where}")
+        if rewards["num_written"]:
+            lines.append("they count after an export that trusts judges (docs/judge.md)")
     return lines
 
 

@@ -137,6 +137,7 @@ class Judge:
         except (OutageError, BudgetError, StoppedError) as error:
             return self._give_up(item, error)
 
+    # One loop at a time per judge: its end stops all waits.
     def score_all(
         self, items: Iterable[JudgeItem], *, is_fresh: bool = False
     ) -> Iterator[tuple[JudgeItem, JudgeScore]]:

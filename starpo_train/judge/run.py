@@ -7,7 +7,7 @@ where it was when it is started again.
 import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from starpo_train.config import to_json_dict
 from starpo_train.dataset import Manifest, read_manifest
 from starpo_train.errors import ConfigError
 from starpo_train.judge.anchors import Anchor, check_anchors, read_anchors
-from starpo_train.judge.canaries import run_canaries
+from starpo_train.judge.canaries import choose_sample, run_canaries
 from starpo_train.judge.endpoint import Endpoint
 from starpo_train.judge.items import ItemRules, count_items, read_items
 from starpo_train.judge.judge import Judge
@@ -30,6 +30,8 @@ from starpo_train.judge.table import SCORES_FILE, write_scores
 
 SUMMARY_FILE: Final = "summary.json"
 CACHE_FILE: Final = "cache.sqlite"
+_SAMPLE_HELD: Final = 256
+"""Items of which the texts are held, until it is known that they are in no sample."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,12 +169,19 @@ def _judge_everything(
         found.anchors = check_anchors(judge, anchors, tolerance=config.anchors.tolerance)
         if not found.anchors.is_stable and config.anchors.on_drift == "stop":
             return
+    sample: Judged = []
+    num_canaries = config.canaries.items
     num_scored = num_cached = 0
     report(JudgeProgress(stage="items", num_items=found.num_items))
     for item, score in judge.score_all(
         read_items(manifest, read_rules(config), references=references)
     ):
-        found.judged.append((item, score))
+        found.judged.append((replace(item, parts={}), score))  # texts are not held
+        if score.score is not None:
+            sample.append((item, score))
+        if len(sample) > _SAMPLE_HELD + 2 * num_canaries:
+            chosen = {item.item_id for item, _ in choose_sample(sample, num_items=num_canaries)}
+            sample = [pair for pair in sample if pair[0].item_id in chosen]
         num_scored += score.score is not None
         num_cached += score.is_cached
         report(
@@ -185,12 +194,14 @@ def _judge_everything(
             )
         )
     if config.canaries.items and not any(s.status in UNFINISHED for _, s in found.judged):
-        report(JudgeProgress(stage="canaries"))
         found.canaries = run_canaries(
             judge,
-            found.judged,
+            sample,
             num_items=config.canaries.items,
             tolerance=config.canaries.tolerance,
+            progress=lambda done, total: report(
+                JudgeProgress(stage="canaries", num_done=done, num_items=total)
+            ),
         )
 
 

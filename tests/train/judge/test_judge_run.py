@@ -395,7 +395,7 @@ def test_scores_become_signed_rewards(recorded, write_file, tmp_path, monkeypatc
     summary, table = read_output(tmp_path)
     assert summary["rewards"] == {"num_written": 2, "store": str(store)}
     assert main(["judge", str(path)]) == 0  # again: the same rewards, not more
-    build_dataset([store], dataset, reward_keys=read_keyring(key_file))
+    build_dataset([store], dataset, reward_keys=read_keyring(key_file), trust_sources=("judge",))
     rows = scan_table(dataset, "rewards").filter(~pl.col("superseded")).collect()
     assert rows.select("name", "scope", "source", "signature", "trusted").unique().rows() == [
         ("task_completion", "trajectory", "judge", "valid", True)
@@ -464,3 +464,14 @@ def test_the_file_resolves_paths_against_its_own_folder(write_file, tmp_path):
     config = read_judge_config(write_file())
     assert config.judge.output == tmp_path / "judge"
     assert config.anchors.file == tmp_path / "anchors.jsonl"
+
+
+def test_the_sample_of_canaries_is_that_of_all_items(monkeypatch, write_file, tmp_path):
+    """Texts of few items are held at a time; which are chosen does not depend on that."""
+    assert main(["judge", str(write_file("all", canaries__max_flip_rate=0.0))]) == 0
+    monkeypatch.setattr("starpo_train.judge.run._SAMPLE_HELD", 0)
+    assert main(["judge", str(write_file("few", judge__cache="all/cache.sqlite"))]) == 0
+    both = [read_output(tmp_path, name)[0] for name in ("all", "few")]
+    assert [summary["canaries"]["num_items"] for summary in both] == [2, 2]
+    # the same canaries: all of the second run's were answered in the first; only anchors are new
+    assert both[1]["cost"]["calls"] == both[0]["cost"]["calls"] + 4

@@ -2,6 +2,7 @@
 
 from starpo_train.judge.anchors import Anchor, AnchorReport, check_anchors, read_anchors
 from starpo_train.judge.canaries import CanaryReport, run_canaries
+from starpo_train.judge.criteria import CriterionJudge
 from starpo_train.judge.endpoint import Endpoint
 from starpo_train.judge.judge import Judge
 from starpo_train.judge.patience import Patience
@@ -14,6 +15,7 @@ __all__ = [
     "AnchorReport",
     "Budget",
     "CanaryReport",
+    "CriterionJudge",
     "Endpoint",
     "Judge",
     "JudgeItem",

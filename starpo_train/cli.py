@@ -1,4 +1,4 @@
-"""`starpo-train`: run, resume, export, explain, credit, behaviour, ope, score, evaluate, serve, gate ..."""
+"""`starpo-train`: run, resume, export, explain, credit, behaviour, ope, score, judge, evaluate ..."""
 
 import argparse
 import os
@@ -10,6 +10,7 @@ from typing import Any
 from starpo_train.credit_command import add_credit
 from starpo_train.errors import RankError, StarpoTrainError
 from starpo_train.explain_command import add_explain
+from starpo_train.judge_command import add_judge
 from starpo_train.ope_command import add_ope
 from starpo_train.score_command import add_score
 
@@ -77,6 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("evaluate", help="play tasks with a model and record every run")
     command.add_argument("evaluate_file", type=Path, metavar="EVAL.toml")
     command.set_defaults(handler=_evaluate)
+
+    add_judge(commands.add_parser("judge", help="score a dataset with a pinned LLM judge"))
 
     command = commands.add_parser("serve", help="serve a model with OpenAI's chat API")
     command.add_argument("model", metavar="MODEL")

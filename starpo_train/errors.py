@@ -46,6 +46,10 @@ class RolloutError(StarpoTrainError, RuntimeError):
     """An agent file cannot be used, or its runs keep failing."""
 
 
+class JudgeError(StarpoTrainError, RuntimeError):
+    """The judge's endpoint, its rubric or its anchors cannot be used."""
+
+
 class RankError(StarpoTrainError, RuntimeError):
     """A run on several devices cannot go on because of another of its processes."""
 

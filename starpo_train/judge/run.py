@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from starpo_train.config import to_json_dict
 from starpo_train.dataset import Manifest, read_manifest
 from starpo_train.errors import ConfigError
 from starpo_train.judge.anchors import Anchor, check_anchors, read_anchors
@@ -27,6 +26,7 @@ from starpo_train.judge.settings import JudgeConfig
 from starpo_train.judge.store import Budget
 from starpo_train.judge.summary import UNFINISHED, Findings, Judged, summarize_judge
 from starpo_train.judge.table import SCORES_FILE, write_scores
+from starpo_train.tomlfile import to_json_dict
 
 SUMMARY_FILE: Final = "summary.json"
 CACHE_FILE: Final = "cache.sqlite"

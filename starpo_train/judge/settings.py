@@ -4,10 +4,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from starpo_train.config import read_config
 from starpo_train.errors import ConfigError
 from starpo_train.judge.anchors import DRIFT_TOLERANCE
 from starpo_train.judge.canaries import FLIP_TOLERANCE
+from starpo_train.tomlfile import read_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

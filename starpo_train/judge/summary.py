@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from starpo_train.config import to_json_dict
 from starpo_train.dataset import Manifest
 from starpo_train.guards.judges import names_snapshot
 from starpo_train.judge.anchors import AnchorReport
@@ -16,6 +15,7 @@ from starpo_train.judge.judge import Judge
 from starpo_train.judge.records import JudgeItem, JudgeScore
 from starpo_train.judge.settings import JudgeConfig
 from starpo_train.judge.store import Budget
+from starpo_train.tomlfile import to_json_dict
 
 UNFINISHED: Final = ("outage", "budget", "stopped")
 """Statuses that another start may turn into scores."""

@@ -5,7 +5,7 @@ tasks count as independent. Suffix `_T` = one value per task, `_N` = one value p
 
 Sources: paired, clustered errors as in Miller, "Adding Error Bars to Evals" (arXiv 2411.00640);
 Fieller (1954) for ratios of means; Tango (1998, Statistics in Medicine 17:891) for sparse paired
-proportions; Holm (1979); the unbiased pass^k of tau-bench (arXiv 2406.12045).
+proportions, McNemar's exact test for one attempt per task; Holm (1979); the unbiased pass^k of tau-bench (arXiv 2406.12045).
 """
 
 from collections.abc import Sequence
@@ -152,6 +152,22 @@ def p_value_below(change_T: npt.ArrayLike, threshold: float) -> float:
     if _is_sparse(data_T):
         return max(p_value, _p_value_t(np.append(data_T, (1.0, -1.0)), threshold))
     return p_value
+
+
+def p_value_no_gain(change_T: npt.ArrayLike) -> float:
+    """P-value of "the mean success difference is at most 0"; small means it is above.
+
+    Exact McNemar (the binomial tail of gains among the tasks that differ) when every difference is
+    -1, 0 or 1, as with one attempt at each task; else the test of `p_value_below`.
+
+    >>> p_value_no_gain([1.0, 1.0, 1.0, 1.0, -1.0, 0.0])  # (1 + 5) / 2^5
+    0.1875
+    """
+    data_T = _as_finite(change_T)
+    if not _is_whole(data_T):
+        return p_value_below(-data_T, 0.0)
+    gains, losses = _count_wins(data_T)
+    return float(stats.binom.sf(gains - 1, gains + losses, 0.5))
 
 
 def estimate_relative_change(

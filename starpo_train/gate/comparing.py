@@ -10,6 +10,11 @@ from scipy.stats import norm
 from starpo_train import stats
 from starpo_train.gate.margins import GateConfig
 from starpo_train.gate.pairing import PairedTasks
+from starpo_train.gate.sequential import (
+    estimate_sequential,
+    spend_alpha,
+    tasks_needed_sequential,
+)
 from starpo_train.gate.verdict import CohortResult, Comparison, EvidenceResult, finite_or_none
 from starpo_train.stats import Estimate, Floats
 
@@ -33,9 +38,16 @@ def split_strata(paired: PairedTasks, *, config: GateConfig) -> dict[str, Paired
     return {name: paired.select(rows) for name, rows in strata.items() if rows}
 
 
-def compare_metrics(paired: PairedTasks, *, stratum: str, config: GateConfig) -> list[Comparison]:
-    """One stratum -> success, tokens per trace, p95 and p99 of steps."""
+def compare_metrics(
+    paired: PairedTasks, *, stratum: str, config: GateConfig, look: int = 1
+) -> list[Comparison]:
+    """One stratum -> success, tokens per trace, p95 and p99 of steps.
+
+    With sequential looks success has bounds that hold at every look; of the others this is look
+    number `look`, and has its share of alpha.
+    """
     results = [_compare_success(paired, stratum=stratum, config=config)]
+    config = allot_look(config, look=look)
     if "tokens_per_trace" in config.guardrails:
         results.append(_compare_tokens(paired, stratum=stratum, config=config))
     if "steps_p95" in config.guardrails:
@@ -47,24 +59,32 @@ def compare_metrics(paired: PairedTasks, *, stratum: str, config: GateConfig) ->
     return [_refuse_few_tasks(result, config=config) for result in results]
 
 
-def estimate_success(paired: PairedTasks, *, confidence: float) -> Estimate | None:
+def allot_look(config: GateConfig, *, look: int) -> GateConfig:
+    """What holds for everything but success: with sequential looks, this look's share of alpha."""
+    if config.looks == "once":
+        return config
+    return replace(config, looks="once", alpha=spend_alpha(config.alpha, look))
+
+
+def estimate_success(paired: PairedTasks, *, config: GateConfig) -> Estimate | None:
     """Change of success; missing rewards widen it to their worst and best case.
 
     None when no task has a reward on both sides.
     """
-    cand, base = paired.candidate, paired.baseline
-    change_T = cand.success_T - base.success_T
+    change_T = paired.candidate.success_T - paired.baseline.success_T
     known_T = np.isfinite(change_T)
     if not known_T.any():
         return None
-    worst = stats.estimate_success_change(
-        cand.success_low_T - base.success_high_T, confidence=confidence
-    )
-    best = stats.estimate_success_change(
-        cand.success_high_T - base.success_low_T, confidence=confidence
-    )
+    value = float(change_T[known_T].mean())
+    worst_T, best_T = paired.bound_changes()
+    if config.looks == "sequential":
+        return estimate_sequential(worst_T, best_T, value=value, alpha=config.alpha)
+    worst = stats.estimate_success_change(worst_T, confidence=config.confidence)
+    best = worst
+    if not np.array_equal(worst_T, best_T):
+        best = stats.estimate_success_change(best_T, confidence=config.confidence)
     return Estimate(
-        value=float(change_T[known_T].mean()),
+        value=value,
         low=worst.low,
         high=best.high,
         standard_error=max(worst.standard_error, best.standard_error),
@@ -81,9 +101,9 @@ def compare_cohorts(paired: PairedTasks, *, config: GateConfig) -> list[CohortRe
     for cohort in sorted({cohort or NO_COHORT for cohort in paired.cohorts}):
         rows = [i for i, name in enumerate(paired.cohorts) if (name or NO_COHORT) == cohort]
         part = paired.select(rows)
-        estimate = estimate_success(part, confidence=config.confidence)
+        estimate = estimate_success(part, config=config)
         tested = len(rows) >= config.min_cohort_tasks and estimate is not None
-        best_T = part.candidate.success_high_T - part.baseline.success_low_T
+        _, best_T = part.bound_changes()
         p_values.append(stats.p_value_below(best_T, -config.margin_cohort) if tested else None)
         results.append(
             CohortResult(
@@ -109,7 +129,7 @@ def compare_cohorts(paired: PairedTasks, *, config: GateConfig) -> list[CohortRe
 
 def compare_evidence(paired: PairedTasks, *, name: str, config: GateConfig) -> EvidenceResult:
     """Success of the candidate against another policy, two-sided at 1 - alpha."""
-    estimate = estimate_success(paired, confidence=1 - config.alpha)
+    estimate = estimate_success(paired, config=replace(config, alpha=config.alpha / 2))
     if estimate is None:
         statement = f"not comparable with {name}: no task has a reward on both sides"
     elif estimate.low > 0:
@@ -131,7 +151,7 @@ def compare_evidence(paired: PairedTasks, *, name: str, config: GateConfig) -> E
 
 
 def _compare_success(paired: PairedTasks, *, stratum: str, config: GateConfig) -> Comparison:
-    estimate = estimate_success(paired, confidence=config.confidence)
+    estimate = estimate_success(paired, config=config)
     missing = paired.candidate.num_missing_rewards + paired.baseline.num_missing_rewards
     return _judge(
         estimate,
@@ -295,9 +315,13 @@ def _count_needed(
     bounds did not give, it is the spread that the bounds imply. None: out of reach.
     """
     implied = (estimate.high - estimate.low) / (2 * float(norm.ppf(1 - config.alpha)))
-    for error in (estimate.standard_error, implied):
+    is_sequential = config.looks == "sequential"
+    count = tasks_needed_sequential if is_sequential else stats.tasks_needed
+    for error in (
+        (estimate.standard_error,) if is_sequential else (estimate.standard_error, implied)
+    ):
         for distance in (margin, abs(change + margin)):
-            needed = stats.tasks_needed(
+            needed = count(
                 task_deviation=error * sqrt(estimate.num_tasks),
                 distance=distance,
                 alpha=config.alpha,

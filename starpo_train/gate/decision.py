@@ -6,59 +6,34 @@ harmed; anything else is INCONCLUSIVE, with the number of tasks that would decid
 least the baseline's" promotes a policy five points worse one time in five; this does not.
 """
 
-import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
-from hashlib import blake2b
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import polars as pl
 
-from starpo_trace.schema import MANIFEST_FILE
 from starpo_train import stats
-from starpo_train.dataset import read_manifest, scan_table
-from starpo_train.errors import ConfigError, DataError
 from starpo_train.gate.comparing import (
+    allot_look,
     compare_cohorts,
-    compare_evidence,
     compare_metrics,
     split_strata,
 )
-from starpo_train.gate.margins import GateConfig, read_gate_config
-from starpo_train.gate.pairing import (
-    NEEDED_COLUMNS,
-    PairedTasks,
-    find_obstacles,
-    list_notes,
-    pair_tasks,
-)
+from starpo_train.gate.evidence import OpeEvidence, weigh_evidence
+from starpo_train.gate.looks import Accumulated, Looks, accumulate_tasks
+from starpo_train.gate.margins import GateConfig
+from starpo_train.gate.pairing import PairedTasks, find_obstacles, list_notes, pair_tasks
+from starpo_train.gate.preflight import check_preflight
+from starpo_train.gate.sequential import p_value_sequential
 from starpo_train.gate.verdict import (
     METRIC_TITLES,
     STRATUM_TITLES,
     CohortResult,
     Comparison,
-    EvidenceResult,
     GateDecision,
     Verdict,
     format_p_value,
 )
-from starpo_train.tomlfile import to_json_dict
-
-__all__ = [
-    "GateConfig",
-    "GateDecision",
-    "Verdict",
-    "decide_release",
-    "read_gate_config",
-    "run_gate",
-]
-
-VERDICT_FILE = "verdict.json"
-VERDICT_SCHEMA_VERSION = "1"
 
 
 def decide_release(
@@ -67,27 +42,69 @@ def decide_release(
     *,
     config: GateConfig,
     evidence: Mapping[str, pl.DataFrame] | None = None,
+    preflight: Mapping[str, pl.DataFrame] | None = None,
+    ope: OpeEvidence | None = None,
+    earlier: Looks | None = None,
 ) -> GateDecision:
     """Rows of the `trajectories` table of both policies -> decision. Pure.
 
     Tasks are paired by `task_id`; attempts at a task are averaged first. In- and
-    out-of-distribution tasks are judged apart. `evidence` is compared with the candidate beside
-    the verdict and never changes it.
+    out-of-distribution tasks are judged apart. `evidence` and `ope` stand beside the verdict and
+    never change it. `preflight` has the runs of an "oracle" and of a "null" agent: tasks they find
+    broken leave it INCONCLUSIVE. `earlier` are looks at the same evaluation before this one: they
+    are counted in with sequential looks, and leave a verdict of a single look INCONCLUSIVE.
 
     Raises:
         DataError: a column is missing, no task is shared, or a task has two cohorts.
     """
     paired = pair_tasks(candidate, baseline, success_threshold=config.success_threshold)
+    seen = _count_in(paired, earlier, config=config)
+    checks = check_preflight(
+        seen.paired.task_ids,
+        preflight or {},
+        candidate,
+        success_threshold=config.success_threshold,
+    )
+    look = earlier.number if earlier else 1
+    decision = decide_paired(
+        seen.paired,
+        config=config,
+        look=look,
+        obstacles=[
+            *find_obstacles(candidate, baseline),
+            *(fault for check in checks for fault in check.describe_faults()),
+            *_object_to_look(earlier, config=config),
+        ],
+    )
+    return replace(
+        decision,
+        evidence=tuple(
+            weigh_evidence(candidate, evidence or {}, config=allot_look(config, look=look))
+        ),
+        notes=(*list_notes(candidate, baseline, seen.paired), *seen.notes),
+        preflight=tuple(asdict(check) for check in checks),
+        ope=None if ope is None else {**asdict(ope), "statement": ope.statement},
+        looks=_describe_look(earlier, config=config),
+    )
+
+
+def decide_paired(
+    paired: PairedTasks, *, config: GateConfig, look: int = 1, obstacles: Sequence[str] = ()
+) -> GateDecision:
+    """Per-task numbers of both policies -> decision, with nothing beside it. Pure.
+
+    With sequential looks `paired` holds the tasks of all looks up to this one, number `look`.
+    `obstacles` are reasons for which nothing can be decided.
+    """
     strata = split_strata(paired, config=config)
     comparisons = [
         comparison
         for stratum, part in strata.items()
-        for comparison in compare_metrics(part, stratum=stratum, config=config)
+        for comparison in compare_metrics(part, stratum=stratum, config=config, look=look)
     ]
     if list(strata) == ["ood"]:  # nothing else decides, so these must
         comparisons = [_let_decide(comparison) for comparison in comparisons]
-    cohorts = compare_cohorts(paired, config=config)
-    obstacles = find_obstacles(candidate, baseline)
+    cohorts = compare_cohorts(paired, config=allot_look(config, look=look))
     verdict, reasons = _judge_release(comparisons, cohorts, obstacles)
     needed = _largest_needed(comparisons) if verdict is Verdict.INCONCLUSIVE else None
     p_value, superiority = _test_superiority(next(iter(strata.values())), config=config)
@@ -101,8 +118,8 @@ def decide_release(
         superiority_p_value=p_value,
         superiority=superiority,
         cohorts=tuple(cohorts),
-        evidence=tuple(_weigh_evidence(candidate, evidence or {}, config=config)),
-        notes=tuple(list_notes(candidate, baseline, paired)),
+        evidence=(),
+        notes=(),
         accounting={
             "tasks_paired": len(paired.task_ids),
             "tasks_only_candidate": len(paired.only_candidate),
@@ -119,108 +136,35 @@ def decide_release(
     )
 
 
-def run_gate(
-    *,
-    baseline: Path,
-    candidate: Path,
-    evidence: Mapping[str, Path],
-    config: GateConfig,
-    output: Path,
-) -> GateDecision:
-    """Dataset folders -> decision, written to `verdict.json`.
-
-    `output` is a folder, or a file name ending in `.json`; it is written in one piece. The file
-    holds the decision, the configuration and the digest of every dataset that was read.
-
-    Raises:
-        ConfigError: `output` cannot be written.
-        DataError: a dataset is missing or unreadable, both are the same one, or the two cannot be
-            compared.
-    """
-    target = _check_output(output)
-    _refuse_same_dataset(baseline, candidate)
-    decision = decide_release(
-        _read_rows(candidate),
-        _read_rows(baseline),
-        config=config,
-        evidence={name: _read_rows(path) for name, path in evidence.items()},
-    )
-    sources = {"baseline": baseline, "candidate": candidate}
-    record = {
-        "schema_version": VERDICT_SCHEMA_VERSION,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "starpo_version": installed_version(),
-        **decision.to_dict(),
-        "config": to_json_dict(config),
-        "inputs": {role: identify_dataset(path) for role, path in sources.items()}
-        | {"evidence": {name: identify_dataset(path) for name, path in evidence.items()}},
-    }
-    write_atomically(target, json.dumps(record, indent=2, allow_nan=False) + "\n")
-    return decision
+def _count_in(paired: PairedTasks, earlier: Looks | None, *, config: GateConfig) -> Accumulated:
+    """With sequential looks, the tasks of earlier ones too."""
+    if earlier is None or config.looks == "once":
+        return Accumulated(paired=paired)
+    return accumulate_tasks(paired, earlier.tasks)
 
 
-def identify_dataset(path: Path) -> dict[str, Any]:
-    """Dataset folder -> what pins it: path, its digest, its manifest's hash, table versions."""
-    manifest = read_manifest(path)
-    data = (path / MANIFEST_FILE).read_bytes()
-    return {
-        "path": str(path),
-        "digest": manifest.digest,
-        "manifest_blake2b": blake2b(data, digest_size=16).hexdigest(),
-        "table_versions": manifest.versions,
-    }
+def _object_to_look(earlier: Looks | None, *, config: GateConfig) -> list[str]:
+    """Bounds for a single look at what was looked at before hold no longer."""
+    if earlier is None or not earlier.looks or config.looks == "sequential":
+        return []
+    return [
+        f"This evaluation was looked at {len(earlier.looks)} times before, and the bounds hold for a "
+        'single look: set gate.looks = "sequential", or evaluate tasks that nobody has seen.'
+    ]
 
 
-def installed_version() -> str:
-    """Version of the installed distribution; "unknown" in a bare source tree."""
-    try:
-        return version("starpo")
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Text -> file, whole or not at all: temporary file, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _check_output(output: Path) -> Path:
-    """The file the verdict goes to; refused before anything is computed when it cannot."""
-    is_file = output.suffix == ".json"
-    target = output if is_file else output / VERDICT_FILE
-    folder = target.parent
-    blocking = next((part for part in (folder, *folder.parents) if part.exists()), folder)
-    if blocking.exists() and not blocking.is_dir():
-        raise ConfigError(
-            f"--output {output}: {blocking} is a file; give a folder, or a name ending in .json."
-        )
-    if target.is_dir():
-        raise ConfigError(f"--output {output}: {target} is a folder; give another output.")
-    return target
-
-
-def _refuse_same_dataset(baseline: Path, candidate: Path) -> None:
-    """A policy against itself is never worse: such a PROMOTE would say nothing."""
-    digests = [read_manifest(path).digest for path in (baseline, candidate)]
-    same_content = digests[0] == digests[1] != ""
-    if same_content or baseline.resolve() == candidate.resolve():
-        raise DataError(
-            f"baseline {baseline} and candidate {candidate} are the same dataset (digest "
-            f"{digests[0] or 'unknown'}); give the evaluations of two policies."
-        )
-
-
-def _read_rows(path: Path) -> pl.DataFrame:
-    rows = scan_table(path, "trajectories").select(NEEDED_COLUMNS).collect()
-    if rows.is_empty():
-        raise DataError(f"{path}: the dataset holds no trajectory; evaluate the policy first")
-    return rows
+def _describe_look(earlier: Looks | None, *, config: GateConfig) -> dict[str, Any]:
+    number = earlier.number if earlier else 1
+    num_once = sum(look.get("mode") == "once" for look in earlier.looks) if earlier else 0
+    told = {"mode": config.looks, "number": number, "earlier": number - 1}
+    if config.looks == "sequential":
+        told["alpha_others"] = allot_look(config, look=number).alpha
+        if num_once:
+            told["note"] = (
+                f"{num_once} earlier looks had bounds for a single look; with them the error of all "
+                f"looks together is at most {2 * config.alpha:g}, not {config.alpha:g}."
+            )
+    return told
 
 
 def _judge_release(
@@ -313,36 +257,14 @@ def _let_decide(comparison: Comparison) -> Comparison:
 
 def _test_superiority(paired: PairedTasks, *, config: GateConfig) -> tuple[float | None, str]:
     """P-value of "success did not rise", missing rewards at their worst, and what it says."""
-    cand, base = paired.candidate, paired.baseline
-    worst_T = cand.success_low_T - base.success_high_T
+    cand = paired.candidate
+    worst_T, _ = paired.bound_changes()
     if cand.num_missing_rewards == cand.num_trajectories:
         return None, "Improvement cannot be judged: the candidate has no rewards."
-    p_value = stats.p_value_below(-worst_T, 0.0)
+    if config.looks == "sequential":
+        p_value = p_value_sequential(worst_T, 0.0)
+    else:
+        p_value = stats.p_value_no_gain(worst_T)
     if p_value <= config.alpha:
         return p_value, f"Success improved over the baseline (one-sided {format_p_value(p_value)})."
     return p_value, f"An improvement of success is not shown (one-sided {format_p_value(p_value)})."
-
-
-def _weigh_evidence(
-    candidate: pl.DataFrame, evidence: Mapping[str, pl.DataFrame], *, config: GateConfig
-) -> list[EvidenceResult]:
-    results = []
-    for name, rows in evidence.items():
-        try:
-            paired = pair_tasks(candidate, rows, success_threshold=config.success_threshold)
-        except DataError as error:  # evidence is beside the verdict: it must not stop it
-            results.append(
-                EvidenceResult(
-                    name=name,
-                    num_tasks=0,
-                    candidate=None,
-                    other=None,
-                    change=None,
-                    low=None,
-                    high=None,
-                    statement=f"not comparable with {name}: {error}",
-                )
-            )
-        else:
-            results.append(compare_evidence(paired, name=name, config=config))
-    return results

@@ -42,6 +42,8 @@ class GateConfig:
     """both: out-of-distribution tasks must pass too; block: they can only block."""
     max_unmeasured_fraction: float = 0.05
     """Largest share of tasks without token or step counts; missing rewards are bounded instead."""
+    looks: Literal["once", "sequential"] = "once"
+    """once: bounds for a single look; sequential: bounds that hold however often one looks."""
     bootstrap_resamples: int = 10_000
     """Resamples behind the bounds on percentiles."""
     seed: int = 0

@@ -36,13 +36,23 @@ class PolicyTasks:
     """Mean input + output tokens of a trajectory; nan when any attempt lacks usage."""
     steps: tuple[Floats, ...]
     """Steps of every attempt that recorded them, per task."""
-    num_trajectories: int
-    """Trajectories on these tasks."""
-    num_missing_rewards: int
-    """Those without a reward."""
+    attempts_T: Floats
+    """Attempts."""
+    rewarded_T: Floats
+    """Attempts with a reward."""
+
+    @property
+    def num_trajectories(self) -> int:
+        """Trajectories on these tasks."""
+        return int(self.attempts_T.sum())
+
+    @property
+    def num_missing_rewards(self) -> int:
+        """Those without a reward."""
+        return int((self.attempts_T - self.rewarded_T).sum())
 
     def select(self, rows: Sequence[int]) -> "PolicyTasks":
-        """The same policy on some of the tasks; counts stay those of all of them."""
+        """The same policy on some of the tasks."""
         index = np.asarray(rows, dtype=np.intp)
         return PolicyTasks(
             success_T=self.success_T[index],
@@ -50,8 +60,8 @@ class PolicyTasks:
             success_high_T=self.success_high_T[index],
             tokens_T=self.tokens_T[index],
             steps=tuple(self.steps[row] for row in rows),
-            num_trajectories=self.num_trajectories,
-            num_missing_rewards=self.num_missing_rewards,
+            attempts_T=self.attempts_T[index],
+            rewarded_T=self.rewarded_T[index],
         )
 
 
@@ -73,6 +83,12 @@ class PairedTasks:
     """Tasks left out because the candidate never attempted them."""
     num_without_task: int
     """Trajectories left out because they name no task."""
+
+    def bound_changes(self) -> tuple[Floats, Floats]:
+        """Change of success per task, with missing rewards at their worst and at their best."""
+        cand, base = self.candidate, self.baseline
+        worst_T = cand.success_low_T - base.success_high_T
+        return worst_T, cand.success_high_T - base.success_low_T
 
     def select(self, rows: Sequence[int]) -> "PairedTasks":
         """The same pair on some of the tasks."""
@@ -130,15 +146,17 @@ def require_columns(frame: pl.DataFrame, *, where: str) -> None:
         )
 
 
-def find_obstacles(candidate: pl.DataFrame, baseline: pl.DataFrame) -> list[str]:
-    """What makes the two incomparable, however many tasks there are."""
+def find_obstacles(
+    candidate: pl.DataFrame, baseline: pl.DataFrame, *, other: str = "baseline"
+) -> list[str]:
+    """What makes the two incomparable, however many tasks there are; `other` names the second."""
     obstacles = []
     for column, noun in (("environment_name", "environments"), ("environment_version", "versions")):
         names = [sorted(map(str, frame[column].unique())) for frame in (candidate, baseline)]
         if names[0] != names[1]:
             obstacles.append(
                 f"The environments differ: {noun} {', '.join(names[0])} for the candidate, "
-                f"{', '.join(names[1])} for the baseline; evaluate both in the same one."
+                f"{', '.join(names[1])} for the {other}; evaluate both in the same one."
             )
     return obstacles
 
@@ -237,6 +255,6 @@ def _collect_policy(grouped: pl.DataFrame, task_ids: list[str]) -> PolicyTasks:
         success_high_T=(successes + total - known) / total,
         tokens_T=rows["tokens"].cast(pl.Float64).fill_null(np.nan).to_numpy().copy(),
         steps=tuple(np.asarray(steps, dtype=np.float64) for steps in rows["steps"].to_list()),
-        num_trajectories=int(total.sum()),
-        num_missing_rewards=int((total - known).sum()),
+        attempts_T=total,
+        rewarded_T=known,
     )

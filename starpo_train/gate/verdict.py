@@ -178,6 +178,12 @@ class GateDecision:
     """What a reader must know about the data: exclusions, gaps."""
     accounting: dict[str, Any]
     """Counts of tasks and trajectories used and left out."""
+    preflight: tuple[dict[str, Any], ...] = ()
+    """What an oracle and a null agent did on the tasks."""
+    ope: dict[str, Any] | None = None
+    """Off-policy evaluation, beside the verdict; never part of it."""
+    looks: dict[str, Any] | None = None
+    """Which look at this evaluation it is, and what earlier ones leave to it."""
 
     @property
     def exit_code(self) -> int:

@@ -14,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from starpo_train.errors import DataError
-from starpo_train.gate.decision import identify_dataset, installed_version, write_atomically
+from starpo_train.gate.files import identify_dataset, installed_version, write_atomically
 from starpo_train.gate.margins import GateConfig
 from starpo_train.report.examples import Example, choose_examples
 from starpo_train.report.forest import build_forest
@@ -33,6 +33,7 @@ _VERDICT_DEFAULTS: dict[str, Any] = {
     "created": None,
     "starpo_version": None,
     "superiority": None,
+    "ope": None,
     "inputs": {},
     "config": {},
 }

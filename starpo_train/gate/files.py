@@ -1,0 +1,61 @@
+"""Folders and files -> what pins them; text -> a file in one piece."""
+
+import hashlib
+import os
+from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from starpo_trace.schema import MANIFEST_FILE
+from starpo_train.dataset import read_manifest
+from starpo_train.modelfolder import hash_file, hash_weights
+
+
+def identify_dataset(path: Path) -> dict[str, Any]:
+    """Dataset folder -> what pins it: path, its digest, its manifest's hash, table versions."""
+    manifest = read_manifest(path)
+    data = (path / MANIFEST_FILE).read_bytes()
+    return {
+        "path": str(path),
+        "digest": manifest.digest,
+        "manifest_blake2b": blake2b(data, digest_size=16).hexdigest(),
+        "table_versions": manifest.versions,
+    }
+
+
+def identify_checkpoint(path: Path) -> dict[str, Any]:
+    """Model folder -> its path and the SHA-256 of its weights.
+
+    Raises:
+        ModelError: there is no such model, or it has no weights.
+    """
+    return {"path": str(path), "weights_sha256": hash_weights(str(path))}
+
+
+def identify_code() -> dict[str, Any]:
+    """Version of starpo, and the SHA-256 of the files that decide."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for file in (folder.parent / "stats.py", *sorted(folder.glob("*.py"))):
+        digest.update(f"{file.name} {hash_file(file)}\n".encode())
+    return {"version": installed_version(), "sha256": digest.hexdigest()}
+
+
+def installed_version() -> str:
+    """Version of the installed distribution; "unknown" in a bare source tree."""
+    try:
+        return version("starpo")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Text -> file, whole or not at all: temporary file, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

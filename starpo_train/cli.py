@@ -10,6 +10,7 @@ from typing import Any
 from starpo_train.credit_command import add_credit
 from starpo_train.errors import RankError, StarpoTrainError
 from starpo_train.explain_command import add_explain
+from starpo_train.gate_command import add_gate, named_path
 from starpo_train.judge_command import add_judge
 from starpo_train.ope_command import add_ope
 from starpo_train.score_command import add_score
@@ -90,27 +91,15 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--ready-file", type=Path)
     command.set_defaults(handler=_serve)
 
-    _add_gate(commands.add_parser("gate", help="may the candidate ship?"))
+    add_gate(commands.add_parser("gate", help="may the candidate ship?"))
     _add_report(commands.add_parser("report", help="write one HTML page about a release"))
     return parser
-
-
-def _add_gate(command: argparse.ArgumentParser) -> None:
-    command.description = "Exit code: PROMOTE 0, BLOCK 10, INCONCLUSIVE 20; 2 on an error."
-    command.add_argument("--baseline", type=Path, required=True, metavar="DATASET")
-    command.add_argument("--candidate", type=Path, required=True, metavar="DATASET")
-    command.add_argument(
-        "--evidence", type=_named_path, action="append", default=[], metavar="NAME=DATASET"
-    )
-    command.add_argument("--config", type=Path, metavar="GATE.toml")
-    command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-    command.set_defaults(handler=_gate)
 
 
 def _add_report(command: argparse.ArgumentParser) -> None:
     for role in ("baseline", "candidate", "evidence"):
         command.add_argument(
-            f"--{role}", type=_named_path, action="append", default=[], metavar="NAME=DATASET"
+            f"--{role}", type=named_path, action="append", default=[], metavar="NAME=DATASET"
         )
     command.add_argument("--run", type=Path, action="append", default=[], metavar="RUN_DIR")
     command.add_argument("--verdict", type=Path, metavar="VERDICT.json")
@@ -118,13 +107,6 @@ def _add_report(command: argparse.ArgumentParser) -> None:
     command.add_argument("--title", default="Starpo release report")
     command.add_argument("-o", "--output", type=Path, required=True, metavar="PAGE.html")
     command.set_defaults(handler=_report)
-
-
-def _named_path(text: str) -> tuple[str, Path]:
-    name, separator, path = text.partition("=")
-    if not separator or not name or not path:
-        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=DATASET")
-    return name, Path(path)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -233,27 +215,6 @@ def _serve(options: argparse.Namespace) -> int:
         ready_file=options.ready_file,
     )
     return 0
-
-
-def _gate(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from starpo_train.gate import VERDICT_FILE, GateConfig, read_gate_config, run_gate
-
-    decision = run_gate(
-        baseline=options.baseline,
-        candidate=options.candidate,
-        evidence=dict(options.evidence),
-        config=read_gate_config(options.config) if options.config else GateConfig(),
-        output=options.output,
-    )
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"[bold]{decision.verdict}[/]: {_escape(decision.sentence)}")
-    for reason in (*decision.reasons, *decision.notes):
-        console.print(f"  {reason}", markup=False)
-    is_file = options.output.suffix == ".json"
-    console.print(f"written: {options.output if is_file else options.output / VERDICT_FILE}")
-    return decision.exit_code
 
 
 def _report(options: argparse.Namespace) -> int:

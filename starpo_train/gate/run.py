@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from starpo_train.config import to_json_dict
+from starpo_train.tomlfile import to_json_dict
 from starpo_train.dataset import read_manifest, scan_table
 from starpo_train.errors import ConfigError, DataError
 from starpo_train.gate.decision import decide_release
@@ -89,7 +89,7 @@ def run_gate(
     if extras.releases is not None:
         list_releases(extras.releases)  # one that cannot be read is an error before the verdict
     _refuse_same_dataset(baseline, candidate)
-    rows = {"candidate": _read_rows(candidate), "baseline": _read_rows(baseline)}
+    rows = {"candidate": read_rows(candidate), "baseline": read_rows(baseline)}
     inputs = _identify_inputs(baseline, candidate, evidence, extras)
     evaluation = _name_evaluation(rows, {"candidate": candidate, "baseline": baseline})
     this = _describe_this_look(inputs, config)
@@ -98,8 +98,8 @@ def run_gate(
         rows["candidate"],
         rows["baseline"],
         config=config,
-        evidence={name: _read_rows(path) for name, path in evidence.items()},
-        preflight={agent: _read_rows(path) for agent, path in extras.preflight.items()},
+        evidence={name: read_rows(path) for name, path in evidence.items()},
+        preflight={agent: read_rows(path) for agent, path in extras.preflight.items()},
         ope=None if extras.ope is None else _read_ope(extras.ope, inputs),
         earlier=earlier,
     )
@@ -217,7 +217,7 @@ def _record_look(
 ) -> None:
     """Add this look and its new tasks to the record, unless it is there."""
     known = read_looks(path)
-    if known is not None and any(_is_same_look(look, this) for look in known.looks):
+    if known is not None and len(known.looks) > len(looks.looks):  # a repetition
         return
     paired = pair_tasks(
         rows["candidate"], rows["baseline"], success_threshold=config.success_threshold
@@ -276,7 +276,12 @@ def _refuse_same_dataset(baseline: Path, candidate: Path) -> None:
         )
 
 
-def _read_rows(path: Path) -> pl.DataFrame:
+def read_rows(path: Path) -> pl.DataFrame:
+    """Dataset folder -> what a comparison reads of its trajectories.
+
+    Raises:
+        DataError: no dataset, or an empty one.
+    """
     rows = scan_table(path, "trajectories").select(NEEDED_COLUMNS).collect()
     if rows.is_empty():
         raise DataError(f"{path}: the dataset holds no trajectory; evaluate the policy first")

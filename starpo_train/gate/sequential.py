@@ -118,7 +118,7 @@ def _count_values(change_T: npt.ArrayLike) -> tuple[Floats, Floats]:
 
 def _sum_wealth(values: Floats, counts: Floats, mean: float) -> float:
     factors = np.log1p(_BETS[:, None] * ((1 + values) / (1 + mean) - 1))
-    return float(logsumexp(factors @ counts) - log(NUM_BETS))
+    return float(np.asarray(logsumexp(factors @ counts))) - log(NUM_BETS)
 
 
 def _find_bound(values: Floats, counts: Floats, *, alpha: float) -> float:

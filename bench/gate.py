@@ -46,7 +46,7 @@ def draw_release(
     """Outcomes (tasks x attempts) of the candidate and of the baseline."""
     base_T = np.clip(rng.beta(1.2, 1.2, num_tasks), 0.13, 0.92)
     cand_T = base_T + change + SPREAD * rng.choice((-1.0, 1.0), num_tasks)
-    assert cand_T.min() >= 0 and cand_T.max() <= 1
+    assert np.abs(cand_T - 0.5).max() <= 0.5
     shape = (num_tasks, ATTEMPTS)
     return rng.random(shape) < cand_T[:, None], rng.random(shape) < base_T[:, None]
 

@@ -274,6 +274,16 @@ def test_page_says_which_tasks_were_trained_on(page, release, tmp_path):
     assert "also trained on" not in unseen.read_text()
 
 
+def test_page_shows_off_policy_evidence_below_the_verdict(release, tmp_path):
+    """The statement of an ope.json that the gate was given, escaped like everything else."""
+    verdict = json.loads(release["verdict"].read_text())
+    verdict["ope"] = {"statement": "Off-policy evaluation is inconclusive: <few> runs."}
+    file = tmp_path / "verdict.json"
+    file.write_text(json.dumps(verdict))
+    page = render_report(output=tmp_path / "x.html", **release | {"verdict": file}).read_text()
+    assert "Off-policy evaluation is inconclusive: &lt;few&gt; runs." in page
+
+
 def test_page_says_when_the_verdict_is_about_other_data(release, tmp_path):
     """A verdict made from another candidate is called that."""
     other = make_evaluation(tmp_path / "other", [1] * 8)

@@ -46,7 +46,6 @@ class RollbackRate:
 
 def describe_verdict(record: Mapping[str, Any], verdict_id: str, path: Path) -> dict[str, Any]:
     """Verdict -> its line in the record."""
-    inputs = record["inputs"]
     return {
         "event": _EVENTS[record["verdict"]],
         "created": record["created"],
@@ -54,8 +53,8 @@ def describe_verdict(record: Mapping[str, Any], verdict_id: str, path: Path) -> 
         "verdict": str(path),
         "release": _name_release(record),
         "candidate": record.get("evaluation", {}).get("candidate", {}).get("policy_id", []),
-        "digest": inputs["candidate"]["digest"],
-        "weights_sha256": inputs.get("checkpoints", {}).get("candidate", {}).get("weights_sha256"),
+        "digest": record["inputs"]["candidate"]["digest"],
+        "weights_sha256": _find_weights(record),
         "sentence": record["sentence"],
     }
 
@@ -151,8 +150,10 @@ def measure_rollbacks(events: Sequence[Mapping[str, Any]]) -> RollbackRate:
 
 def _name_release(record: Mapping[str, Any]) -> str:
     """What is the same for every verdict about one candidate: its weights, or its evaluation."""
-    inputs = record["inputs"]
-    checkpoint = inputs.get("checkpoints", {}).get("candidate")
-    if checkpoint:
-        return str(checkpoint["weights_sha256"])
-    return str(inputs["candidate"]["digest"] or inputs["candidate"]["manifest_blake2b"])
+    candidate = record["inputs"]["candidate"]
+    return _find_weights(record) or str(candidate["digest"] or candidate["manifest_blake2b"])
+
+
+def _find_weights(record: Mapping[str, Any]) -> str | None:
+    checkpoints = record.get("also_seen", {}).get("checkpoints", {})
+    return checkpoints.get("candidate", {}).get("weights_sha256")

@@ -10,7 +10,6 @@ from typing import Any
 
 import polars as pl
 
-from starpo_train.tomlfile import to_json_dict
 from starpo_train.dataset import read_manifest, scan_table
 from starpo_train.errors import ConfigError, DataError
 from starpo_train.gate.decision import decide_release
@@ -37,6 +36,7 @@ from starpo_train.gate.pairing import NEEDED_COLUMNS, pair_tasks
 from starpo_train.gate.releases import append_release, describe_verdict, list_releases
 from starpo_train.gate.signing import find_verdict_keys, identify_verdict, sign_verdict
 from starpo_train.gate.verdict import GateDecision
+from starpo_train.tomlfile import to_json_dict
 
 VERDICT_FILE = "verdict.json"
 VERDICT_SCHEMA_VERSION = "1"
@@ -117,7 +117,8 @@ def run_gate(
         **decision.to_dict(),
         "config": to_json_dict(config),
         "evaluation": evaluation,
-        "inputs": inputs,
+        "inputs": {role: inputs.pop(role) for role in ("baseline", "candidate", "evidence")},
+        "also_seen": inputs,
     }
     record = json.loads(json.dumps(record, allow_nan=False))  # as a reader will have it
     if keys is not None:

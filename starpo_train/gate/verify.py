@@ -56,7 +56,9 @@ def verify_verdict(
     record = _read_record(file)
     if fault := find_signature_fault(record, keys):
         raise DataError(f"{file}: {fault}; do not act on it, run the gate again")
-    same, absent, changed = _compare_inputs(record["inputs"], checkpoints or {})
+    same, absent, changed = _compare_inputs(
+        {**record["inputs"], **record.get("also_seen", {})}, checkpoints or {}
+    )
     if changed:
         raise DataError(
             f"{file}: the signature is right, but {'; '.join(changed)}; run the gate again"

@@ -203,8 +203,8 @@ def accumulate_gradients(
     packs = step.packs
     if step.terms is not None:
         whole, packs = _find_slopes(policy, step, step.terms, objective, name_row)
-        if policy.ranks.is_first:
-            add(whole)
+        share = 1.0 if policy.ranks.is_first else 0.0  # every rank has found the same
+        add({name: share * value for name, value in whole.items()})
     for pack in packs:
         with explain_out_of_memory(pack.batch, name_row):
             found = compute_pack_loss(policy, pack, objective)

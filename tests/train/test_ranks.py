@@ -42,6 +42,7 @@ from starpo_train.step import accumulate_gradients
 def measure_gradients(config, ranks=ALONE):
     """Gradients of the first step, whole, and what it says about itself."""
     trainer = open_trainer(config, resume=False, progress=None, ranks=ranks)
+    trainer._look_at_proximal()
     step = trainer._build_step(trainer._plan_epoch(0)[0])
     objective, name_row = trainer.data.objective, trainer.data.name_row
     sums = accumulate_gradients(trainer.policy, step, objective, name_row).sums
@@ -185,6 +186,10 @@ CASES = {
     "bfloat16": {"model": {"precision": "bfloat16"}},
     "critic": {"algorithm": {"advantage": "bilevel_gae"}},
     "cloning": {"algorithm": {"name": "filtered_bc"}},
+    # a loss on trajectories, of which ranks hold parts, and what it needs beside
+    "kto": {"algorithm": {"name": "kto"}},
+    "gspo": {"algorithm": {"name": "starpo", "loss": "gspo", "proximal": "epoch"}},
+    "held": {"algorithm": {"name": "starpo", "kl_coef": 0.1, "proximal": "epoch"}},
 }
 STEPS = {"epochs": 3, "trajectories_per_step": 4}  # nine
 MEASURED = {"every_steps": 4, "samples": 12}

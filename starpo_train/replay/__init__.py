@@ -1,0 +1,1 @@
+"""Held-out logged successes + a checkpoint -> how often it would act as was recorded."""

@@ -13,6 +13,7 @@ from starpo_train.explain_command import add_explain
 from starpo_train.gate_command import add_gate, named_path
 from starpo_train.judge_command import add_judge
 from starpo_train.ope_command import add_ope
+from starpo_train.replay_command import add_replay
 from starpo_train.score_command import add_score
 
 EXIT_ERROR = 2
@@ -73,6 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(handler=_behaviour)
 
     add_ope(commands.add_parser("ope", help="say what a checkpoint would have earned"))
+
+    add_replay(commands.add_parser("replay", help="would a checkpoint act as successes did?"))
 
     add_score(commands.add_parser("score", help="score recorded runs, step by step"))
 

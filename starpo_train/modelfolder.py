@@ -158,3 +158,12 @@ def hash_weights(name: str) -> str:
     for file in files:
         digest.update(f"{file.name} {hash_file(file)}\n".encode())
     return digest.hexdigest()
+
+
+def was_trained_on(name: str, digest: str, split: str) -> bool:
+    """Whether a checkpoint's own record names this dataset and split."""
+    if digest == "" or not (Path(name) / COMMIT_FILE).is_file():
+        return False
+    lineage = read_commit(Path(name)).get("lineage", {})
+    trained_split = lineage.get("config", {}).get("data", {}).get("split")
+    return lineage.get("dataset", {}).get("digest") == digest and trained_split == split

@@ -45,12 +45,13 @@ def _ope(options: argparse.Namespace) -> int:
 def _read_options(options: argparse.Namespace) -> "OpeSettings":
     from starpo_train.errors import ConfigError
     from starpo_train.ope.settings import OpeSettings
+    from starpo_train.run_folder import find_model
 
     folder = options.json.parent
     if not folder.is_dir():
         raise ConfigError(f"--json {options.json}: there is no folder {folder}.")
     return OpeSettings(
-        checkpoint=_find_model(options.checkpoint),
+        checkpoint=find_model(options.checkpoint),
         dataset=options.dataset,
         split=options.split,
         models=tuple(options.models),
@@ -63,18 +64,3 @@ def _read_options(options: argparse.Namespace) -> "OpeSettings":
         device=options.device,
         seed=options.seed,
     )
-
-
-def _find_model(name: str) -> str:
-    """Model folder or hub name as it is; a run's folder -> its newest checkpoint."""
-    from starpo_train.checkpoint import list_checkpoints
-    from starpo_train.errors import CheckpointError
-    from starpo_train.run_folder import RunFolder
-
-    run = RunFolder(Path(name))
-    if not run.config_path.is_file():
-        return name
-    committed = list_checkpoints(run.checkpoints_path)
-    if not committed:
-        raise CheckpointError(f"{name}: the run has no committed checkpoint yet; resume it first.")
-    return str(committed[-1])

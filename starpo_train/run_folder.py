@@ -233,3 +233,18 @@ def _read_version() -> str:
         return version("starpo")
     except PackageNotFoundError:
         return "unknown"
+
+
+def find_model(name: str) -> str:
+    """Model folder or hub name as it is; a run's folder -> its newest checkpoint.
+
+    Raises:
+        CheckpointError: the run has none.
+    """
+    run = RunFolder(Path(name))
+    if not run.config_path.is_file():
+        return name
+    committed = list_checkpoints(run.checkpoints_path)
+    if not committed:
+        raise CheckpointError(f"{name}: the run has no committed checkpoint yet; resume it first.")
+    return str(committed[-1])

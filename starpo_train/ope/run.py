@@ -12,7 +12,7 @@ from starpo_train.config import DataSection, ModelSection
 from starpo_train.dataset import read_manifest, read_trajectories
 from starpo_train.errors import DataError
 from starpo_train.model import load_policy
-from starpo_train.modelfolder import COMMIT_FILE, hash_weights, read_commit
+from starpo_train.modelfolder import hash_weights, was_trained_on
 from starpo_train.ope.candidates import CandidateFacts, build_transitions
 from starpo_train.ope.evaluation import Evaluation, evaluate_logged_turns
 from starpo_train.ope.settings import OpeSettings
@@ -95,7 +95,7 @@ def run_ope(settings: OpeSettings, *, output: Path | None = None) -> OpeResult:
         scored.turns_N,
         provenance=selection.provenance,
         num_left_out=selection.num_rewarded - len(scored.trajectories),
-        is_trained_on=_is_trained_on(settings, manifest.digest),
+        is_trained_on=was_trained_on(settings.checkpoint, manifest.digest, settings.split),
         cluster=settings.cluster,
         process_reward_weight=settings.process_reward_weight,
     )
@@ -161,20 +161,6 @@ def _score(
             f"({dict(+selection.left_out)}); choose another split, or record rewards."
         )
     return scored
-
-
-def _is_trained_on(settings: OpeSettings, digest: str) -> bool:
-    """Whether the checkpoint's own record names this dataset and split."""
-    folder = Path(settings.checkpoint)
-    if not (folder / COMMIT_FILE).is_file():
-        return False
-    lineage = read_commit(folder).get("lineage", {})
-    trained_split = lineage.get("config", {}).get("data", {}).get("split")
-    return (
-        digest != ""
-        and lineage.get("dataset", {}).get("digest") == digest
-        and trained_split == settings.split
-    )
 
 
 def describe_estimate(estimate: Estimate) -> dict[str, Any]:

@@ -141,7 +141,7 @@ _SCHEMAS = [
     GO,
     {"type": ["string", "null"], "minLength": 2, "maxLength": 3, "pattern": "a"},
     {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "number"}}]},
-    {"oneOf": [{"type": "integer"}, {"type": "number", "maximum": 2}]},
+    {"oneOf": [{"type": "integer"}, {"type": "number", "maximum": 2.6}]},
     {"allOf": [{"type": "number"}, {"not": {"const": 1}}], "exclusiveMinimum": 0},
     {"type": "array", "uniqueItems": True, "minItems": 1, "maxItems": 2},
     {"type": "object", "additionalProperties": {"type": "string"}, "minProperties": 1},
@@ -177,7 +177,8 @@ def test_schemas_as_jsonschema_reads_them():
             expected = validator.is_valid(value)
             assert check_schema(value, schema).is_valid is expected, (value, schema)
             seen.add((i, expected))
-    assert len(seen) == 2 * len(_SCHEMAS) - 1
+    missing = {(i, is_valid) for i in range(len(_SCHEMAS)) for is_valid in (True, False)} - seen
+    assert missing == {(len(_SCHEMAS) - 1, True)}
 
 
 def test_open_verdicts():

@@ -1,6 +1,7 @@
 """`starpo-train replay` with a tiny model that has learnt three answers by heart."""
 
 import json
+import shutil
 
 import polars as pl
 import pytest
@@ -9,26 +10,27 @@ from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from starpo_train.cli import main
 from starpo_train.errors import DataError
-from starpo_train.modelfolder import COMMIT_FILE, hash_weights, render_commit
+from starpo_train.modelfolder import COMMIT_FILE, hash_file, hash_weights, render_commit
 from starpo_train.replay.run import run_replay
 from starpo_train.replay.settings import ReplaySettings
 
 TEMPLATE = (
+    "{% for t in tools or [] %}{{ t.function.name }}{{ t.function.description }}"
+    "{{ t.function.parameters | tojson }}{% endfor %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
     "{% for c in m.tool_calls or [] %}<tool_call>"
     '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments }}}'
     "</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    "{# {{ tools }} #}"
 )
-TOOLS = json.dumps(
-    [{"name": "go", "input_schema": {"type": "object", "properties": {"to": {"enum": ["up"]}}}}]
-)
+SCHEMA = {"type": "object", "properties": {"to": {"enum": ["up"]}}}
+TOOLS = json.dumps([{"name": "go", "input_schema": SCHEMA}])
+BEGIN = f"go{json.dumps(SCHEMA)}<|im_start|>user\n"
 ASK = "<|im_end|>\n<|im_start|>assistant\n"
 UP = '<tool_call>{"name": "go", "arguments": {"to": "up"}}</tool_call>'
-UP_PROMPT = f"<|im_start|>user\nup{ASK}"
+UP_PROMPT = f"{BEGIN}up{ASK}"
 LATER_PROMPT = f"{UP_PROMPT}{UP}<|im_end|>\n<|im_start|>tool\nwall{ASK}"
-DOWN_PROMPT = f"<|im_start|>user\ndown{ASK}"
+DOWN_PROMPT = f"{BEGIN}down{ASK}"
 LEARNT = {UP_PROMPT: UP, LATER_PROMPT: UP, DOWN_PROMPT: "goal"}
 
 
@@ -220,16 +222,14 @@ def test_what_is_refused(hand, model, chats, tmp_path, capsys):
         run_replay(ReplaySettings(checkpoint=str(foreign), dataset=chats))
 
 
-def test_a_split_that_was_trained_on_is_refused(model, chats):
-    """Agreement with what was learnt by heart says nothing."""
-    from starpo_train import modelfolder
-
+def test_a_split_that_was_trained_on_is_refused(model, chats, tmp_path):
+    """Agreement with what was learnt by heart says nothing; another split was held out."""
+    folder = shutil.copytree(model, tmp_path / "model")
+    files = {file.name: {"sha256": hash_file(file)} for file in folder.iterdir()}
     lineage = {"dataset": {"digest": "made-by-hand"}, "config": {"data": {"split": "test"}}}
-    commit = model / COMMIT_FILE
-    commit.write_text(render_commit({"format": 2, "files": {}, "lineage": lineage}))
-    try:
-        assert modelfolder.was_trained_on(str(model), "made-by-hand", "train") is False
-        with pytest.raises(DataError, match="was trained on split 'test'"):
-            run_replay(ReplaySettings(checkpoint=str(model), dataset=chats))
-    finally:
-        commit.unlink()
+    commit = {"format": 2, "step": 1, "files": files, "lineage": lineage}
+    (folder / COMMIT_FILE).write_text(render_commit(commit))
+    with pytest.raises(DataError, match="was trained on split 'test'"):
+        run_replay(ReplaySettings(checkpoint=str(folder), dataset=chats))
+    held_out = ReplaySettings(checkpoint=str(folder), dataset=chats, split="train")
+    assert len(run_replay(held_out).compared) == 1

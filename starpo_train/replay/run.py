@@ -31,6 +31,7 @@ from starpo_train.replay.summary import (
     Figure,
     count_decisions,
     count_nulls,
+    count_recorded_valid,
     list_trajectories,
     list_turns,
     summarize,
@@ -56,6 +57,7 @@ class ReplayResult:
     def describe(self) -> dict[str, Any]:
         """For replay.json."""
         decisions = count_decisions(self.compared)
+        num_valid, num_known = count_recorded_valid(self.compared)
         values = {
             "starpo": installed_version(),
             "checkpoint": {
@@ -79,6 +81,7 @@ class ReplayResult:
                 for (recorded, asked), count in sorted(decisions.items())
             ],
             "nulls": count_nulls(self.compared),
+            "recorded_valid": {"num_valid": num_valid, "num_turns": num_known},
         }
         return json.loads(json.dumps(values, default=str))
 

@@ -177,6 +177,17 @@ def count_nulls(compared: Sequence[ComparedTrajectory]) -> dict[str, dict[str, i
     return {metric: dict(found.most_common()) for metric, found in counts.items()}
 
 
+def count_recorded_valid(compared: Sequence[ComparedTrajectory]) -> tuple[int, int]:
+    """(recorded turns whose calls meet their schemas, recorded turns of which that is known)."""
+    known = [
+        turn.recorded_valid
+        for each in compared
+        for _, turn in each.turns
+        if turn.recorded_valid is not None
+    ]
+    return sum(known), len(known)
+
+
 def _describe(action: Action | None) -> dict[str, str | None]:
     if action is None:
         return dict.fromkeys(("decision", "calls", "text"))

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from starpo_train.replay.comparing import METRICS
 from starpo_train.replay.run import ReplayResult
-from starpo_train.replay.summary import Figure, count_decisions, count_nulls
+from starpo_train.replay.summary import Figure, count_decisions, count_nulls, count_recorded_valid
 
 _TITLES: Final = {
     "same_tool": "same tool",
@@ -69,10 +69,12 @@ def _list_facts(result: ReplayResult) -> list[str]:
     turns = [turn for each in result.compared for _, turn in each.turns]
     num_cut = sum(turn.asked is not None and turn.asked.problem == "cut" for turn in turns)
     nulls = count_nulls(result.compared)
+    num_valid, num_known = count_recorded_valid(result.compared)
     return [
         first,
         *(f"{_TITLES[name]}, null: {_join(nulls[name])}" for name in METRICS if nulls[name]),
         f"{num_cut:,} answers were cut at {result.max_tokens:,} tokens, and count as neither",
+        f"of the recorded calls, those of {num_valid:,} of {num_known:,} turns are valid",
     ]
 
 

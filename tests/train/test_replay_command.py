@@ -141,6 +141,7 @@ def test_figures_of_known_answers(model, chats, tmp_path, capsys):
         "valid": {"no_call": 1},
         "same_decision": {},
     }
+    assert found["recorded_valid"] == {"num_valid": 2, "num_turns": 2}
     assert found["left_out"] == {"below_threshold": 1, "no_reward": 1, "not_usable": 1}
     assert found["checkpoint"]["weights_sha256"] == hash_weights(str(model))
     assert found["dataset"]["digest"] == "made-by-hand"

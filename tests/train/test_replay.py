@@ -190,6 +190,8 @@ def test_open_verdicts():
     assert check_schema(3, {"anyOf": [undecided, {"type": "integer"}]}).is_valid is True
     assert check_schema(3, {"anyOf": [undecided, {"type": "string"}]}).is_valid is None
     assert check_schema(3, {"not": undecided}).is_valid is None
+    assert check_schema(10**400, {"type": "integer", "minimum": 1}).is_valid is True
+    assert check_schema(float("inf"), {"type": "integer"}).is_valid is False
     assert (
         check_schema(3, {"oneOf": [{"minimum": 1}, {"type": "integer"}, undecided]}).is_valid
         is False

@@ -7,7 +7,7 @@ Suffixes: N trajectories, R rows, K turns (in row order), A trained tokens of a 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from torch import Tensor
@@ -45,7 +45,6 @@ from starpo_train.temperature import (
     compare_conventions,
     forget_tempered,
 )
-from starpo_train.tokens import TokenSequence
 from starpo_train.trainingdata import TrainingData
 from starpo_train.unused import list_unused
 
@@ -136,7 +135,7 @@ def prepare_training_data(
         choice=choice,
         objective=objective,
         trajectory_ids_N=[t.trajectory_id for t in tokenized.trajectories],
-        task_of_N=number_tasks(tokenized.trajectories),
+        task_of_N=number_tasks(tokenized),
         rewards_N=np.array([t.reward for t in tokenized.trajectories], dtype=np.float64),
         rows=tokenized.rows,
         rows_of_N=tokenized.rows_of_N,
@@ -186,10 +185,10 @@ def _require_some(
 
 def _require_logprobs(tokenized: TokenizedTrajectories, config: RunConfig) -> None:
     """Estimates are of ids: those of another tokenizer or template are of other ids."""
-    for row, trajectory in _pair_rows(tokenized):
+    for r, row in enumerate(tokenized.rows):
         if row.logprobs_T is None:
             raise DataError(
-                f"trajectory {trajectory.trajectory_id}: has no log-probabilities as this model reads "
+                f"trajectory {tokenized.name_row(r)}: has no log-probabilities as this model reads "
                 f"it; data.behaviour = {str(config.data.behaviour)!r} was made with another tokenizer, "
                 "chat template or data.models. Make it with this model."
             )
@@ -201,14 +200,6 @@ def _list_unused(tokenized: TokenizedTrajectories, objective: Objective) -> list
     )
     unused = list_unused(objective.algorithm, objective.section, is_compared=is_compared)
     return [f"algorithm.{name}" for name in unused]
-
-
-def _pair_rows(
-    tokenized: TokenizedTrajectories,
-) -> Iterator[tuple[TokenSequence, Trajectory]]:
-    for trajectory, rows in zip(tokenized.trajectories, tokenized.rows_of_N, strict=True):
-        for r in rows:
-            yield tokenized.rows[r], trajectory
 
 
 def _require_models(config: RunConfig, trajectories: list[Trajectory]) -> None:

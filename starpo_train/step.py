@@ -152,13 +152,15 @@ class PackLoss:
     """At the trained tokens."""
 
 
-def compute_pack_loss(policy: Policy, pack: StepPack, objective: Objective) -> PackLoss:
-    """A pack's share of the step's loss.
+def compute_pack_loss(
+    policy: Policy, pack: StepPack, objective: Objective, *, scores: PolicyScores | None = None
+) -> PackLoss:
+    """A pack's share of the step's loss; `scores` with gradient, if the pack has been scored.
 
     Of a loss on trajectories, what has its gradient: slope * log pi, or what clones the pack before
     the slopes are known.
     """
-    scores = policy.score_actions(pack.batch)
+    scores = scores or policy.score_actions(pack.batch)
     terms = _terms_on(policy.device, pack)
     extras = objective.compute_extras(scores.logprobs_A, scores.entropies_A, terms)
     if objective.is_on_trajectories:
@@ -200,14 +202,15 @@ def accumulate_gradients(
         for name, value in sums.items():
             totals[name] = totals[name] + value if name in totals else value
 
-    packs = step.packs
+    packs, scores = step.packs, None
     if step.terms is not None:
-        whole, packs = _find_slopes(policy, step, step.terms, objective, name_row)
+        whole, packs, scores = _find_slopes(policy, step, step.terms, objective, name_row)
         share = 1.0 if policy.ranks.is_first else 0.0  # every rank has found the same
         add({name: share * value for name, value in whole.items()})
     for pack in packs:
         with explain_out_of_memory(pack.batch, name_row):
-            found = compute_pack_loss(policy, pack, objective)
+            found = compute_pack_loss(policy, pack, objective, scores=scores)
+            scores = None
             if not torch.isfinite(found.loss):
                 suspect_rows += pack.batch.rows_R
             found.loss.backward()
@@ -227,34 +230,43 @@ def _find_slopes(
     terms: TrajectoryTerms,
     objective: Objective,
     name_row: Callable[[int], str],
-) -> tuple[dict[str, Tensor], list[StepPack]]:
-    """The step's loss and what goes with it, and the packs with its slope at each token."""
-    logprobs_N = _sum_up(policy, step.packs, len(terms.outcomes_N), name_row).requires_grad_()
+) -> tuple[dict[str, Tensor], list[StepPack], PolicyScores | None]:
+    """The step's loss and what goes with it; the packs with its slope at each token; and, where one
+    process has all, the first one's scores, which need no second pass.
+    """  # noqa: D205
     divergence = _measure_divergence(policy, step.mismatched) if step.mismatched else 0.0
+    logprobs_N, scores = _sum_up(policy, step.packs, len(terms.outcomes_N), name_row)
+    logprobs_N.requires_grad_()
     output = objective.compute_on_trajectories(logprobs_N, terms, divergence=divergence)
     (slopes_N,) = torch.autograd.grad(output.loss, logprobs_N)
     packs = [
         replace(pack, slopes_A=slopes_N[pack.trajectory_of_A].float() * pack.batch.weights_A)
-        for pack in step.packs
+        for pack in reversed(step.packs)
     ]
     sums = {f"{OF_TRAJECTORIES}{name}": value for name, value in output.sums.items()}
-    return sums | {"loss": output.loss.detach().double()}, packs
+    return sums | {"loss": output.loss.detach().double()}, packs, scores
 
 
-@torch.no_grad()
 def _sum_up(
     policy: Policy,
     packs: Sequence[StepPack],
     num_trajectories: int,
     name_row: Callable[[int], str],
-) -> Tensor:
-    """Weighted log-probabilities of each trajectory, float64 [N]."""
+) -> tuple[Tensor, PolicyScores | None]:
+    """Weighted log-probabilities of each trajectory, float64 [N], and the last pack's scores.
+
+    Of one process, those have their gradient; ranks pass forward and backward pack by pack.
+    """
     sums_N = torch.zeros(num_trajectories, dtype=torch.float64)
-    for pack in packs:
-        with explain_out_of_memory(pack.batch, name_row):
-            values_A = policy.score_actions(pack.batch).logprobs_A.double().cpu()
+    scores = None
+    for i, pack in enumerate(packs):
+        is_kept = i == len(packs) - 1 and policy.ranks.size == 1
+        with explain_out_of_memory(pack.batch, name_row), torch.set_grad_enabled(is_kept):
+            found = policy.score_actions(pack.batch)
+        values_A = found.logprobs_A.detach().double().cpu()
         sums_N.index_add_(0, pack.trajectory_of_A, values_A * pack.batch.weights_A)
-    return policy.ranks.sum_tensor(sums_N)
+        scores = found if is_kept else None
+    return policy.ranks.sum_tensor(sums_N), scores
 
 
 @torch.no_grad()

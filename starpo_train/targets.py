@@ -3,7 +3,7 @@
 Suffixes: N trajectories, R rows, K turns (in row order), A trained tokens of a row, P pairs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from starpo_train.config import AlgorithmSection, RunConfig
+from starpo_train.credit.advantages import list_tasks, read_rewards
 from starpo_train.credit.assign import (
     TokenizedTrajectories,
     assign_credit,
@@ -19,6 +20,8 @@ from starpo_train.credit.assign import (
     fit_first_values,
     keep_trajectories,
 )
+from starpo_train.credit.dr_grpo import compute_dr_grpo_advantages
+from starpo_train.credit.groups import number_groups
 from starpo_train.dataset import Trajectory
 from starpo_train.errors import DataError
 from starpo_train.losses.awr import compute_awr_weights
@@ -77,9 +80,8 @@ def assign_targets(
     elif objective.algorithm == "awac":
         _assign_turn_weights(targets, config, policy, kept)
     targets.outcomes_N = _compare_rewards(targets, objective, config, policy, kept)
-    rewards = [t.reward for t in targets.tokenized.trajectories if t.reward is not None]
     threshold = find_threshold(config.algorithm, targets.tokenized.trajectories)
-    targets.desirable_N = np.array(rewards) >= threshold
+    targets.desirable_N = read_rewards(targets.tokenized).numpy() >= threshold
     _require_differences(targets, objective)
     if objective.algorithm == "awr":
         _assign_weights(targets, config.algorithm)
@@ -98,27 +100,19 @@ def find_threshold(section: AlgorithmSection, trajectories: Sequence[Trajectory]
     return (min(rewards) + max(rewards)) / 2 if rewards else 0.0
 
 
-def number_tasks(trajectories: Sequence[Trajectory]) -> np.ndarray:
+def number_tasks(tokenized: TokenizedTrajectories) -> np.ndarray:
     """int64 [N]; a trajectory that names no task is a task of its own."""
-    numbers: dict[tuple[str, str], int] = {}
-    keys = [("task", t.task_id) if t.task_id else ("run", t.trajectory_id) for t in trajectories]
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+    return number_groups(list_tasks(tokenized)).numpy()
 
 
-def compare_with_task(rewards_N: np.ndarray, task_of_N: np.ndarray) -> np.ndarray:
+def compare_with_task(tokenized: TokenizedTrajectories) -> np.ndarray:
     """Each reward less the mean of its task's; of a lone attempt, less the mean of all.
 
     Rewards (1, 0) of one task and 1 of another: (.5, -.5, .3333).
     """
-    sums = np.bincount(task_of_N, rewards_N)
-    sizes = np.bincount(task_of_N)
-    means_N = (sums / np.maximum(sizes, 1))[task_of_N]
-    gaps_N = rewards_N - np.where(sizes[task_of_N] > 1, means_N, rewards_N.mean())
-    lows, highs = np.full(len(sizes), np.inf), np.full(len(sizes), -np.inf)
-    np.minimum.at(lows, task_of_N, rewards_N)
-    np.maximum.at(highs, task_of_N, rewards_N)
-    equal_N = (lows == highs)[task_of_N] & (sizes[task_of_N] > 1)
-    return np.where(equal_N, 0.0, gaps_N)  # what is left of equal ones is rounding
+    return compute_dr_grpo_advantages(
+        read_rewards(tokenized), list_tasks(tokenized), singleton="global_baseline"
+    ).numpy()
 
 
 def map_to_range(rewards_N: np.ndarray) -> np.ndarray:
@@ -172,7 +166,7 @@ def _assign_advantages(
 def _assign_pairs(targets: Targets, section: AlgorithmSection) -> None:
     """Trajectories that are in no pair have nothing to be compared with."""
     tokenized = targets.tokenized
-    rewards_N, task_of_N = _read_rewards(tokenized), number_tasks(tokenized.trajectories)
+    rewards_N, task_of_N = read_rewards(tokenized).numpy(), number_tasks(tokenized)
     pairs_P2 = make_pairs(rewards_N, task_of_N, per_task=section.pairs_per_task)
     if not len(pairs_P2):
         raise DataError(
@@ -232,14 +226,14 @@ def _compare_rewards(
     policy: Policy,
     kept: Mapping[str, Tensor],
 ) -> np.ndarray:
-    rewards_N = _read_rewards(targets.tokenized)
+    rewards_N = read_rewards(targets.tokenized).numpy()
     baseline = config.algorithm.baseline
     if baseline == "auto":
         baseline = "none" if objective.algorithm == "topr" else "task_mean"
     if baseline == "none":
         return map_to_range(rewards_N)
     if baseline == "task_mean" or objective.algorithm not in ("awr", "dro", "topr"):
-        return compare_with_task(rewards_N, number_tasks(targets.tokenized.trajectories))
+        return compare_with_task(targets.tokenized)
     values_N, values_K, facts = fit_first_values(
         targets.tokenized, config, policy, critic_values_K=kept.get(CRITIC)
     )
@@ -253,7 +247,7 @@ def _assign_mismatched(targets: Targets) -> None:
     rows = mismatch_rows(
         tokenized.rows,
         tokenized.rows_of_N,
-        number_tasks(tokenized.trajectories),
+        number_tasks(tokenized),
         longest=max(row.num_tokens for row in tokenized.rows),
     )
     targets.mismatched = rows or []
@@ -264,28 +258,25 @@ def _ask_reference(
     targets: Targets, config: RunConfig, policy: Policy, kept: Mapping[str, Tensor]
 ) -> None:
     """Score all with the model that the run began with, or take what it said then."""
-    names = [t.trajectory_id for t in targets.tokenized.trajectories]
-    owner_of = {r: n for n, rows in enumerate(targets.tokenized.rows_of_N) for r in rows}
 
-    def ask(key: str, rows: list[TokenSequence], owners: Mapping[int, int]) -> list[np.ndarray]:
+    def ask(
+        key: str, rows: list[TokenSequence], name_row: Callable[[int], str]
+    ) -> list[np.ndarray]:
         flat_A = kept.get(key)
         if flat_A is None:
             scores = score_rows(
                 policy,
                 rows,
                 tokens_per_pack=config.train.tokens_per_pack,
-                name_row=lambda r: names[owners[r]],
+                name_row=name_row,
             )
             flat_A = torch.from_numpy(np.concatenate(scores.logprobs_R))
         targets.kept[key] = flat_A
         return list(np.split(flat_A.numpy(), np.cumsum([row.num_actions for row in rows])[:-1]))
 
-    targets.reference_R = ask(REFERENCE, targets.tokenized.rows, owner_of)
-    if targets.mismatched:
-        one_each = {n: n for n in range(len(names))}
-        targets.mismatched_reference_R = ask(MISMATCHED, targets.mismatched, one_each)
-
-
-def _read_rewards(tokenized: TokenizedTrajectories) -> np.ndarray:
-    rewards = [t.reward for t in tokenized.trajectories]
-    return np.array([0.0 if reward is None else reward for reward in rewards], dtype=np.float64)
+    tokenized = targets.tokenized
+    targets.reference_R = ask(REFERENCE, tokenized.rows, tokenized.name_row)
+    if targets.mismatched:  # one for each trajectory
+        targets.mismatched_reference_R = ask(
+            MISMATCHED, targets.mismatched, lambda n: tokenized.trajectories[n].trajectory_id
+        )

@@ -165,7 +165,7 @@ class Trainer:
         """  # noqa: D205
         position, every = self.position, self.config.train.checkpoint_every_steps
         batches = self._plan_epoch(position.epoch)
-        self._look_at_proximal()
+        self._refresh_proximal()
         while position.batch < len(batches):
             record = self.train_step(batches[position.batch])
             if record is None:  # beyond a limit; at an epoch's first batch, so would be the rest
@@ -240,7 +240,7 @@ class Trainer:
             proximal=self._proximal,
         )
 
-    def _look_at_proximal(self) -> None:
+    def _refresh_proximal(self) -> None:
         """Ask the policy as it is at an epoch's start, where the loss is to be held near that."""
         section = self.config.algorithm
         if section.proximal == "none" or self.data.choice.algorithm != "starpo" or self._proximal:

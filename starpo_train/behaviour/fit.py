@@ -154,12 +154,11 @@ def _read_data(config: BehaviourConfig) -> DataSection:
 def _score(
     config: BehaviourConfig, policy: Policy, tokenized: TokenizedTrajectories, rows: Sequence[int]
 ) -> RowScores:
-    owner_of = {r: n for n, of_one in enumerate(tokenized.rows_of_N) for r in of_one}
     return score_rows(
         policy,
         tokenized.rows,
         tokens_per_pack=config.train.tokens_per_pack,
-        name_row=lambda r: tokenized.trajectories[owner_of[r]].trajectory_id,
+        name_row=tokenized.name_row,
         chosen=rows,
     )
 
@@ -242,7 +241,7 @@ def _prepare(
         choice=Choice(algorithm="filtered_bc", reason=facts["algorithm_reason"]),
         objective=Objective(algorithm="filtered_bc", section=config.algorithm),
         trajectory_ids_N=[t.trajectory_id for t in tokenized.trajectories],
-        task_of_N=number_tasks(tokenized.trajectories),
+        task_of_N=number_tasks(tokenized),
         rows=tokenized.rows,
         rows_of_N=tokenized.rows_of_N,
         rewards_N=np.array([t.reward or 0.0 for t in tokenized.trajectories]),

@@ -73,16 +73,16 @@ def rescore_behaviour(config: BehaviourConfig) -> Rescored:
             + ", ".join(f"{count} {reason}" for reason, count in left_out.items())
             + "."
         )
-    owner_of = {r: n for n, of_one in enumerate(tokenized.rows_of_N) for r in of_one}
     scores = score_rows(
         policy,
         tokenized.rows,
         tokens_per_pack=config.train.tokens_per_pack,
-        name_row=lambda r: tokenized.trajectories[owner_of[r]].trajectory_id,
+        name_row=tokenized.name_row,
     )
     turns: list[TurnLogprobs] = []
-    for r, row in enumerate(tokenized.rows):
-        turns += split_by_turn(tokenized.trajectories[owner_of[r]], row, scores.logprobs_R[r])
+    for trajectory, rows in zip(tokenized.trajectories, tokenized.rows_of_N, strict=True):
+        for r in rows:
+            turns += split_by_turn(trajectory, tokenized.rows[r], scores.logprobs_R[r])
     temperatures = {turn.temperature or 1.0 for t in tokenized.trajectories for turn in t.turns}
     found = Rescored(
         num_turns=len(turns), left_out=dict(left_out), temperatures=sorted(temperatures)

@@ -134,7 +134,7 @@ def read_rewards(tokenized: TokenizedTrajectories) -> Tensor:
 
 def list_tasks(tokenized: TokenizedTrajectories) -> list[str | None]:
     """[N]: None for a trajectory that names no task."""
-    return [t.task_id for t in tokenized.trajectories]
+    return [t.task_id or None for t in tokenized.trajectories]
 
 
 def read_reward_vectors(trajectories: list[Trajectory]) -> tuple[Tensor, Tensor]:

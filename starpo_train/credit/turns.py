@@ -26,6 +26,11 @@ class TokenizedTrajectories:
     rows_of_N: list[list[int]]
     """Rows of each trajectory; branches make it more than one."""
 
+    def name_row(self, row: int) -> str:
+        """Trajectory that a row belongs to."""
+        owner = next(n for n, rows in enumerate(self.rows_of_N) if row in rows)
+        return self.trajectories[owner].trajectory_id
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnLayout:

@@ -77,7 +77,6 @@ def _compute_features(
 ) -> Tensor:
     """Hidden states at every turn start; each rank computes some, and has all in the end."""
     features_R: list[Tensor] = [torch.empty(0)] * len(tokenized.rows)
-    owner_of = {r: n for n, rows in enumerate(tokenized.rows_of_N) for r in rows}
     counts_R = [int(row.turn_start_mask_T.sum()) for row in tokenized.rows]
     num_hidden = 0
     for chosen, batch in pack_all(
@@ -87,9 +86,7 @@ def _compute_features(
         shared_up_to=policy.shared_up_to,
         ranks=policy.ranks,
     ):
-        with explain_out_of_memory(
-            batch, lambda r: tokenized.trajectories[owner_of[r]].trajectory_id
-        ):
+        with explain_out_of_memory(batch, tokenized.name_row):
             features_SH = policy.compute_state_features(batch).cpu()
         num_hidden = features_SH.shape[1]
         counts = [counts_R[r] for r in chosen]

@@ -9,14 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Aggregation = Literal[
-    "traj-mean",
-    "token-mean",
-    "token-sum",
-    "seq-mean-token-mean",
-    "seq-mean-token-sum",
-    "seq-mean-token-sum-norm",
-]
+from starpo_train.config import Aggregation
 
 
 def compute_coefficients(

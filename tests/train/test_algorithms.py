@@ -70,7 +70,7 @@ def branched(hand, model_folder, tmp_path):
 def measure_gradient(config):
     """Gradient of the first step as one vector, and its metrics."""
     trainer = open_trainer(config, resume=False, progress=None)
-    trainer._look_at_proximal()
+    trainer._refresh_proximal()
     step = trainer._build_step(trainer._plan_epoch(0)[0])
     objective, name_row = trainer.data.objective, trainer.data.name_row
     found = accumulate_gradients(trainer.policy, step, objective, name_row)

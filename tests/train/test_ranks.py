@@ -42,7 +42,7 @@ from starpo_train.step import accumulate_gradients
 def measure_gradients(config, ranks=ALONE):
     """Gradients of the first step, whole, and what it says about itself."""
     trainer = open_trainer(config, resume=False, progress=None, ranks=ranks)
-    trainer._look_at_proximal()
+    trainer._refresh_proximal()
     step = trainer._build_step(trainer._plan_epoch(0)[0])
     objective, name_row = trainer.data.objective, trainer.data.name_row
     sums = accumulate_gradients(trainer.policy, step, objective, name_row).sums

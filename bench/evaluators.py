@@ -18,8 +18,6 @@ Targets are on what has a reference. Metrics of the path alone are shown, whatev
 import argparse
 import json
 import math
-import os
-import platform
 import statistics
 import sys
 import time
@@ -28,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from evallib.corpora import DATA, WRITES, Run, read_airline, read_fireact, read_intercode, read_mint
+from figures import conclude
 from scipy.stats import kendalltau
 
 from starpo_train.evals import (
@@ -275,22 +274,14 @@ def main() -> None:
         print(name, json.dumps(found), flush=True)
     num_without = sum(not run.facts["expected_calls"] for run in airline)
     targets = judge(figures, len(airline), num_without)
-    for each in targets:
-        mark = "met" if each["met"] else "NOT MET"
-        print(f"{each['name']}: {each['value']} (target {each['target']}) {mark}", flush=True)
-    if options.json:
-        result = {
-            "bench": "evaluators",
-            "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
-            "is_quick": options.quick,
-            "took_s": round(time.monotonic() - begun_s),
-            "threshold": THRESHOLD,
-            "figures": figures,
-            "targets": targets,
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-    sys.exit(0 if all(each["met"] for each in targets) else 1)
+    conclude(
+        "evaluators",
+        targets,
+        {"threshold": THRESHOLD, "figures": figures},
+        begun_s=begun_s,
+        is_quick=options.quick,
+        path=options.json,
+    )
 
 
 if __name__ == "__main__":

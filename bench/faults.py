@@ -12,11 +12,10 @@ minutes.
 import argparse
 import importlib
 import json
-import os
-import platform
-import sys
 import time
 from pathlib import Path
+
+from figures import exit_by_targets, name_machine, print_targets, write_json
 
 PARTS = ("kill", "disk", "overload", "backend", "fork", "power")
 
@@ -46,13 +45,9 @@ def main() -> None:
         ours = f"{name}: "
         others = [each for each in result["targets"] if not each["name"].startswith(ours)]
         result["targets"] = others + part.targets
-        for each in part.targets:
-            mark = "met" if each["met"] else "NOT MET"
-            print(f"  {each['name']}: {each['value']} (target {each['target']}) {mark}", flush=True)
-        if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(result, indent=2) + "\n")
-    sys.exit(0 if all(each["met"] for each in result["targets"]) else 1)
+        print_targets(part.targets, indent="  ")
+        write_json(options.json, result)
+    exit_by_targets(result["targets"])
 
 
 def read_result(path: Path | None) -> dict:
@@ -60,7 +55,7 @@ def read_result(path: Path | None) -> dict:
     result: dict = {"bench": "faults", "figures": {}, "targets": []}
     if path is not None and path.exists():
         result = json.loads(path.read_text())
-    result["machine"] = {"cpus": os.cpu_count(), "platform": platform.platform()}
+    result["machine"] = name_machine()
     return result
 
 

@@ -11,11 +11,8 @@ input i of a seed is the same on every machine.
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 import random
 import resource
-import sys
 import time
 from collections import Counter
 from faulthandler import cancel_dump_traceback_later, dump_traceback_later
@@ -23,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from figures import exit_by_targets, name_machine, write_json
 from fuzz_bombs import BOMBS
 from fuzz_inputs import Maker, set_value, to_json
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -232,12 +230,9 @@ def main() -> None:
         print(
             f"{target['name']:34} {target['value']!s:>10} target {target['target']} {target['met']}"
         )
-    if options.json:
-        machine = {"cpus": os.cpu_count(), "platform": platform.platform()}
-        result = {"bench": "fuzz", "machine": machine, "figures": figures, "targets": targets}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-    sys.exit(0 if all(target["met"] for target in targets) else 1)
+    result = {"bench": "fuzz", "machine": name_machine(), "figures": figures, "targets": targets}
+    write_json(options.json, result)
+    exit_by_targets(targets)
 
 
 def run_bombs() -> dict[str, dict[str, Any]]:

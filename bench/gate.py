@@ -14,10 +14,6 @@ them, with the bounds for a single look and with those of the e-process.
 """
 
 import argparse
-import json
-import os
-import platform
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +21,7 @@ from math import sqrt
 from pathlib import Path
 
 import numpy as np
+from figures import conclude
 from scipy.stats import norm, t
 
 from starpo_train.gate import GateConfig, decide_paired
@@ -248,15 +245,10 @@ def main() -> None:
     looks = {names[change]: run_looks(change, repeats=series) for change in CHANGES}
     print_tables(once, looks)
     targets = judge(once, looks, is_quick=options.quick)
-    for each in targets:
-        mark = "met" if each["met"] else "NOT MET"
-        print(f"{each['name']}: {each['value']} (target {each['target']}) {mark}", flush=True)
-    if options.json:
-        result = {
-            "bench": "gate",
-            "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
-            "is_quick": options.quick,
-            "took_s": round(time.monotonic() - begun_s),
+    conclude(
+        "gate",
+        targets,
+        {
             "population": {
                 "tasks": NUM_TASKS,
                 "attempts": ATTEMPTS,
@@ -267,11 +259,11 @@ def main() -> None:
             },
             "once": once,
             "looks": looks,
-            "targets": targets,
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-    sys.exit(0 if all(each["met"] for each in targets) else 1)
+        },
+        begun_s=begun_s,
+        is_quick=options.quick,
+        path=options.json,
+    )
 
 
 if __name__ == "__main__":

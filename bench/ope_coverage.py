@@ -18,9 +18,6 @@ mean is also in order (a doubt of its own in the verdict), and for the plain per
 
 import argparse
 import json
-import os
-import platform
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -28,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from figures import conclude
 from opelib.worlds import World, make_bandit, make_lake
 
 from starpo_train.ope.bootstrap import draw_clusters, sum_clusters
@@ -220,21 +218,14 @@ def main() -> None:
         figures[name] = repeat(setting, repetitions=repetitions, num_resamples=num_resamples)
         print(name, json.dumps(figures[name]), flush=True)
     targets = judge(settings, figures)
-    for each in targets:
-        mark = "met" if each["met"] else "NOT MET"
-        print(f"{each['name']}: {each['value']} (target {each['target']}) {mark}", flush=True)
-    if options.json:
-        result = {
-            "bench": "ope_coverage",
-            "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
-            "is_quick": options.quick,
-            "took_s": round(time.monotonic() - begun_s),
-            "figures": figures,
-            "targets": targets,
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-    sys.exit(0 if all(each["met"] for each in targets) else 1)
+    conclude(
+        "ope_coverage",
+        targets,
+        {"figures": figures},
+        begun_s=begun_s,
+        is_quick=options.quick,
+        path=options.json,
+    )
 
 
 if __name__ == "__main__":

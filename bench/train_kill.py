@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -25,6 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from figures import conclude
 from trainlib.killing import make_run_file, prepare_inputs
 from trainlib.tampering import measure_tampering
 
@@ -243,21 +243,14 @@ def main() -> None:
         checkpoint = max((folder / "reference" / "checkpoints").glob("step_*"))
         tampered = measure_tampering(checkpoint, folder / "tampered")
     targets = judge(killed, tampered)
-    for each in targets:
-        mark = "met" if each["met"] else "NOT MET"
-        print(f"{each['name']}: {each['value']} (target {each['target']}) {mark}", flush=True)
-    if options.json:
-        result = {
-            "bench": "train_kill",
-            "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
-            "is_quick": options.quick,
-            "took_s": round(time.monotonic() - begun_s),
-            "figures": {"kill": killed, "tampering": tampered},
-            "targets": targets,
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-    sys.exit(0 if all(each["met"] for each in targets) else 1)
+    conclude(
+        "train_kill",
+        targets,
+        {"figures": {"kill": killed, "tampering": tampered}},
+        begun_s=begun_s,
+        is_quick=options.quick,
+        path=options.json,
+    )
 
 
 if __name__ == "__main__":

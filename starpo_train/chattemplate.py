@@ -135,7 +135,9 @@ class ChatTemplate:
     def _adapt_call(self, call: dict[str, Any]) -> dict[str, Any]:
         function = dict(call["function"])
         if self._parses_arguments:
-            with suppress(ValueError):  # else it stays the broken text that the model wrote
+            with suppress(
+                ValueError, RecursionError
+            ):  # else it stays the broken text that the model wrote
                 function["arguments"] = json.loads(function["arguments"])
         return {**call, "id": self._adapt_id(call["id"]), "function": function}
 

@@ -216,11 +216,13 @@ def _require_finite(reward: float | None, trajectory_id: str, path: Path) -> flo
     return reward
 
 
-def read_message_graphs(path: Path, trajectory_ids: list[str]) -> dict[str, dict[str, MessageNode]]:
+def read_message_graphs(
+    source: Path | Manifest, trajectory_ids: Sequence[str]
+) -> dict[str, dict[str, MessageNode]]:
     """Message graphs of some trajectories: trajectory id -> node id -> MessageNode."""
     wanted = pl.LazyFrame({"trajectory_id": trajectory_ids}, schema={"trajectory_id": pl.String})
     rows = (
-        scan_table(path, "messages")
+        scan_table(source, "messages")
         .join(wanted, on="trajectory_id", how="semi")
         .select("trajectory_id", "node_id", "parent_id", "message")
         .collect()

@@ -124,9 +124,9 @@ def _plan(options: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from starpo_train.gate.files import write_atomically
     from starpo_train.gate.plan import plan_release
     from starpo_train.gate.run import read_rows
+    from starpo_train.wholefile import write_atomically
 
     _require(options, "baseline")
     plan = plan_release(

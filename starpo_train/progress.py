@@ -1,12 +1,12 @@
 """Records of training and evaluation -> what a person sees in a terminal."""
 
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from starpo_train.bars import BarDisplay, StageDisplay
 from starpo_train.changes import describe_changes
 from starpo_train.provenance import DataFacts
 from starpo_train.trainer import TrainResult
@@ -22,36 +22,21 @@ _NEARLY_ALL: Final = 0.99
 """Share of clipped tokens at which a run has stopped learning."""
 
 
-class TrainingDisplay:
+class TrainingDisplay(BarDisplay):
     """A progress bar with loss, tokens per second and time left."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False)
-        self._bar = Progress(
+        super().__init__(
+            console,
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}"),
             TextColumn("{task.fields[tokens_per_s]:,.0f} tokens/s"),
             TimeRemainingColumn(),
-            console=self._console,
         )
         self._task: Any = None
         self._has_warned = False
-
-    def __enter__(self) -> Self:
-        """Start drawing."""
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Stop drawing, whatever happened."""
-        self._bar.stop()
 
     def show(self, record: dict[str, Any]) -> None:
         """Take the record of the start, of a step or of an event."""
@@ -108,46 +93,16 @@ class TrainingDisplay:
             self._console.print(f"go on with: starpo-train resume {run}", soft_wrap=True)
 
 
-class EvaluationDisplay:
+class EvaluationDisplay(StageDisplay):
     """A progress bar over the runs of an evaluation."""
-
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False)
-        self._bar = Progress(
-            TextColumn("{task.description:<8}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-        )
-        self._task = self._bar.add_task("start", total=None, note="")
-
-    def __enter__(self) -> Self:
-        """Start drawing."""
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Stop drawing, whatever happened."""
-        self._bar.stop()
 
     def show(self, progress: Any) -> None:
         """Take a `starpo_train.rollout.Progress`."""
         note = f"{progress.num_successes} succeeded" if progress.num_successes else ""
         if progress.num_failed:
             note += f", {progress.num_failed} failed to run"
-        self._bar.update(
-            self._task,
-            description=progress.stage,
-            total=progress.num_runs or None,
-            completed=progress.num_done,
-            note=note,
+        self.show_stage(
+            progress.stage, num_done=progress.num_done, num_all=progress.num_runs, note=note
         )
 
     def print_end(self, result: Any) -> None:

@@ -254,7 +254,7 @@ def _find_call(function: dict[str, Any], text: str) -> str | None:
         return "verbatim"
     try:
         values = json.loads(function["arguments"])
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return "rewritten" if all(leaf in text for leaf in _list_leaves(values)) else None
 

@@ -29,6 +29,7 @@ from starpo_train.modelfolder import require_model
 from starpo_train.serve.process import ServerProcess
 from starpo_train.stats import estimate_mean
 from starpo_train.tomlfile import read_config
+from starpo_train.wholefile import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -181,9 +182,7 @@ def evaluate(
     build_dataset([traces], dataset)
     summary = summarize_runs(dataset, options, num_played=len(left), wall_s=wall_s)
     summary_path = options.output / SUMMARY_FILE
-    temporary = summary_path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(summary_path)
+    write_atomically(summary_path, json.dumps(summary, indent=2) + "\n")
     report(Progress(stage="done", num_done=summary["num_rewarded"], num_runs=len(attempts)))
     return EvaluateResult(dataset=dataset, summary_path=summary_path, summary=summary)
 

@@ -5,7 +5,6 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +22,7 @@ from starpo_train.config import RunConfig, read_run_config
 from starpo_train.dataset import Manifest
 from starpo_train.errors import CheckpointError, ConfigError
 from starpo_train.exported import save_model_folder
+from starpo_train.installed import installed_version
 from starpo_train.modelcard import CARD_FILE, render_card
 from starpo_train.modelfolder import COMMIT_FILE, find_model_folder
 from starpo_train.policy import Policy
@@ -30,6 +30,7 @@ from starpo_train.ranks import ALONE, Ranks
 from starpo_train.sharding import gather_weights
 from starpo_train.slices import Slice
 from starpo_train.tomlfile import to_json_dict, write_config
+from starpo_train.wholefile import write_atomically
 
 
 class RunFolder:
@@ -136,7 +137,7 @@ class RunFolder:
         """
         weights = gather_weights(policy)
         lineage = {
-            "starpo_version": _read_version(),
+            "starpo_version": installed_version(),
             "dataset": {
                 "path": str(manifest.path),
                 "digest": manifest.digest,
@@ -181,9 +182,7 @@ class RunFolder:
         values = {"checkpoint": checkpoint.relative_to(self.path).as_posix(), "step": step}
         if stopped_by is not None:
             values["early_stop"] = stopped_by
-        pending = self.final_path.with_suffix(".tmp")
-        pending.write_text(json.dumps(values) + "\n", encoding="utf-8")
-        pending.replace(self.final_path)
+        write_atomically(self.final_path, json.dumps(values) + "\n")
 
 
 def require_outside(output: Path) -> None:
@@ -225,14 +224,6 @@ def read_resumed_config(run: Path) -> RunConfig:
         raise ConfigError(f"{run}: no run to resume (run.toml is missing).")
     config = read_run_config(file)
     return replace(config, run=replace(config.run, output=run.resolve()))
-
-
-def _read_version() -> str:
-    """Version of the code; `unknown` where it runs from a checkout that is not installed."""
-    try:
-        return version("starpo")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def find_model(name: str) -> str:

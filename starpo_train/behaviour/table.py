@@ -19,6 +19,7 @@ from starpo_train.config import DataSection
 from starpo_train.dataset import Trajectory, Turn, has_version, read_manifest
 from starpo_train.errors import ConfigError, DataError
 from starpo_train.modelfolder import hash_file
+from starpo_train.wholefile import write_atomically
 
 TABLE_FILE: Final = "logprobs.parquet"
 FACTS_FILE: Final = "behaviour.json"
@@ -103,9 +104,7 @@ def write_behaviour(
     frame.write_parquet(folder / TABLE_FILE)
     table = {"table_sha256": hash_file(folder / TABLE_FILE)}
     values = {"provenance": provenance} | table | facts
-    pending = folder / f"{FACTS_FILE}.tmp"
-    pending.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    pending.replace(folder / FACTS_FILE)
+    write_atomically(folder / FACTS_FILE, json.dumps(values, indent=2) + "\n")
 
 
 def read_behaviour(folder: Path, *, dataset: Path) -> Behaviour:

@@ -21,6 +21,8 @@ _THOUGHT_END: Final = re.compile(
 _FAILED: Final = re.compile(r"\s*(?:error\b|exception\b|traceback \(most recent)", re.IGNORECASE)
 _CALL_PARTS: Final = frozenset({"tool_call", "tool_use", "function_call"})
 _RESULT_PARTS: Final = frozenset({"tool_call_response", "tool_result", "function_call_output"})
+_CONTAINERS: Final = (Mapping, list, tuple)
+_MAX_DEPTH: Final = 100
 _CHAT_ROLES: Final = frozenset(
     {"system", "developer", "user", "assistant", "ai", "model", "tool", "function", "human"}
 )
@@ -143,7 +145,7 @@ def looks_failed(result: str) -> bool:
         return False
     try:
         value = json.loads(result)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(value, dict) and (bool(value.get("error")) or value.get("is_error") is True)
 
@@ -284,9 +286,20 @@ def _read_arguments(value: Any) -> dict[str, Any] | None:
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip() else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
-    return dict(value) if isinstance(value, Mapping) else None
+    return dict(value) if isinstance(value, Mapping) and not _is_too_deep(value) else None
+
+
+def _is_too_deep(value: Any) -> bool:
+    """Nested so deeply that comparing it would need more stack than there is."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        inner = [each.values() if isinstance(each, Mapping) else each for each in level]
+        level = [item for items in inner for item in items if isinstance(item, _CONTAINERS)]
+        if not level:
+            return False
+    return True
 
 
 def _show(value: Any) -> str:

@@ -1,14 +1,13 @@
-"""Folders and files -> what pins them; text -> a file in one piece."""
+"""Folders and files -> what pins them."""
 
 import hashlib
-import os
 from hashlib import blake2b
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from starpo_trace.schema import MANIFEST_FILE
 from starpo_train.dataset import read_manifest
+from starpo_train.installed import installed_version
 from starpo_train.modelfolder import hash_file, hash_weights
 
 
@@ -40,22 +39,3 @@ def identify_code() -> dict[str, Any]:
     for file in (folder.parent / "stats.py", *sorted(folder.glob("*.py"))):
         digest.update(f"{file.name} {hash_file(file)}\n".encode())
     return {"version": installed_version(), "sha256": digest.hexdigest()}
-
-
-def installed_version() -> str:
-    """Version of the installed distribution; "unknown" in a bare source tree."""
-    try:
-        return version("starpo")
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Text -> file, whole or not at all: temporary file, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -15,9 +15,9 @@ import numpy as np
 import polars as pl
 
 from starpo_train.errors import ConfigError, DataError
-from starpo_train.gate.files import write_atomically
 from starpo_train.gate.pairing import PairedTasks, PolicyTasks
 from starpo_train.stats import Floats
+from starpo_train.wholefile import write_atomically
 
 SCHEMA_VERSION = "1"
 _NUMBERS = ("success", "success_low", "success_high", "tokens")

@@ -19,8 +19,6 @@ from starpo_train.gate.files import (
     identify_checkpoint,
     identify_code,
     identify_dataset,
-    installed_version,
-    write_atomically,
 )
 from starpo_train.gate.looks import (
     Looks,
@@ -36,7 +34,9 @@ from starpo_train.gate.pairing import NEEDED_COLUMNS, pair_tasks
 from starpo_train.gate.releases import append_release, describe_verdict, list_releases
 from starpo_train.gate.signing import find_verdict_keys, identify_verdict, sign_verdict
 from starpo_train.gate.verdict import GateDecision
+from starpo_train.installed import installed_version
 from starpo_train.tomlfile import to_json_dict
+from starpo_train.wholefile import write_atomically
 
 VERDICT_FILE = "verdict.json"
 VERDICT_SCHEMA_VERSION = "1"

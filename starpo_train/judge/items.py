@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import polars as pl
 
-from starpo_train.dataset import Manifest, MessageNode, scan_table
+from starpo_train.dataset import Manifest, MessageNode, read_message_graphs, scan_table
 from starpo_train.errors import DataError
 from starpo_train.judge.records import JudgeItem
 
@@ -71,7 +71,7 @@ def read_items(
         wanted = batch.lazy().select("trajectory_id")
         turns_of = _group(manifest, "turns", wanted, ("turn", "step", "input_node", "output_node"))
         states_of = _group(manifest, "states", wanted, ("step", "name", "value"))
-        graphs = _read_graphs(manifest, wanted)
+        graphs = read_message_graphs(manifest, batch["trajectory_id"].to_list())
         for trajectory_id, task_id in batch.iter_rows():
             turns = sorted(turns_of[trajectory_id], key=lambda turn: turn["turn"])
             events = _list_events(
@@ -102,19 +102,6 @@ def _group(
     for row in rows.iter_rows(named=True):
         found[row.pop("trajectory_id")].append(row)
     return found
-
-
-def _read_graphs(manifest: Manifest, wanted: pl.LazyFrame) -> dict[str, dict[str, MessageNode]]:
-    rows = _group(manifest, "messages", wanted, ("node_id", "parent_id", "message"))
-    return {
-        key: {
-            row["node_id"]: MessageNode(
-                parent_id=row["parent_id"], message=json.loads(row["message"])
-            )
-            for row in nodes
-        }
-        for key, nodes in rows.items()
-    }
 
 
 def _list_events(

@@ -151,13 +151,12 @@ class Judge:
         pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="starpo-judge")
         pending: dict[Future[JudgeScore], JudgeItem] = {}
         self._stop.clear()
-        ended: Exception | None = None
+        ends: list[Exception] = []
         try:
             while True:
                 for item in islice(source, 2 * self._concurrency - len(pending)):
-                    is_offline = ended is not None
                     future = pool.submit(
-                        self._score_or_end, item, is_fresh=is_fresh, is_offline=is_offline
+                        self._score_or_end, item, ends, is_fresh=is_fresh, is_offline=bool(ends)
                     )
                     pending[future] = item
                 if not pending:
@@ -167,9 +166,7 @@ class Judge:
                     try:
                         score = future.result()
                     except (OutageError, BudgetError, StoppedError) as error:
-                        if not isinstance(error, StoppedError):
-                            ended = ended or error
-                        score = self._give_up(item, ended or error)
+                        score = self._give_up(item, ends[0] if ends else error)
                     yield item, score
         finally:
             self._stop.set()
@@ -184,11 +181,15 @@ class Judge:
                 self._client = None
         self._store.close()
 
-    def _score_or_end(self, item: JudgeItem, *, is_fresh: bool, is_offline: bool) -> JudgeScore:
+    def _score_or_end(
+        self, item: JudgeItem, ends: list[Exception], *, is_fresh: bool, is_offline: bool
+    ) -> JudgeScore:
         """As `_score`; the thread that meets the end stops the others, before they ask."""
         try:
             return self._score(item, is_fresh=is_fresh, is_offline=is_offline)
-        except (OutageError, BudgetError, JudgeError):
+        except (OutageError, BudgetError, JudgeError) as error:
+            if not isinstance(error, JudgeError):
+                ends.append(error)  # first: who was stopped may be looked at before who met the end
             self._stop.set()
             raise
 

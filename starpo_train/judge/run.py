@@ -27,6 +27,7 @@ from starpo_train.judge.store import Budget
 from starpo_train.judge.summary import UNFINISHED, Findings, Judged, summarize_judge
 from starpo_train.judge.table import SCORES_FILE, write_scores
 from starpo_train.tomlfile import to_json_dict
+from starpo_train.wholefile import write_atomically
 
 SUMMARY_FILE: Final = "summary.json"
 CACHE_FILE: Final = "cache.sqlite"
@@ -90,9 +91,7 @@ def run_judge(
     if config.rewards.store is not None:
         summary["rewards"] = _write_rewards(config, judge, found.judged, summary)
     summary_path = config.judge.output / SUMMARY_FILE
-    temporary = summary_path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(summary_path)
+    write_atomically(summary_path, json.dumps(summary, indent=2) + "\n")
     return JudgeRun(
         summary=summary,
         scores_path=scores_path,

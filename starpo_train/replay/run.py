@@ -17,7 +17,7 @@ from starpo_train.dataset import (
     scan_table,
 )
 from starpo_train.errors import DataError
-from starpo_train.gate.files import installed_version, write_atomically
+from starpo_train.installed import installed_version
 from starpo_train.leftout import LeftOut, name_reason
 from starpo_train.modelfolder import hash_weights, was_trained_on
 from starpo_train.render import TurnRenderer
@@ -37,6 +37,7 @@ from starpo_train.replay.summary import (
     summarize,
 )
 from starpo_train.serve.loading import find_max_context, load_model
+from starpo_train.wholefile import write_atomically
 
 REPLAY_FILE: Final = "replay.json"
 

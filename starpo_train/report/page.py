@@ -14,8 +14,9 @@ import jinja2
 from markupsafe import Markup
 
 from starpo_train.errors import DataError
-from starpo_train.gate.files import identify_dataset, installed_version, write_atomically
+from starpo_train.gate.files import identify_dataset
 from starpo_train.gate.margins import GateConfig
+from starpo_train.installed import installed_version
 from starpo_train.report.examples import Example, choose_examples
 from starpo_train.report.forest import build_forest
 from starpo_train.report.policies import (
@@ -25,6 +26,7 @@ from starpo_train.report.policies import (
     summarize_policy,
 )
 from starpo_train.report.training import DatasetView, view_dataset, view_run
+from starpo_train.wholefile import write_atomically
 
 PAGE_FILE = "report.html"
 

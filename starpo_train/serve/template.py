@@ -170,7 +170,11 @@ def _adapt_call(call: dict[str, Any], *, parsed: bool) -> dict[str, Any]:
     if parsed:
         try:
             function["arguments"] = json.loads(function["arguments"])
-        except (ValueError, TypeError):  # stays the malformed string that the model wrote
+        except (
+            ValueError,
+            TypeError,
+            RecursionError,
+        ):  # stays the malformed string that the model wrote
             return call
     return {**call, "function": function}
 

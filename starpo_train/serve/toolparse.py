@@ -122,7 +122,7 @@ def parse_tool_call(text: str) -> ToolCall | None:
     """
     try:
         call = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter: nested too deeply
         return None
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         return None

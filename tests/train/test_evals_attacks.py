@@ -284,3 +284,14 @@ def test_nothing_that_is_given_raises_or_scores_outside(trajectory, expected, va
         result = build_evaluator(name).evaluate(**facts)
         assert result.reason
         assert result.score is None or 0.0 <= result.score <= 1.0
+
+
+@pytest.mark.parametrize("depth", [600, 100_000])
+def test_arguments_without_end_are_a_call_that_cannot_be_read(depth):
+    """600 levels are read but too many to compare, 100,000 too many to read: neither ends the run."""
+    nested = '{"x": ' + "[" * depth + "]" * depth + "}"
+    attack = [{**HONEST[0], "args": nested, "observation": nested}, *HONEST[1:]]
+    found = ToolSelectionAccuracy().evaluate(**EXPECTED, trajectory=attack)
+    assert "malformed" not in found.flags
+    assert found.score is not None
+    assert found.score < score(ToolSelectionAccuracy(), **EXPECTED, trajectory=HONEST) == 1.0

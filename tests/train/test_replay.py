@@ -137,6 +137,13 @@ def test_reading_back_a_recorded_answer():
     assert not is_same_action(read_action("don"), record(text="done"))
 
 
+@pytest.mark.parametrize("depth", [600, 100_000])
+def test_an_answer_that_nests_without_end(depth):
+    """Whether it is read or not, it is no valid call, and comparing it ends."""
+    found = compare(UP, write_call(arguments='{"to": ' + "[" * depth + "]" * depth + "}"))
+    assert (depth == 600, False, False, depth == 600) == found[0]
+
+
 _SCHEMAS = [
     GO,
     {"type": ["string", "null"], "minLength": 2, "maxLength": 3, "pattern": "a"},

@@ -4,7 +4,9 @@ import json
 import signal
 import subprocess
 import sys
+from concurrent.futures import wait
 from hashlib import sha256
+from types import SimpleNamespace
 
 import openai
 import polars as pl
@@ -262,6 +264,20 @@ def test_an_outage_is_said_and_the_next_start_ends_it(fake, write_file, tmp_path
     assert main(["judge", str(path)]) == 0
     summary, _ = read_output(tmp_path)
     assert (summary["num_cached"], summary["num_scored"]) == (3, 8)
+
+
+def test_who_was_stopped_by_an_outage_names_it(fake, write_file, tmp_path, monkeypatch):
+    """Also where it is looked at before the one that met the outage."""
+
+    def wait_for_all(pending, **_):
+        wait(pending)
+        return SimpleNamespace(done=list(reversed(pending)))
+
+    monkeypatch.setattr("starpo_train.judge.judge.wait", wait_for_all)
+    path = write_file(budget__concurrency=1)
+    fake.down_after = 4 + 2
+    assert main(["judge", str(path)]) == 20
+    assert read_output(tmp_path)[0]["statuses"] == {"outage": 6, "scored": 2}
 
 
 def test_a_spent_budget_is_said(fake, write_file, tmp_path):

@@ -87,3 +87,12 @@ def test_text_that_may_begin_a_marker_is_held_back():
     shown = [piece.text for piece in parser.feed("go <too")]
     assert shown == ["go "]
     assert [piece.text for piece in parser.feed("ls>")] == ["<tools>"]
+
+
+@pytest.mark.parametrize("depth", [10, 100_000])
+def test_a_call_that_nests_too_deeply_is_content(depth: int):
+    """One that Python's parser has no stack for cannot be read, and must not end the answer."""
+    arguments = '{"x": ' + "[" * depth + "]" * depth + "}"
+    text = f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>'
+    read = Answer(tool_calls=[ToolCall(name="f", arguments=arguments)])
+    assert (read if depth == 10 else Answer(content=text)) == parse(text)

@@ -117,7 +117,7 @@ def _check_call(
         return SchemaVerdict(is_valid=None, reason="no_schema")
     found = check_schema(arguments, schemas[name])
     if found.is_valid is None:
-        return SchemaVerdict(is_valid=None, reason="schema_keyword_undecided")
+        return SchemaVerdict(is_valid=None, reason="schema_undecided")
     return (
         found if found.is_valid else SchemaVerdict(is_valid=False, reason=f"{name}: {found.reason}")
     )

@@ -29,9 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         return options.handler(options)
-    except RankError as error:  # one that another rank has told is not told again by each
-        if not error.is_told:
-            Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False)
+    except RankError:  # told already
         return EXIT_ERROR
     except StarpoTrainError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(

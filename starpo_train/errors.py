@@ -51,9 +51,7 @@ class JudgeError(StarpoTrainError, RuntimeError):
 
 
 class RankError(StarpoTrainError, RuntimeError):
-    """A run on several devices cannot go on because of another of its processes."""
+    """A run on several devices cannot go on because of another of its processes.
 
-    def __init__(self, message: str, *, is_told: bool = False) -> None:
-        """`is_told`: the other process says so itself."""
-        super().__init__(message)
-        self.is_told = is_told
+    Whoever found it has told it already: the other process, or `ranks.watch_ranks`.
+    """

@@ -6,6 +6,7 @@ One process is `ALONE`: it has no process group, and every method gives back wha
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,9 +92,7 @@ class Ranks:
         if failure is not None and failed[0][0] == self.rank:
             raise failure
         if failed:
-            raise RankError(
-                f"rank {failed[0][0]} failed: {failed[0][1]}", is_told=True
-            ) from failure
+            raise RankError(f"rank {failed[0][0]} failed: {failed[0][1]}") from failure
         return result  # type: ignore[return-value]
 
     def share(self, work: Callable[[], Any]) -> Any:
@@ -103,7 +102,7 @@ class Ranks:
 
     def join(self, error: Exception) -> Exception:
         """An error that every rank found: itself on rank 0, one to keep silent about elsewhere."""
-        return error if self.is_first else RankError(f"rank 0 failed: {error}", is_told=True)
+        return error if self.is_first else RankError(f"rank 0 failed: {error}")
 
 
 ALONE: Final = Ranks()
@@ -173,18 +172,24 @@ def open_ranks(*, device: str, timeout_s: float) -> Iterator[Ranks]:
 
 @contextmanager
 def watch_ranks(ranks: Ranks) -> Iterator[None]:
-    """What PyTorch raises when a rank is gone -> RankError."""
+    """What PyTorch raises when a rank is gone -> RankError, told at once.
+
+    torchrun ends this process within a moment of the other one's end, perhaps before a caller
+    could tell it.
+    """
     try:
         yield
     except RuntimeError as error:
         if ranks.size == 1 or isinstance(error, RankError) or not _is_lost_peer(error):
             raise
         reason = " ".join(str(error).split())[:200]
-        raise RankError(
+        message = (
             f"rank {ranks.rank} lost another one, or waited too long for it ({reason}); see what "
             "that one printed, then `starpo-train resume` under torchrun goes on from the last "
             "checkpoint."
-        ) from error
+        )
+        sys.stderr.write(f"error: {message}\n")
+        raise RankError(message) from error
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:

@@ -59,8 +59,8 @@ def train(
     with (
         closing(folder),
         open_ranks(device=config.model.device, timeout_s=config.train.rank_timeout_s) as ranks,
-        watch_ranks(ranks),
         StopRequest() as stop,
+        watch_ranks(ranks),
     ):
         trainer = open_trainer(
             config, resume=resume, progress=progress, ranks=ranks, prepare=prepare, folder=folder

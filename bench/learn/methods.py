@@ -1,0 +1,53 @@
+"""The name of a method -> the run file that trains it, or the TRL trainer that does.
+
+Whatever a method needs beside the data is the same for all: the model that the traffic was recorded
+with, passes over the data, trajectories per step. The learning rate is each method's own, the best of
+three on the environments that are tuned on; so is what its authors leave open (`TUNED`).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+EPOCHS = 4
+TRAJECTORIES_PER_STEP = 32
+LEARNING_RATE = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """One row of the table."""
+
+    title: str
+    algorithm: dict[str, Any] = field(default_factory=dict)
+    """`[algorithm]` of the run file."""
+    train: dict[str, Any] = field(default_factory=dict)
+    """What `[train]` says other than the rest."""
+    trl: str | None = None
+    """Trained by TRL instead: sft | dpo | kto."""
+
+
+METHODS = {
+    "auto": Method(title="Starpo, `auto`", algorithm={"name": "auto"}),
+    "starpo": Method(title="StarPO, GRPO form", algorithm={"name": "starpo"}),
+    "starpo_s": Method(
+        title="StarPO-S", algorithm={"name": "starpo", "group_filter": "starpo_s"}
+    ),
+    "grpo": Method(
+        title="GRPO, offline",
+        algorithm={
+            "name": "starpo",
+            "advantage": "grpo",
+            "aggregation": "seq-mean-token-mean",
+            "clip_high": 0.2,
+        },
+    ),
+    "topr": Method(title="TOPR", algorithm={"name": "topr"}),
+    "filtered_bc": Method(title="filtered BC", algorithm={"name": "filtered_bc"}),
+    "awr": Method(title="AWR", algorithm={"name": "awr"}),
+    "dro": Method(title="DRO", algorithm={"name": "dro"}),
+    "kto": Method(title="KTO", algorithm={"name": "kto"}),
+    "dpo": Method(title="DPO", algorithm={"name": "dpo"}),
+    "trl_sft": Method(title="TRL SFT on successes", trl="sft"),
+    "trl_dpo": Method(title="TRL DPO", trl="dpo"),
+    "trl_kto": Method(title="TRL KTO", trl="kto"),
+}

@@ -10,10 +10,11 @@ from typing import Any
 from starpo_train.credit_command import add_credit
 from starpo_train.errors import RankError, StarpoTrainError
 from starpo_train.explain_command import add_explain
-from starpo_train.gate_command import add_gate, named_path
+from starpo_train.gate_command import add_gate
 from starpo_train.judge_command import add_judge
 from starpo_train.ope_command import add_ope
 from starpo_train.replay_command import add_replay
+from starpo_train.report_command import add_report
 from starpo_train.score_command import add_score
 
 EXIT_ERROR = 2
@@ -93,21 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(handler=_serve)
 
     add_gate(commands.add_parser("gate", help="may the candidate ship?"))
-    _add_report(commands.add_parser("report", help="write one HTML page about a release"))
+    add_report(commands.add_parser("report", help="write one HTML page about a release"))
     return parser
-
-
-def _add_report(command: argparse.ArgumentParser) -> None:
-    for role in ("baseline", "candidate", "evidence"):
-        command.add_argument(
-            f"--{role}", type=named_path, action="append", default=[], metavar="NAME=DATASET"
-        )
-    command.add_argument("--run", type=Path, action="append", default=[], metavar="RUN_DIR")
-    command.add_argument("--verdict", type=Path, metavar="VERDICT.json")
-    command.add_argument("--dataset", type=Path, metavar="DATASET")
-    command.add_argument("--title", default="Starpo release report")
-    command.add_argument("-o", "--output", type=Path, required=True, metavar="PAGE.html")
-    command.set_defaults(handler=_report)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -215,31 +203,6 @@ def _serve(options: argparse.Namespace) -> int:
         max_batch=options.max_batch,
         ready_file=options.ready_file,
     )
-    return 0
-
-
-def _report(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from starpo_train.errors import ConfigError
-    from starpo_train.report import PolicyResult, render_report
-
-    sources = ("baseline", "candidate", "evidence", "run", "verdict", "dataset")
-    if not any(getattr(options, source) for source in sources):
-        raise ConfigError(f"nothing to report on; give one of --{', --'.join(sources)}.")
-    path = render_report(
-        output=options.output,
-        policies=[
-            PolicyResult(name=name, dataset=dataset, role=role)
-            for role in ("baseline", "candidate", "evidence")
-            for name, dataset in getattr(options, role)
-        ],
-        verdict=options.verdict,
-        runs=options.run,
-        dataset=options.dataset,
-        title=options.title,
-    )
-    Console(highlight=False, soft_wrap=True).print(f"written: {path}", markup=False)
     return 0
 
 

@@ -38,6 +38,8 @@ class ForestRow:
     """pass | fail | unclear | reported."""
     outcome_text: str
     note: str | None
+    is_tail: bool
+    """p99: it rests on a handful of runs."""
     num_tasks: int
     picture: Markup
 
@@ -105,6 +107,7 @@ def _build_row(comparison: Comparison, default: float, scale: svg.Scale) -> Fore
         outcome=comparison.outcome,
         outcome_text=OUTCOMES.get(comparison.outcome, comparison.outcome),
         note=comparison.note,
+        is_tail=comparison.metric == "steps_p99",
         num_tasks=comparison.num_tasks,
         picture=svg.draw_forest_row(
             low=worst,

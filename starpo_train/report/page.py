@@ -4,46 +4,49 @@ The page needs no network and no script: a strict content security policy forbid
 value is escaped by the template engine, and control characters are made visible first.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
+import polars as pl
 
-from starpo_train.errors import DataError
-from starpo_train.gate.files import identify_dataset
+from starpo_train.errors import ConfigError
 from starpo_train.gate.margins import GateConfig
 from starpo_train.installed import installed_version
-from starpo_train.report.examples import Example, choose_examples
+from starpo_train.report.cohorts import build_fail_tables, find_harmed, read_scores
+from starpo_train.report.evidence import view_evidence
 from starpo_train.report.forest import build_forest
-from starpo_train.report.policies import (
-    PolicyResult,
-    PolicySummary,
-    compare_cohorts,
-    summarize_policy,
-)
+from starpo_train.report.gaps import list_gaps
+from starpo_train.report.heat import build_heatmaps, read_credit
+from starpo_train.report.inputs import PolicyResult, ReportExtras, check_trace_link
+from starpo_train.report.length import view_lengths
+from starpo_train.report.pairs import Example, choose_examples
+from starpo_train.report.policies import EvaluatedPolicy, build_strata, read_policy
+from starpo_train.report.provenance import collect_sources, find_strangers
+from starpo_train.report.text import make_environment
 from starpo_train.report.training import DatasetView, view_dataset, view_run
+from starpo_train.report.variance import view_variance
+from starpo_train.report.verdict import check_signature, read_verdict, view_verdict
 from starpo_train.wholefile import write_atomically
 
 PAGE_FILE = "report.html"
 
-_VERDICT_KEYS = ("sentence", "reasons", "comparisons", "cohorts", "evidence", "notes")
-_VERDICT_DEFAULTS: dict[str, Any] = {
-    "created": None,
-    "starpo_version": None,
-    "superiority": None,
-    "ope": None,
-    "inputs": {},
-    "config": {},
+SECTIONS = {
+    "verdict": "Verdict",
+    "guardrails": "What had to hold",
+    "distribution": "In and out of distribution",
+    "variance": "Reward variance",
+    "cohorts": "Fails by cohort",
+    "length": "Steps and tokens",
+    "credit": "Credit by step",
+    "pairs": "Worst regressed pairs",
+    "training": "Training",
+    "evidence": "Other evidence",
+    "gaps": "Not on this page",
+    "provenance": "Provenance",
 }
-
-_CONTROL = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)}
-_CONTROL |= {0x0D: None, 0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
-# direction overrides could make text read as something else than it is
-_CONTROL |= {code: f"⟨U+{code:04X}⟩" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+"""In the order of the page; one that there is nothing to show for is left out, and named in `gaps`."""
 
 
 def render_report(
@@ -54,169 +57,169 @@ def render_report(
     runs: Sequence[Path],
     dataset: Path | None,
     title: str,
+    extras: ReportExtras | None = None,
 ) -> Path:
     """Everything known about a release -> one self-contained HTML file; returns its path.
 
     Args:
         output: the file (ending in .html) or the folder to put `report.html` in.
-        policies: evaluated policies, in the order of the table.
+        policies: evaluated policies, in the order of the tables.
         verdict: `verdict.json` of the gate, or the folder that holds it.
         runs: training run folders.
         dataset: the dataset that was trained on.
         title: heading of the page.
+        extras: scores, credit, judges, and how to link to traces.
 
     Raises:
-        DataError: a dataset, run or verdict is missing or unreadable; nothing is written then.
+        ConfigError: scores or credit are of no policy that is named, or the link leads nowhere.
+        DataError: something is missing or unreadable; nothing is written then.
     """
-    decision = _read_verdict(verdict)
-    config = (decision or {}).get("config") or {}
-    threshold = float(config.get("success_threshold", GateConfig().success_threshold))
-    summaries = [
-        summarize_policy(
-            policy,
-            success_threshold=threshold,
-            ood_cohorts=[str(name) for name in config.get("ood_cohorts") or ()],
-        )
-        for policy in policies
-    ]
-    training = view_dataset(dataset, success_threshold=threshold) if dataset else None
-    harmed = frozenset(
-        str(row["cohort"]) for row in (decision or {}).get("cohorts", ()) if row.get("harmed")
+    values = collect_page(
+        policies=policies,
+        verdict=verdict,
+        runs=runs,
+        dataset=dataset,
+        extras=extras or ReportExtras(),
     )
-    html = (
-        make_environment()
-        .get_template("page.html.j2")
-        .render(
-            title=title,
-            verdict=decision,
-            forest=build_forest(decision) if decision else None,
-            policies=summaries,
-            baseline=_find_role(summaries, "baseline"),
-            candidate=_find_role(summaries, "candidate"),
-            cohorts=compare_cohorts(summaries, harmed=harmed),
-            seen_tasks=_count_seen(summaries, training),
-            runs=[view_run(path) for path in runs],
-            training=training,
-            examples=_choose_examples(policies, threshold),
-            provenance=_collect_provenance(policies, dataset),
-            strangers=_find_strangers(decision, policies),
-            created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            version=installed_version(),
-        )
-    )
+    html = make_environment().get_template("page.html.j2").render(title=title, **values)
     target = output if output.suffix in (".html", ".htm") else output / PAGE_FILE
     write_atomically(target, html)
     return target
 
 
-def make_environment() -> jinja2.Environment:
-    """Template engine that cleans and escapes everything it prints."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=clean_text,
+def collect_page(
+    *,
+    policies: Sequence[PolicyResult],
+    verdict: Path | None,
+    runs: Sequence[Path],
+    dataset: Path | None,
+    extras: ReportExtras,
+) -> dict[str, Any]:
+    """Everything known about a release -> what the template shows, by section."""
+    _check_extras(policies, extras)
+    decision = read_verdict(verdict)
+    config = (decision or {}).get("config") or {}
+    threshold = float(config.get("success_threshold", GateConfig().success_threshold))
+    ood = [str(name) for name in config.get("ood_cohorts") or ()]
+    evaluated = [read_policy(p, success_threshold=threshold, ood_cohorts=ood) for p in policies]
+    training = view_dataset(dataset) if dataset else None
+    credit = _read_tables(evaluated, extras.credit, read_credit)
+    evidence = view_evidence(decision, extras.judges)
+    signature = (
+        check_signature(verdict, decision, extras.key_file) if verdict and decision else None
     )
-    environment.filters |= {
-        "percent": format_percent,
-        "number": format_number,
-        "count": "{:,}".format,
-        "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+    strata = build_strata(evaluated)
+    values = {
+        "banner": view_verdict(decision, signature=signature),
+        "verdict": decision,
+        "strangers": find_strangers(decision, policies),
+        "tiles": strata[0] if strata else None,
+        "forest": build_forest(decision) if decision else None,
+        "strata": strata,
+        "lag": training.lag if training else None,
+        "seen_tasks": count_seen(evaluated, training),
+        "variance": view_variance(
+            evaluated, training.train if training else None, success_threshold=threshold
+        ),
+        "fail_tables": build_fail_tables(
+            evaluated,
+            _read_tables(evaluated, extras.scores, read_scores),
+            fail_below=extras.fail_below,
+            harmed=find_harmed(decision),
+        ),
+        "fail_below": extras.fail_below,
+        "lengths": view_lengths(evaluated),
+        "heatmaps": build_heatmaps(evaluated, credit),
+        "examples": _choose_examples(policies, threshold, credit, extras.trace_link),
+        "is_paired": {"baseline", "candidate"} <= {policy.role for policy in policies},
+        "runs": [view_run(path) for path in runs],
+        "training": training,
+        "evidence": evidence,
+        "gaps": list_gaps(
+            verdict=decision,
+            policies=evaluated,
+            extras=extras,
+            training=training,
+            has_runs=bool(runs),
+            evidence=evidence,
+        ),
+        "sources": collect_sources(
+            verdict=decision, policies=policies, dataset=dataset, runs=runs, judges=evidence.judges
+        ),
+        "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "version": installed_version(),
     }
-    return environment
+    return values | {"sections": list_sections(values)}
 
 
-def clean_text(value: Any) -> Any:
-    r"""Text without invisible or unencodable characters; anything else unchanged.
-
-    >>> clean_text("a\x00b")
-    'a␀b'
-    """
-    if isinstance(value, Markup):
-        return Markup(_clean(str(value)))  # noqa: S704 - already escaped, cleaning adds no markup
-    return _clean(value) if isinstance(value, str) else value
-
-
-def format_percent(value: float | None, digits: int = 1) -> str:
-    """0.5 -> "50.0%"; None -> a dash."""
-    return "—" if value is None else f"{100 * value:.{digits}f}%"
-
-
-def format_number(value: Any) -> str:
-    """A number as short as it can be read; anything else as it is.
-
-    >>> [format_number(x) for x in (1234.5, 0.00012, 3, 2.5, None)]
-    ['1,234', '0.00012', '3', '2.5', '—']
-    """
-    if value is None:
-        return "—"
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return str(value)
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
+def list_sections(values: Mapping[str, Any]) -> dict[str, str]:
+    """Sections that there is something to show for, id -> heading."""
+    needs = {
+        "guardrails": ("forest",),
+        "distribution": ("strata", "lag"),
+        "variance": ("variance",),
+        "cohorts": ("fail_tables",),
+        "length": ("lengths",),
+        "credit": ("heatmaps",),
+        "pairs": ("is_paired",),
+        "training": ("runs", "training"),
+        "gaps": ("gaps",),
+    }
+    has_evidence = any(
+        (values["evidence"].rivals, values["evidence"].ope, values["evidence"].judges)
+    )
+    return {
+        key: heading
+        for key, heading in SECTIONS.items()
+        if (
+            has_evidence
+            if key == "evidence"
+            else any(values[n] for n in needs.get(key, ("banner",)))
+        )
+    }
 
 
-def _clean(text: str) -> str:
-    return text.translate(_CONTROL).encode("utf-8", "replace").decode("utf-8")
-
-
-def _read_verdict(path: Path | None) -> dict[str, Any] | None:
-    if path is None:
-        return None
-    file = path / "verdict.json" if path.is_dir() else path
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if record["verdict"] not in ("PROMOTE", "BLOCK", "INCONCLUSIVE"):
-            raise ValueError(f"verdict is {record['verdict']!r}")  # noqa: TRY301
-        missing = [key for key in _VERDICT_KEYS if key not in record]
-        if missing:
-            raise ValueError(f"{missing[0]} is missing")  # noqa: TRY301
-        build_forest(record)
-    except FileNotFoundError:
-        raise DataError(f"{file}: no verdict here; run `starpo-train gate` first") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: not a verdict ({error!r}); run the gate again") from None
-    return _VERDICT_DEFAULTS | record
-
-
-def _find_role(summaries: Sequence[PolicySummary], role: str) -> PolicySummary | None:
-    return next((summary for summary in summaries if summary.role == role), None)
-
-
-def _count_seen(summaries: Sequence[PolicySummary], training: DatasetView | None) -> int | None:
+def count_seen(policies: Sequence[EvaluatedPolicy], training: DatasetView | None) -> int | None:
     """Evaluated tasks that were also trained on; None when that is not known."""
-    if training is None or not summaries:
+    if training is None or not policies:
         return None
-    evaluated = {task for summary in summaries for task in summary.tasks["task_id"]}
+    evaluated = {task for policy in policies for task in policy.tasks["task_id"]}
     return len(evaluated & training.train_tasks)
 
 
-def _find_strangers(decision: dict[str, Any] | None, policies: Sequence[PolicyResult]) -> list[str]:
-    """Policies whose dataset is not the one that the verdict was made from."""
-    inputs = (decision or {}).get("inputs") or {}
-    return [
-        policy.name
-        for policy in policies
-        if policy.role in ("baseline", "candidate")
-        and policy.role in inputs
-        and inputs[policy.role].get("digest") != identify_dataset(policy.dataset)["digest"]
-    ]
+def _check_extras(policies: Sequence[PolicyResult], extras: ReportExtras) -> None:
+    names = [policy.name for policy in policies]
+    double = next((name for name in names if names.count(name) > 1), None)
+    for option, given in (("scores", extras.scores), ("credit", extras.credit)):
+        if stranger := next((name for name in given if name not in names), None):
+            raise ConfigError(
+                f"--{option} {stranger}=...: no policy has this name; there are {', '.join(names)}."
+            )
+        if given and double:
+            raise ConfigError(f"--{option}: two policies are named {double!r}; rename one.")
+    if extras.trace_link is not None:
+        check_trace_link(extras.trace_link)
 
 
-def _choose_examples(policies: Sequence[PolicyResult], threshold: float) -> list[Example]:
+def _read_tables(
+    policies: Sequence[EvaluatedPolicy], paths: Mapping[str, Path], read: Any
+) -> dict[str, pl.DataFrame]:
+    return {p.name: read(paths[p.name], p) for p in policies if p.name in paths}
+
+
+def _choose_examples(
+    policies: Sequence[PolicyResult],
+    threshold: float,
+    credit: Mapping[str, pl.DataFrame],
+    trace_link: str | None,
+) -> list[Example]:
     by_role = {policy.role: policy for policy in reversed(policies)}
     if "baseline" not in by_role or "candidate" not in by_role:
         return []
-    return choose_examples(by_role["baseline"], by_role["candidate"], success_threshold=threshold)
-
-
-def _collect_provenance(
-    policies: Sequence[PolicyResult], dataset: Path | None
-) -> list[tuple[str, dict[str, Any]]]:
-    named = [(f"{policy.name} ({policy.role})", policy.dataset) for policy in policies]
-    if dataset is not None:
-        named.append(("training dataset", dataset))
-    return [(name, identify_dataset(path)) for name, path in named]
+    return choose_examples(
+        by_role["baseline"],
+        by_role["candidate"],
+        success_threshold=threshold,
+        credit=credit,
+        trace_link=trace_link,
+    )

@@ -1,9 +1,8 @@
-"""Evaluated policies -> success with intervals, cost and length, overall and by cohort."""
+"""Evaluated policies -> success with intervals, cost and length, in and out of distribution apart."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -14,26 +13,33 @@ from starpo_train.dataset import scan_table
 from starpo_train.gate.comparing import NO_COHORT
 from starpo_train.gate.pairing import NEEDED_COLUMNS, summarize_tasks
 from starpo_train.report import svg
+from starpo_train.report.inputs import PolicyResult, Role
 from starpo_train.stats import Estimate
 
-Role = Literal["baseline", "candidate", "evidence"]
+STRATA = {"all": "All tasks", "id": "In distribution", "ood": "Out of distribution"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyResult:
-    """A policy that was evaluated."""
+class EvaluatedPolicy:
+    """A policy with what its runs did, read once."""
 
     name: str
-    """As the page calls it."""
-    dataset: Path
-    """Folder of the evaluation's dataset."""
     role: Role
-    """baseline | candidate | evidence."""
+    dataset: Path
+    rows: pl.DataFrame
+    """Trajectories, a row each."""
+    tasks: pl.DataFrame
+    """Per-task numbers, see `summarize_tasks`, with `cohort` and `is_ood`."""
+
+    @property
+    def policy_ids(self) -> tuple[str, ...]:
+        """As recorded."""
+        return tuple(sorted(map(str, self.rows["policy_id"].drop_nulls().unique())))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicySummary:
-    """One row of the policy table."""
+class PolicyRow:
+    """One policy in one stratum."""
 
     name: str
     role: Role
@@ -43,8 +49,6 @@ class PolicySummary:
     num_missing_rewards: int
     success: Estimate | None
     """Task-clustered mean with a 95% interval; None without rewards."""
-    success_ood: Estimate | None
-    """The same on out-of-distribution tasks, which `success` then leaves out."""
     pass_k: float | None
     """Chance that `k` attempts all succeed; None when it cannot be estimated."""
     k: int
@@ -52,53 +56,70 @@ class PolicySummary:
     steps_p95: float | None
     picture: Markup
     """The success interval, drawn."""
-    tasks: pl.DataFrame
-    """Per-task numbers, see `summarize_tasks`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CohortRow:
-    """Success of every policy on one cohort."""
+class StratumTable:
+    """Every policy on the tasks of one stratum."""
 
-    cohort: str
-    num_tasks: int
-    rates: tuple[tuple[str, Role, Estimate | None], ...]
-    """Policy name, role, success."""
-    picture: Markup
-    harmed: bool
-    """The gate found the candidate harmed here."""
+    stratum: str
+    """all | id | ood; the last two are never pooled."""
+    title: str
+    rows: tuple[PolicyRow, ...]
+
+    def find_role(self, role: Role) -> PolicyRow | None:
+        """The first policy of a role."""
+        return next((row for row in self.rows if row.role == role), None)
 
 
-def summarize_policy(
+def read_policy(
     policy: PolicyResult, *, success_threshold: float, ood_cohorts: Sequence[str]
-) -> PolicySummary:
-    """Evaluation dataset -> PolicySummary.
+) -> EvaluatedPolicy:
+    """Evaluation dataset -> EvaluatedPolicy.
 
     Raises:
         DataError: the dataset is missing or unreadable.
     """
-    rows = scan_table(policy.dataset, "trajectories").select(NEEDED_COLUMNS).collect()
-    tasks = summarize_tasks(rows, success_threshold).with_columns(
-        cohort=pl.col("cohorts").list.first().fill_null(NO_COHORT)
-    )
-    is_ood = tasks["cohort"].str.to_lowercase().str.starts_with("ood") | tasks["cohort"].is_in(
-        list(ood_cohorts)
-    )
-    inside, outside = tasks.filter(~is_ood), tasks.filter(is_ood)
-    if inside.is_empty():
-        inside, outside = outside, inside
-    success = estimate_success(inside)
-    k = int(tasks["num_rewarded"].min() or 0)  # pyright: ignore[reportArgumentType]
-    steps = rows["num_steps"].drop_nulls()
-    return PolicySummary(
+    columns = dict.fromkeys((*NEEDED_COLUMNS, "trajectory_id", "attempt"))
+    rows = scan_table(policy.dataset, "trajectories").select(*columns).collect()
+    cohort = pl.col("cohorts").list.first().fill_null(NO_COHORT)
+    is_ood = cohort.str.to_lowercase().str.starts_with("ood") | cohort.is_in(list(ood_cohorts))
+    return EvaluatedPolicy(
         name=policy.name,
         role=policy.role,
-        policy_ids=tuple(sorted(map(str, rows["policy_id"].drop_nulls().unique()))),
+        dataset=policy.dataset,
+        rows=rows,
+        tasks=summarize_tasks(rows, success_threshold).with_columns(cohort=cohort, is_ood=is_ood),
+    )
+
+
+def build_strata(policies: Sequence[EvaluatedPolicy]) -> list[StratumTable]:
+    """One table of all tasks, or one in and one out of distribution."""
+    if not policies:
+        return []
+    has_ood = any(policy.tasks["is_ood"].any() for policy in policies)
+    parts = {"id": ~pl.col("is_ood"), "ood": pl.col("is_ood")} if has_ood else {"all": pl.lit(True)}  # noqa: FBT003
+    tables = []
+    for stratum, rule in parts.items():
+        rows = [summarize_policy(policy, policy.tasks.filter(rule)) for policy in policies]
+        if any(row.num_tasks for row in rows):
+            tables.append(StratumTable(stratum=stratum, title=STRATA[stratum], rows=tuple(rows)))
+    return tables
+
+
+def summarize_policy(policy: EvaluatedPolicy, tasks: pl.DataFrame) -> PolicyRow:
+    """A policy's numbers on some of its tasks."""
+    success = estimate_success(tasks)
+    k = int(tasks["num_rewarded"].min() or 0)  # pyright: ignore[reportArgumentType]
+    num_runs = int(tasks["num_trajectories"].sum())
+    return PolicyRow(
+        name=policy.name,
+        role=policy.role,
+        policy_ids=policy.policy_ids,
         num_tasks=len(tasks),
-        num_trajectories=len(rows),
-        num_missing_rewards=len(rows) - int(rows["reward"].is_finite().sum()),
+        num_trajectories=num_runs,
+        num_missing_rewards=num_runs - int(tasks["num_rewarded"].sum()),
         success=success,
-        success_ood=estimate_success(outside),
         pass_k=stats.pass_hat_k(
             tasks["num_successes"].to_list(), tasks["num_rewarded"].to_list(), k
         )
@@ -106,12 +127,19 @@ def summarize_policy(
         else None,
         k=k,
         tokens_per_trace=_as_number(tasks["tokens"].mean()),
-        steps_p95=float(np.quantile(steps.to_numpy(), 0.95, method="inverted_cdf"))
-        if len(steps)
-        else None,
-        picture=draw_success([(success, policy.role)], label=f"Success of {policy.name}"),
-        tasks=tasks,
+        steps_p95=find_quantile(list_steps(tasks), 0.95),
+        picture=draw_rates([(success, policy.role)], label=f"Success of {policy.name}"),
     )
+
+
+def list_steps(tasks: pl.DataFrame) -> list[int]:
+    """Steps of every attempt at these tasks that recorded them."""
+    return [step for steps in tasks["steps"] for step in steps]
+
+
+def find_quantile(values: Sequence[float], level: float) -> float | None:
+    """The smallest value that at least this share does not exceed, as the gate has it."""
+    return float(np.quantile(values, level, method="inverted_cdf")) if len(values) else None
 
 
 def estimate_success(tasks: pl.DataFrame) -> Estimate | None:
@@ -124,41 +152,13 @@ def estimate_success(tasks: pl.DataFrame) -> Estimate | None:
     )
 
 
-def draw_success(rates: Sequence[tuple[Estimate | None, Role]], *, label: str) -> Markup:
-    """Success of several policies below each other."""
+def draw_rates(rates: Sequence[tuple[Estimate | None, Role]], *, label: str) -> Markup:
+    """A rate of several policies, below each other."""
     rows = [
         (rate.low, rate.value, rate.high, role) if rate else (None, None, None, role)
         for rate, role in rates
     ]
     return svg.draw_rates(rows, label=label)
-
-
-def compare_cohorts(
-    summaries: Sequence[PolicySummary], *, harmed: frozenset[str]
-) -> list[CohortRow]:
-    """Policies -> one row per cohort; none when there is only one."""
-    names = sorted({name for summary in summaries for name in summary.tasks["cohort"]})
-    if len(names) < 2:
-        return []
-    rows = []
-    for name in names:
-        parts = [summary.tasks.filter(pl.col("cohort") == name) for summary in summaries]
-        rates: tuple[tuple[str, Role, Estimate | None], ...] = tuple(
-            (summary.name, summary.role, estimate_success(part))
-            for summary, part in zip(summaries, parts, strict=True)
-        )
-        rows.append(
-            CohortRow(
-                cohort=name,
-                num_tasks=max(len(part) for part in parts),
-                rates=rates,
-                picture=draw_success(
-                    [(rate, role) for _, role, rate in rates], label=f"Success on {name}"
-                ),
-                harmed=name in harmed,
-            )
-        )
-    return rows
 
 
 def _as_number(value: object) -> float | None:

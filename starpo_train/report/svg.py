@@ -43,8 +43,12 @@ def draw_interval(
     scale: Scale,
     middle: float,
     css: str,
+    words: str = "",
 ) -> Markup:
-    """A point with its interval at height `middle`; an end off the scale becomes an arrow."""
+    """A point with its interval at height `middle`; an end off the scale becomes an arrow.
+
+    `words` stand beside the arrow where the point itself is off the scale.
+    """
     start = 0.0 if low is None else scale.place(low)
     end = 100.0 if high is None else scale.place(high)
     parts = [
@@ -68,6 +72,20 @@ def draw_interval(
         for place, shape in marks
     ]
     if not scale.low <= value <= scale.high:
+        if not words:
+            return Markup('<g class="{}">{}</g>').format(css, Markup().join(parts))
+        is_right = value > scale.high
+        parts.append(
+            Markup(
+                '<text class="beyond-words" x="{}%" y="{}" dx="{}" text-anchor="{}">{}</text>'
+            ).format(
+                100 if is_right else 0,
+                middle + 4,
+                -14 if is_right else 14,
+                "end" if is_right else "start",
+                words,
+            )
+        )
         return Markup('<g class="{}">{}</g>').format(css, Markup().join(parts))
     parts.append(
         Markup('<circle class="point" cx="{}%" cy="{}" r="5"/>').format(scale.place(value), middle)
@@ -93,7 +111,13 @@ def draw_forest_row(
     ).format(margin, ROW_HEIGHT, margin, margin, ROW_HEIGHT, zero, zero, ROW_HEIGHT)
     if value is not None:
         body += draw_interval(
-            low=low, value=value, high=high, scale=scale, middle=ROW_HEIGHT / 2, css=css
+            low=low,
+            value=value,
+            high=high,
+            scale=scale,
+            middle=ROW_HEIGHT / 2,
+            css=css,
+            words=f"off the scale: {abs(value):.1f} margins",
         )
     return wrap_svg(body, height=ROW_HEIGHT, label=label, css="forest-row")
 
@@ -215,3 +239,54 @@ def draw_meter(share: float, *, label: str, css: str = "meter") -> Markup:
         '<rect class="fill" x="0" y="2" width="{}%" height="10" rx="3"/>'
     ).format(round(100 * min(1.0, max(0.0, share)), 2))
     return wrap_svg(body, height=14, label=label, css=css)
+
+
+def draw_spread(
+    shares: Sequence[float],
+    *,
+    marks: Sequence[tuple[float, str]],
+    css: str,
+    label: str,
+    height: int = 54,
+) -> Markup:
+    """Bars that touch, 1 the full height, and upright marks (percentage of the width, name)."""
+    width = 100 / max(1, len(shares))
+    parts = [
+        Markup('<rect class="spread" x="{}%" y="{}" width="{}%" height="{}"/>').format(
+            round(index * width + 0.06 * width, 2),
+            round(height - (tall := max(round(height * share, 1), 1.5)), 1),
+            round(0.88 * width, 2),
+            tall,
+        )
+        for index, share in enumerate(shares)
+        if share
+    ]
+    parts.append(
+        Markup('<line class="floor" x1="0" x2="100%" y1="{}" y2="{}"/>').format(height, height)
+    )
+    parts += [
+        Markup(
+            '<line class="at {}" x1="{}%" x2="{}%" y1="-3" y2="{}"><title>{}</title></line>'
+        ).format(name, place, place, height, name)
+        for place, name in marks
+    ]
+    return wrap_svg(Markup().join(parts), height=height, label=label, css=f"spreads {css}")
+
+
+def draw_difference(
+    *, low: float | None, value: float, high: float | None, reach: float, label: str
+) -> Markup:
+    """A difference with its interval around an upright zero; `reach` is both ends of the axis."""
+    scale = Scale(low=-reach, high=reach)
+    css = (
+        "pass"
+        if low is not None and low > 0
+        else "fail"
+        if high is not None and high < 0
+        else "reported"
+    )
+    body = Markup('<line class="zero" x1="50%" x2="50%" y1="0" y2="{}"/>').format(ROW_HEIGHT)
+    body += draw_interval(
+        low=low, value=value, high=high, scale=scale, middle=ROW_HEIGHT / 2, css=css
+    )
+    return wrap_svg(body, height=ROW_HEIGHT, label=label, css="difference")

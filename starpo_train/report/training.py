@@ -1,8 +1,8 @@
-"""Run folders and their dataset -> curves, reward variance by group, and what was left out."""
+"""Run folders and their dataset -> curves, policy lag, and what was left out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ FACTS = {
 }
 """Values of the start record that the page shows, in words."""
 
-_NUM_BINS = 10
+MOST_LAGS = 12
 _BROKEN = ("early_stop", "alarm")
 
 
@@ -72,20 +72,6 @@ class RunView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GroupView:
-    """Reward within the groups (tasks) of the training split."""
-
-    num_groups: int
-    num_varied: int
-    """Groups whose attempts differ in reward: the only ones that teach a group-relative loss."""
-    shares: tuple[tuple[str, str, int], ...]
-    """(name, css, count): all failed, varied, all solved, single attempt."""
-    shares_picture: Markup
-    histogram: Markup
-    largest_deviation: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """One bar of the funnel."""
 
@@ -93,6 +79,17 @@ class Stage:
     count: int
     share: float
     picture: Markup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LagView:
+    """How many policies lie between the one that acted and the current one."""
+
+    low: int
+    high: int
+    num_known: int
+    num_unknown: int
+    histogram: Markup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +104,10 @@ class DatasetView:
     """Trajectories by why they are not better."""
     balanced: bool | None
     """Whether used + rejected + duplicate spans are exactly the spans read; None: not counted."""
-    groups: GroupView | None
+    lag: LagView | None
+    """None where the dataset does not know the order of its policies."""
+    train: pl.DataFrame
+    """Task and reward of each trajectory of the training split."""
     train_tasks: frozenset[str]
     """Tasks trained on."""
 
@@ -154,8 +154,8 @@ def view_run(path: Path) -> RunView:
     )
 
 
-def view_dataset(path: Path, *, success_threshold: float) -> DatasetView:
-    """Training dataset -> funnel, reward variance and the tasks trained on.
+def view_dataset(path: Path) -> DatasetView:
+    """Training dataset -> funnel, policy lag and the tasks trained on.
 
     Raises:
         DataError: the dataset is missing or unreadable.
@@ -163,7 +163,7 @@ def view_dataset(path: Path, *, success_threshold: float) -> DatasetView:
     manifest = read_manifest(path).values
     rows = (
         scan_table(path, "trajectories")
-        .select("task_id", "reward", "usable_for", "reasons", "split")
+        .select("task_id", "reward", "usable_for", "reasons", "split", "policy_lag")
         .collect()
     )
     accounting = manifest.get("accounting") or {}
@@ -192,7 +192,8 @@ def view_dataset(path: Path, *, success_threshold: float) -> DatasetView:
             )
         ),
         balanced=_is_balanced(accounting),
-        groups=_view_groups(train, success_threshold),
+        lag=_view_lag(train["policy_lag"]),
+        train=train.select("task_id", "reward"),
         train_tasks=frozenset(train["task_id"].drop_nulls()),
     )
 
@@ -233,46 +234,23 @@ def _build_stages(counts: Mapping[str, Any]) -> tuple[Stage, ...]:
     )
 
 
-def _view_groups(train: pl.DataFrame, success_threshold: float) -> GroupView | None:
-    groups = (
-        train.drop_nulls(["task_id", "reward"])
-        .group_by("task_id")
-        .agg(
-            size=pl.len(),
-            mean=pl.col("reward").mean(),
-            deviation=pl.col("reward").std(ddof=0),
-        )
-    )
-    if groups.is_empty():
+def _view_lag(lags: pl.Series) -> LagView | None:
+    known = lags.drop_nulls()
+    if known.is_empty():
         return None
-    single = pl.col("size") == 1
-    varied = ~single & (pl.col("deviation") > 1e-9)
-    solved = pl.col("mean") >= success_threshold
-    kinds = {
-        ("all failed", "share-failed"): ~single & ~varied & ~solved,
-        ("varied", "share-varied"): varied,
-        ("all solved", "share-solved"): ~single & ~varied & solved,
-        ("one attempt only", "share-single"): single,
-    }
-    shares = tuple(
-        (name, css, int(groups.select(rule.sum()).item())) for (name, css), rule in kinds.items()
-    )
-    largest = float(groups["deviation"].max() or 0.0)  # pyright: ignore[reportArgumentType]
-    bins = [0] * _NUM_BINS
-    for deviation in groups["deviation"]:
-        bins[min(_NUM_BINS - 1, int(_NUM_BINS * deviation / largest)) if largest else 0] += 1
-    return GroupView(
-        num_groups=len(groups),
-        num_varied=shares[1][2],
-        shares=shares,
-        shares_picture=svg.draw_shares(
-            [(count / len(groups), css, f"{name}: {count}") for name, css, count in shares],
-            label=", ".join(f"{count} {name}" for name, _, count in shares),
-        ),
+    low, high = int(known.min()), int(known.max())  # pyright: ignore[reportArgumentType]
+    width = max(1, ceil((high - low + 1) / MOST_LAGS))
+    counts = [0] * ceil((high - low + 1) / width)
+    for lag in known:
+        counts[(lag - low) // width] += 1
+    return LagView(
+        low=low,
+        high=high,
+        num_known=len(known),
+        num_unknown=lags.null_count(),
         histogram=svg.draw_histogram(
-            bins, label=f"Groups by deviation of reward, from 0 to {largest:.2g}"
+            counts, label=f"Trajectories by policy lag, from {low} to {high}"
         ),
-        largest_deviation=largest,
     )
 
 

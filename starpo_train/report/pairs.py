@@ -1,7 +1,7 @@
-"""Two evaluation datasets -> the same task played by baseline and candidate, step by step."""
+"""Two evaluation datasets -> tasks on which the candidate fell back, step by step beside the baseline."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,11 @@ from typing import Any
 import polars as pl
 
 from starpo_train.dataset import scan_table
-from starpo_train.report.policies import PolicyResult
+from starpo_train.report.inputs import PolicyResult, link_trace
 
 MAX_TEXT = 2000
 MAX_TURNS = 40
+NUM_LOST = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,8 @@ class Step:
     """What the environment answered."""
     reward: float | None
     """The turn's own reward."""
+    credit: float | None
+    """What `starpo-train credit` says of the turn."""
     error: str | None
 
 
@@ -51,6 +54,8 @@ class Play:
     role: str
     trajectory_id: str
     trace_id: str | None
+    link: str | None
+    """Address of the trace in a viewer."""
     reward: float | None
     solved: bool | None
     end: str | None
@@ -67,18 +72,26 @@ class Example:
     """One task, both policies."""
 
     label: str
-    """gained | lost | both solved | neither solved."""
+    """lost | gained."""
     task_id: str
     cohort: str | None
+    change: float
+    """Of the share of attempts that succeeded."""
     plays: tuple[Play, ...]
 
 
 def choose_examples(
-    baseline: PolicyResult, candidate: PolicyResult, *, success_threshold: float, limit: int = 4
+    baseline: PolicyResult,
+    candidate: PolicyResult,
+    *,
+    success_threshold: float,
+    credit: Mapping[str, pl.DataFrame] | None = None,
+    trace_link: str | None = None,
 ) -> list[Example]:
-    """The largest gain, the largest loss, a task both solved and one neither did.
+    """The tasks on which success fell most, at most NUM_LOST, and the one on which it rose most.
 
-    Each side shows the first attempt that had the side's usual result on that task.
+    Each side shows the first attempt that had the side's usual result on that task. `credit` has the
+    rows of a credit table by policy's name.
     """
     sides = [
         _grade(scan_table(policy.dataset, "trajectories").collect(), success_threshold)
@@ -94,46 +107,34 @@ def choose_examples(
         rates[0]
         .join(rates[1], on="task_id", suffix="_candidate")
         .drop_nulls(["rate", "rate_candidate"])
-        .with_columns(gain=pl.col("rate_candidate") - pl.col("rate"))
-        .sort("task_id")
+        .with_columns(change=pl.col("rate_candidate") - pl.col("rate"))
+        .sort("change", "task_id")
     )
-    low, high = pl.col("rate") < 0.5, pl.col("rate_candidate") >= 0.5
-    total = pl.col("rate") + pl.col("rate_candidate")
-    picks = [
-        (
-            "gained",
-            joined.filter(pl.col("gain") > 0).sort("gain", descending=True, maintain_order=True),
-        ),
-        ("lost", joined.filter(pl.col("gain") < 0).sort("gain", maintain_order=True)),
-        (
-            "both solved",
-            joined.filter(~low & high).sort(total, descending=True, maintain_order=True),
-        ),
-        ("neither solved", joined.filter(low & ~high).sort(total, maintain_order=True)),
+    lost = joined.filter(pl.col("change") < 0).head(NUM_LOST)
+    gained = joined.filter(pl.col("change") > 0).sort("change", "task_id", descending=[True, False])
+    picks = [("lost", row) for row in lost.iter_rows(named=True)]
+    picks += [("gained", row) for row in gained.head(1).iter_rows(named=True)]
+    return [
+        Example(
+            label=label,
+            task_id=row["task_id"],
+            cohort=row["cohort_candidate"] or row["cohort"],
+            change=row["change"],
+            plays=tuple(
+                _read_play(
+                    policy,
+                    side.filter(pl.col("task_id") == row["task_id"]),
+                    solved,
+                    credit=(credit or {}).get(policy.name),
+                    trace_link=trace_link,
+                )
+                for policy, side, solved in zip(
+                    (baseline, candidate), sides, (label == "lost", label == "gained"), strict=True
+                )
+            ),
+        )
+        for label, row in picks
     ]
-    examples: list[Example] = []
-    for label, tasks in picks:
-        fresh = tasks.filter(~pl.col("task_id").is_in([e.task_id for e in examples]))
-        if fresh.is_empty() or len(examples) == limit:
-            continue
-        row = fresh.row(0, named=True)
-        wanted = {"gained": (False, True), "lost": (True, False)}.get(
-            label, (label == "both solved",) * 2
-        )
-        examples.append(
-            Example(
-                label=label,
-                task_id=row["task_id"],
-                cohort=row["cohort_candidate"] or row["cohort"],
-                plays=tuple(
-                    _read_play(policy, side.filter(pl.col("task_id") == row["task_id"]), solved)
-                    for policy, side, solved in zip(
-                        (baseline, candidate), sides, wanted, strict=True
-                    )
-                ),
-            )
-        )
-    return examples
 
 
 def shorten(text: str, *, limit: int = MAX_TEXT) -> str:
@@ -148,18 +149,28 @@ def _grade(trajectories: pl.DataFrame, success_threshold: float) -> pl.DataFrame
     return trajectories.drop_nulls("task_id").with_columns(solved=reward >= success_threshold)
 
 
-def _read_play(policy: PolicyResult, attempts: pl.DataFrame, solved: bool | None) -> Play:  # noqa: FBT001
+def _read_play(
+    policy: PolicyResult,
+    attempts: pl.DataFrame,
+    solved: bool,  # noqa: FBT001
+    *,
+    credit: pl.DataFrame | None,
+    trace_link: str | None,
+) -> Play:
     attempts = attempts.sort("attempt", "trajectory_id", nulls_last=True)
     fitting = attempts.filter(pl.col("solved") == solved)
     row = (attempts if fitting.is_empty() else fitting).row(0, named=True)
     known = attempts["solved"].drop_nulls()
     tokens = (row["input_tokens"], row["output_tokens"])
-    steps = _read_steps(policy.dataset, row["trajectory_id"])
+    steps = _read_steps(
+        policy.dataset, row["trajectory_id"], _find_credit(credit, row["trajectory_id"])
+    )
     return Play(
         policy=policy.name,
         role=policy.role,
         trajectory_id=row["trajectory_id"],
         trace_id=row["trace_id"],
+        link=link_trace(trace_link, row["trace_id"]),
         reward=row["reward"],
         solved=row["solved"],
         end=row["end"],
@@ -171,7 +182,15 @@ def _read_play(policy: PolicyResult, attempts: pl.DataFrame, solved: bool | None
     )
 
 
-def _read_steps(dataset: Path, trajectory_id: str) -> list[Step]:
+def _find_credit(credit: pl.DataFrame | None, trajectory_id: str) -> dict[int, float]:
+    """Turn -> its call's credit."""
+    if credit is None:
+        return {}
+    rows = credit.filter(pl.col("trajectory_id") == trajectory_id, pl.col("kind") != "step")
+    return dict(rows.drop_nulls("advantage").select("turn", "advantage").iter_rows())
+
+
+def _read_steps(dataset: Path, trajectory_id: str, credit: Mapping[int, float]) -> list[Step]:
     def rows(table: str, *order: str) -> list[dict[str, Any]]:
         frame = scan_table(dataset, table).filter(pl.col("trajectory_id") == trajectory_id)
         return frame.collect().sort(*order, nulls_last=True).to_dicts()
@@ -199,6 +218,7 @@ def _read_steps(dataset: Path, trajectory_id: str) -> list[Step]:
                 action=tuple(_show_action(turn)),
                 after=_show_messages(answers, "observes"),
                 reward=turn["reward"],
+                credit=credit.get(number),
                 error=turn["error"],
             )
         )

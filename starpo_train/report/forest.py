@@ -63,7 +63,9 @@ def build_forest(verdict: dict[str, Any]) -> Forest:
     ends = [
         end
         for comparison in comparisons
-        for end in _to_margins(comparison, default)
+        for worst, value, best in [_to_margins(comparison, default)]
+        if value is not None and _LOWEST < value < _HIGHEST  # else it gets an arrow
+        for end in (worst, value, best)
         if end is not None
     ]
     low = max(_LOWEST, min([-2.0, *(end - 0.3 for end in ends)]))

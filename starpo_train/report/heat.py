@@ -13,10 +13,12 @@ from starpo_train.report.policies import EvaluatedPolicy
 
 KINDS = ("planner", "tool", "retriever", "verifier", "finalizer", "other", "step")
 MOST_ROWS = 10
+FEWEST = 5
+"""Steps that a cell needs to have a colour."""
 NO_CALL = "no call"
 
 _COLUMNS = ("trajectory_id", "turn", "kind", "estimator", "advantage")
-_PLACES = ((0, "1"), (1, "2"), (2, "3"), (3, "4"), (4, "5–6"), (6, "7–8"), (8, "9–12"), (12, "13+"))
+_PLACES = ((0, "1"), (1, "2"), (2, "3"), (3, "4"), (4, "5-6"), (6, "7-8"), (8, "9-12"), (12, "13+"))
 """(first turn, from 0; as the page says it, from 1)."""
 
 
@@ -27,7 +29,7 @@ class Cell:
     mean: float
     count: int
     css: str
-    """heat-n4 (lost most) .. heat-z .. heat-p4 (earned most)."""
+    """heat-n4 (lost most) .. heat-z .. heat-p4 (earned most); heat-few: too few to colour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +114,8 @@ def _build_heatmap(
         for policy in policies
     }
     everything = pl.concat(means.values())
-    largest = float(everything.select(pl.col("mean").abs().max()).item() or 0.0)
+    coloured = everything.filter(pl.col("count") >= FEWEST)
+    largest = float(coloured.select(pl.col("mean").abs().max()).item() or 0.0)
     totals = everything.group_by("name").agg(pl.col("count").sum()).sort("count", "name")
     often = totals["name"].to_list()[::-1][:MOST_ROWS]
     names = sorted(often, key=lambda name: (KINDS.index(name), "") if name in KINDS else (99, name))
@@ -143,7 +146,11 @@ def _list_cells(
     means: pl.DataFrame, name: str, num_places: int, largest: float
 ) -> tuple[Cell | None, ...]:
     known = {
-        place: Cell(mean=mean, count=count, css=colour_credit(mean, largest))
+        place: Cell(
+            mean=mean,
+            count=count,
+            css=colour_credit(mean, largest) if count >= FEWEST else "heat-few",
+        )
         for place, mean, count in means.filter(pl.col("name") == name)
         .select("place", "mean", "count")
         .iter_rows()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, floor
 
 import numpy as np
 import polars as pl
@@ -39,8 +39,9 @@ class SpreadChart:
     """Every policy along one axis."""
 
     title: str
-    low: float
-    high: float
+    first: float
+    """Value at the left end."""
+    last: float
     rows: tuple[Spread, ...]
 
 
@@ -99,7 +100,12 @@ def _build_chart(
                 ),
             )
         )
-    return SpreadChart(title=title, low=float(edges[0]), high=float(edges[-1]), rows=tuple(rows))
+    return SpreadChart(
+        title=title,
+        first=ceil(edges[0]),
+        last=floor(edges[-1]),
+        rows=tuple(rows),
+    )
 
 
 def choose_edges(values: np.ndarray) -> np.ndarray:

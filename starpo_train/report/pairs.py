@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,16 @@ class Example:
     change: float
     """Of the share of attempts that succeeded."""
     plays: tuple[Play, ...]
+
+    @property
+    def parts_at(self) -> int | None:
+        """Index of the first step that is done otherwise; None when all is done alike."""
+        deeds = [
+            [[b for b in step.action if b.kind != "thinking"] for step in play.steps]
+            for play in self.plays
+        ]
+        pairs = enumerate(zip_longest(*deeds))
+        return next((at for at, (first, second) in pairs if first != second), None)
 
 
 def choose_examples(

@@ -98,7 +98,7 @@ def build_strata(policies: Sequence[EvaluatedPolicy]) -> list[StratumTable]:
     if not policies:
         return []
     has_ood = any(policy.tasks["is_ood"].any() for policy in policies)
-    parts = {"id": ~pl.col("is_ood"), "ood": pl.col("is_ood")} if has_ood else {"all": pl.lit(True)}  # noqa: FBT003
+    parts = {"id": ~pl.col("is_ood"), "ood": pl.col("is_ood")} if has_ood else {"all": pl.lit(True)}
     tables = []
     for stratum, rule in parts.items():
         rows = [summarize_policy(policy, policy.tasks.filter(rule)) for policy in policies]

@@ -30,6 +30,7 @@ def make_environment() -> jinja2.Environment:
         "signed": format_signed,
         "count": "{:,}".format,
         "commands": mark_commands,
+        "breakable": make_breakable,
         "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
     }
     return environment
@@ -67,19 +68,26 @@ def format_number(value: Any) -> str:
 
 
 def format_signed(value: float) -> str:
-    """With its sign, a true minus, and no sign where it rounds to nothing.
+    """With its sign (minus is U+2212), and no sign where it rounds to nothing.
 
     >>> [format_signed(x) for x in (0.125, -0.5, -0.001)]
-    ['+0.12', '−0.50', '0.00']
+    ['+0.12', '\u22120.50', '0.00']
     """
     text = f"{value:+.2f}"
-    return "0.00" if float(text) == 0 else text.replace("-", "−")
+    return "0.00" if float(text) == 0 else text.replace("-", "\u2212")
 
 
 def mark_commands(text: str) -> Markup:
     """What stands in backquotes becomes code; everything is escaped."""
     return Markup(  # noqa: S704 - escaped before
         re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    )
+
+
+def make_breakable(text: str) -> Markup:
+    """Long names may break behind their joints; everything is escaped."""
+    return Markup(  # noqa: S704 - escaped before
+        re.sub(r"([_./:-])(?=\w)", r"\1<wbr>", str(escape(text)))
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from starpo_train.errors import DataError, StarpoTrainError
 from starpo_train.gate.preflight import Preflight
 from starpo_train.gate.signing import find_verdict_keys
+from starpo_train.gate.verdict import STRATUM_TITLES
 from starpo_train.gate.verify import verify_verdict
 from starpo_train.report.forest import build_forest
 
@@ -143,13 +144,15 @@ def choose_next_step(record: dict[str, Any], preflight: Check) -> str:
             "Do not ship. Start with the first reason, then look at the worst regressed pairs below: "
             "they show where the runs part."
         )
-    needed, now = record["tasks_needed"], record["accounting"].get("tasks_paired")
+    needed = record["tasks_needed"]
     if not needed:
         return "Do not ship on this. Settle what the first reason names, then run the gate again."
+    widest = next((c for c in record["comparisons"] if c["tasks_needed"] == needed), {})
+    now, where = widest.get("num_tasks"), STRATUM_TITLES.get(widest.get("stratum", ""), "")
     more = f", {needed - now:,} more than the {now:,} so far" if now and needed > now else ""
     return (
-        f"Do not ship on this. Evaluate both policies on about {needed:,} tasks{more} (new tasks, "
-        "not more attempts), or widen the margin first and say why."
+        f"Do not ship on this. Evaluate both policies on about {needed:,} tasks{' ' * bool(where)}"
+        f"{where}{more} (new tasks, not more attempts), or widen the margin first and say why."
     )
 
 
@@ -218,7 +221,12 @@ def check_looks(record: dict[str, Any]) -> Check:
         detail = "The bounds hold for a single look."
         if number == 1:
             detail += ' To look again, set `gate.looks = "sequential"` and give `--looks FILE`.'
-        return Check(name="Looks", css=css, state=f"look {number}, of one", detail=detail)
+        return Check(
+            name="Looks",
+            css=css,
+            state="first look" if number == 1 else f"look {number}",
+            detail=detail,
+        )
     p_value = record["superiority_p_value"]
     wealth = (
         "" if not p_value else f" The e-process against “no better” stands at {1 / p_value:,.3g}"

@@ -3,206 +3,31 @@
 import json
 import re
 import shutil
-from html.parser import HTMLParser
-from pathlib import Path
+from itertools import pairwise
 
 import pytest
-from deltalake import write_deltalake
+from report_data import (
+    Outline,
+    make_evaluation,
+    make_hostile,
+    make_play,
+    make_release,
+    merge,
+    write_dataset,
+)
 
-from starpo_trace.convert.columns import build_frame
-from starpo_trace.schema import DATASET_SCHEMA_VERSION, TABLES
 from starpo_train.errors import DataError
-from starpo_train.gate import GateConfig, run_gate
 from starpo_train.report import PolicyResult, render_report, svg
-from starpo_train.report.examples import choose_examples, shorten
-from starpo_train.report.page import clean_text
-from starpo_train.report.policies import summarize_policy
+from starpo_train.report.page import SECTIONS
+from starpo_train.report.pairs import choose_examples, shorten
+from starpo_train.report.policies import build_strata, read_policy
+from starpo_train.report.text import clean_text, make_breakable, mark_commands
 from starpo_train.report.training import view_dataset, view_run
-
-VOID = {"meta", "circle", "path", "line", "rect", "polygon", "polyline", "link", "br", "hr", "img"}
-
-
-class Outline(HTMLParser):
-    """Tags, attributes and text of a page; fails when tags do not match."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
-        self.texts: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.texts))
-
-
-def write_dataset(path: Path, tables: dict[str, list[dict]], **manifest) -> Path:
-    """Rows by table -> a dataset folder; columns that are left out are null."""
-    path.mkdir(parents=True)
-    for name, columns in TABLES.items():
-        write_deltalake(str(path / name), build_frame(tables.get(name, []), columns))
-    values = {
-        "schema_version": DATASET_SCHEMA_VERSION,
-        "digest": f"digest-of-{path.name}",
-        "tables": {name: {"path": name, "version": 0} for name in TABLES},
-        **manifest,
-    }
-    (path / "manifest.json").write_text(json.dumps(values))
-    return path
-
-
-def make_play(task: str, attempt: int, reward: float | None, *, turns=2, **extra) -> dict:
-    """One trajectory with its turns, messages and states, by table."""
-    name = f"{task}/{attempt}"
-    rows = {
-        "trajectories": [
-            {
-                "trajectory_id": name,
-                "task_id": task,
-                "attempt": attempt,
-                "policy_id": "policy-1",
-                "trace_id": "ab" * 16,
-                "end": "terminated",
-                "num_turns": turns,
-                "num_steps": turns,
-                "reward": reward,
-                "input_tokens": 100 * turns,
-                "output_tokens": 10 * turns,
-                "usable_for": "rl" if reward is not None else "none",
-                "reasons": [] if reward is not None else ["no_reward"],
-                "split": "train",
-                **extra,
-            }
-        ],
-        "turns": [],
-        "messages": [],
-        "states": [],
-    }
-    text = "You walk on ice."
-    node = {"trajectory_id": name, "node_id": f"{name}/p", "depth": 0, "role": "system"}
-    rows["messages"].append(node | {"first_turn": 0, "message": make_message("system", text)})
-    for turn in range(turns):
-        rows["turns"].append(
-            {
-                "trajectory_id": name,
-                "turn": turn,
-                "step": turn,
-                "model": "tiny",
-                "outcome": "ok",
-                "reasoning": f"thought {turn} of {name}",
-                "text": None,
-                "tool_calls": [{"id": "c", "name": "move", "arguments": '{"to": "east"}'}],
-            }
-        )
-        seen = {
-            "trajectory_id": name,
-            "node_id": f"{name}/{turn}",
-            "depth": turn + 1,
-            "role": "tool",
-            "first_turn": turn + 1 if turn + 1 < turns else None,
-            "message": json.dumps(
-                {
-                    "role": "tool",
-                    "parts": [{"type": "tool_call_response", "id": "c", "response": f"saw {turn}"}],
-                }
-            ),
-        }
-        rows["messages"].append(seen)
-        state = {"trajectory_id": name, "step": turn, "name": "lake", "time_ns": turn}
-        rows["states"].append(state | {"value": json.dumps({"column": turn}), "hash": "h"})
-    return rows
-
-
-def make_message(role: str, text: str) -> str:
-    return json.dumps({"role": role, "parts": [{"type": "text", "content": text}]})
-
-
-def merge(plays: list[dict]) -> dict[str, list[dict]]:
-    return {name: [row for play in plays for row in play[name]] for name in plays[0]}
-
-
-def make_evaluation(path: Path, wins, **extra) -> Path:
-    """`wins[t]` is how many of 2 attempts at task t succeed."""
-    plays = [
-        make_play(f"task-{task:02d}", attempt, float(attempt < count), **extra)
-        for task, count in enumerate(wins)
-        for attempt in range(2)
-    ]
-    return write_dataset(path, merge(plays))
 
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory) -> dict:
-    """Baseline, candidate, verdict, run and training dataset of a made-up release."""
-    tmp_path = tmp_path_factory.mktemp("release")
-    baseline = make_evaluation(tmp_path / "old", [0, 1, 2, 2] * 10)
-    candidate = make_evaluation(tmp_path / "new", [2, 1, 2, 0] * 10)
-    run_gate(
-        baseline=baseline,
-        candidate=candidate,
-        evidence={},
-        config=GateConfig(bootstrap_resamples=100),
-        output=tmp_path / "gate",
-    )
-    run = tmp_path / "run-starpo"
-    run.mkdir()
-    records = [
-        {"event": "start", "num_trajectories": 7, "total_steps": 3},
-        {"step": 1, "loss": 0.5, "entropy": None, "grad_norm": 2.0, "algorithm": "starpo"},
-        {"step": 2, "loss": 0.25, "entropy": 1.5, "grad_norm": 1.0, "algorithm": "starpo"},
-        {"event": "kl_ceiling", "step": 2},
-    ]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records) + '{"torn')
-    (run / "run.toml").write_text('[run]\noutput = "somewhere"\n')
-    plays = [
-        make_play("task-00", 0, 1.0),
-        make_play("train-a", 0, 0.0),
-        make_play("train-a", 1, 1.0),
-        make_play("train-b", 0, 0.0),
-        make_play("train-b", 1, 0.0),
-        make_play("train-c", 0, 1.0),
-        make_play("train-c", 1, 1.0),
-        make_play("train-d", 0, None),
-    ]
-    dataset = write_dataset(
-        tmp_path / "train",
-        merge(plays),
-        accounting={
-            "spans_read": 100,
-            "spans_used": 90,
-            "spans_rejected_by_reason": {"foreign_scope": 7},
-            "duplicates": 3,
-            "damaged_records": 0,
-        },
-    )
-    return {
-        "policies": [
-            PolicyResult(name="recorded policy", dataset=baseline, role="baseline"),
-            PolicyResult(name="StarPO", dataset=candidate, role="candidate"),
-        ],
-        "verdict": tmp_path / "gate" / "verdict.json",
-        "runs": [run],
-        "dataset": dataset,
-        "title": "A made-up release",
-    }
+    return make_release(tmp_path_factory.mktemp("release"))
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +43,15 @@ def test_page_is_well_formed_and_needs_nothing(page):
     names = {tag for tag, _ in outline.tags}
     assert not names & {"script", "link", "iframe", "object", "embed", "form", "base", "img"}
     attributes = {name for _, attrs in outline.tags for name in attrs}
-    assert not [name for name in attributes if name.startswith("on") or name in ("src", "href")]
+    assert not [name for name in attributes if name.startswith("on") or name == "src"]
+    ids = [attrs["id"] for _, attrs in outline.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    links = [attrs["href"] for _, attrs in outline.tags if "href" in attrs]
+    assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
+    # to a trace, by a click alone
+    assert {link for link in links if not link.startswith("#")} == {
+        f"https://viewer.example/trace/{'ab' * 16}"
+    }
     assert not re.search(r"url\(|@import", page)
 
 
@@ -231,22 +64,30 @@ def test_page_forbids_scripts_and_network(page):
     )
 
 
-def test_page_shows_the_decision_first(page, release):
-    """Order of the headings, and the verdict's own sentence above them."""
-    text = Outline(page).text
+def test_page_has_its_sections_in_order(page, release):
+    """The verdict's own sentence, then every section, each with how to read it."""
+    outline = Outline(page)
     verdict = json.loads(release["verdict"].read_text())
-    order = [
-        verdict["sentence"],
-        "What had to hold",
-        "Policies",
-        "Training",
-        "Reward variance by group",
-        "From spans to training data",
-        "Baseline and candidate on the same task",
-        "Provenance",
-    ]
-    places = [text.index(part) for part in order]
+    sections = [attrs["id"] for tag, attrs in outline.tags if tag == "section"]
+    assert sections == [key for key in SECTIONS if key != "gaps"]
+    assert outline.text.count("How to read this: ") == len(sections)
+    headings = re.findall(r'<h2 id="(\w+)-h">([^<]+)</h2>', page)
+    assert headings == [(key, SECTIONS[key]) for key in sections[1:]]
+    places = [outline.text.index(part) for part in (verdict["sentence"], "Next:", "How to read")]
     assert places == sorted(places)
+    levels = [int(tag[1]) for tag, _ in outline.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+
+
+def test_tables_and_drawings_have_names(page):
+    """Every header cell says what it heads, every drawing what it shows."""
+    tags = Outline(page).tags
+    assert {attrs.get("scope") for tag, attrs in tags if tag == "th"} == {"col", "row"}
+    drawings = [attrs for tag, attrs in tags if tag == "svg" and "overflow" not in attrs]
+    unnamed = [a for a in drawings if a.get("role") == "img" and not a.get("aria-label")]
+    assert unnamed == []
+    assert sum(a.get("role") == "img" for a in drawings) > 30
 
 
 def test_page_warns_when_other_evidence_is_better(release, tmp_path):
@@ -291,72 +132,23 @@ def test_page_says_when_the_verdict_is_about_other_data(release, tmp_path):
         release["policies"][0],
         PolicyResult(name="Other", dataset=other, role="candidate"),
     ]
-    page = render_report(output=tmp_path / "out", **release | {"policies": policies}).read_text()
+    page = render_report(
+        output=tmp_path / "out", **release | {"policies": policies, "extras": None}
+    ).read_text()
     assert "other data than this page shows for: Other." in Outline(page).text
     assert "other data" not in render_report(output=tmp_path / "out", **release).read_text()
 
 
-HOSTILE = [
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "</style><script>alert(1)</script>",
-    "</title><svg onload=alert(1)>",
-    "' onmouseover='alert(1)",
-    "{{ 7 * 7 }}{% raw %}",
-    "javascript:alert(1)",
-    "<!--", "]]>", "</details></section>",
-    "\x00\x1b[31m\x07",
-    "\u202etxt.exe",
-]  # fmt: skip
-
-
 def test_hostile_content_stays_text(tmp_path):
     """Every text that data can carry: the page keeps its tags and adds no attribute."""
-    bad = " ".join(HOSTILE)
-    play = make_play(bad, 0, 1.0, cohort=bad, policy_id=bad, trace_id=bad, end=bad, reasons=[bad])
-    for turn in play["turns"]:
-        turn |= {"reasoning": bad, "text": bad, "model": bad, "error": bad}
-        turn["tool_calls"] = [{"id": bad, "name": bad, "arguments": bad}]
-    for row in play["messages"]:
-        row |= {"message": make_message("tool", bad), "role": bad}
-    for row in play["states"]:
-        row |= {"name": bad, "value": bad * 3}
-    calm = make_play("calm", 0, 0.0, cohort="calm")
-    tables = merge([play, calm])
-    accounting = {"spans_rejected_by_reason": {bad: 1}, "spans_read": 2, "spans_used": 1}
-    dataset = write_dataset(tmp_path / "data", tables, digest=bad, accounting=accounting)
-    other = write_dataset(tmp_path / "other", tables, digest=f"other {bad}")
-    run = tmp_path / "run <script>"
-    run.mkdir()
-    start = {"event": "start", "reward_mean": bad, bad: bad, "surrogate": "\ud800"}
-    step = {"step": 1, "loss": 1.0, "algorithm": bad}
-    (run / "metrics.jsonl").write_text(json.dumps(start) + "\n" + json.dumps(step))
-    (run / "run.toml").write_text(bad)
-    run_gate(
-        baseline=other,
-        candidate=dataset,
-        evidence={bad: dataset},
-        config=GateConfig(bootstrap_resamples=10),
-        output=tmp_path,
-    )
-    verdict = json.loads((tmp_path / "verdict.json").read_text())
-    verdict |= {"sentence": bad, "reasons": [bad], "notes": [bad], "superiority": bad}
-    verdict["comparisons"][0] |= {"metric": bad, "stratum": bad, "note": bad}
-    (tmp_path / "verdict.json").write_text(json.dumps(verdict))
-    sources = {
-        "policies": [
-            PolicyResult(name=bad, dataset=dataset, role="baseline"),
-            PolicyResult(name=bad, dataset=dataset, role="candidate"),
-        ],
-        "verdict": tmp_path / "verdict.json",
-        "runs": [run],
-        "dataset": dataset,
-    }
-    page = render_report(output=tmp_path / "bad.html", title=bad, **sources).read_text("utf-8")
+    page = render_report(output=tmp_path / "bad.html", **make_hostile(tmp_path)).read_text("utf-8")
     outline = Outline(page)
     assert not {tag for tag, _ in outline.tags} & {"script", "img"}
     assert not [name for _, attrs in outline.tags for name in attrs if name.startswith("on")]
-    assert outline.text.count("<script>alert(1)</script>") >= 20
+    links = [attrs["href"] for tag, attrs in outline.tags if tag == "a" and attrs["href"][0] != "#"]
+    assert len(links) == 2
+    assert {link.split("/{")[0][:18] for link in links} == {"https://x.example/"}
+    assert outline.text.count("<script>alert(1)</script>") >= 60
     assert "{{ 7 * 7 }}" in outline.text
     assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", page)
 
@@ -368,42 +160,48 @@ def test_control_characters_become_visible():
     assert clean_text(3) == 3
 
 
-def test_policy_summary_by_hand(tmp_path):
-    """Wins 0, 1, 2 and 2 of 2: success 5/8; pass^2 2/4; 220 tokens; 3 steps at p95."""
-    dataset = make_evaluation(tmp_path / "data", [0, 1, 2, 2])
+def build_tables(dataset):
     policy = PolicyResult(name="p", dataset=dataset, role="baseline")
-    summary = summarize_policy(policy, success_threshold=0.5, ood_cohorts=())
-    assert summary.success.value == 0.625
-    assert (summary.pass_k, summary.k) == (0.5, 2)
-    assert summary.tokens_per_trace == 220.0
-    assert summary.steps_p95 == 2.0
-    assert (summary.num_tasks, summary.num_trajectories) == (4, 8)
+    return build_strata([read_policy(policy, success_threshold=0.5, ood_cohorts=("far",))])
 
 
-def test_policy_summary_keeps_out_of_distribution_apart(tmp_path):
-    """Solved inside, failed outside: never a mean of both."""
-    plays = [make_play("a", 0, 1.0, cohort="in"), make_play("b", 0, 0.0, cohort="ood-x")]
-    dataset = write_dataset(tmp_path / "data", merge(plays))
-    policy = PolicyResult(name="p", dataset=dataset, role="baseline")
-    summary = summarize_policy(policy, success_threshold=0.5, ood_cohorts=())
-    assert (summary.success.value, summary.success_ood.value) == (1.0, 0.0)
+def test_policy_row_by_hand(tmp_path):
+    """Wins 0, 1, 2 and 2 of 2: success 5/8; pass^2 2/4; 220 tokens; 2 steps at p95."""
+    (table,) = build_tables(make_evaluation(tmp_path / "data", [0, 1, 2, 2]))
+    (row,) = table.rows
+    assert table.stratum == "all"
+    assert row.success.value == 0.625
+    assert (row.pass_k, row.k) == (0.5, 2)
+    assert row.tokens_per_trace == 220.0
+    assert row.steps_p95 == 2.0
+    assert (row.num_tasks, row.num_trajectories) == (4, 8)
+
+
+def test_out_of_distribution_has_a_table_of_its_own(tmp_path):
+    """Solved inside, failed outside, by the cohort's name or the gate file: never a mean of both."""
+    plays = [
+        make_play("a", 0, 1.0, cohort="in"),
+        make_play("b", 0, 0.0, cohort="OOD-x", turns=3),
+        make_play("c", 0, 0.0, cohort="far"),
+    ]
+    tables = build_tables(write_dataset(tmp_path / "data", merge(plays)))
+    assert [table.stratum for table in tables] == ["id", "ood"]
+    rows = [table.rows[0] for table in tables]
+    assert [(r.success.value, r.num_tasks, r.steps_p95) for r in rows] == [(1.0, 1, 2), (0.0, 2, 3)]
 
 
 def test_dataset_view_by_hand(release):
-    """Funnel, rejected spans, why trajectories are not better, and groups by their rewards."""
-    view = view_dataset(release["dataset"], success_threshold=0.5)
+    """Funnel, rejected spans, why trajectories are not better, and policy lag where it is known."""
+    view = view_dataset(release["dataset"])
     assert [(s.name, s.count) for s in view.spans] == [("read", 100), ("used", 90)]
     assert [s.count for s in view.trajectories] == [8, 7, 7, 7]
     assert view.rejected == (("foreign_scope", 7),)
     assert view.reasons == (("no_reward", 1),)
     assert view.balanced is True
-    assert {name: count for name, _, count in view.groups.shares} == {
-        "all failed": 1,
-        "varied": 1,
-        "all solved": 1,
-        "one attempt only": 1,
-    }
-    assert view.groups.largest_deviation == 0.5
+    assert (view.lag.low, view.lag.high) == (0, 2)
+    assert (view.lag.num_known, view.lag.num_unknown) == (5, 3)
+    assert re.findall("<title>(\\d)</title>", view.lag.histogram) == ["1", "2", "2"]
+    assert view.train_tasks == {"task-00", "train-a", "train-b", "train-c", "train-d"}
 
 
 def test_unbalanced_accounting_is_called_that(release, tmp_path):
@@ -413,10 +211,10 @@ def test_unbalanced_accounting_is_called_that(release, tmp_path):
     values = json.loads(file.read_text())
     values["accounting"]["spans_read"] = 101
     file.write_text(json.dumps(values))
-    assert view_dataset(dataset, success_threshold=0.5).balanced is False
+    assert view_dataset(dataset).balanced is False
     del values["accounting"]
     file.write_text(json.dumps(values))
-    assert view_dataset(dataset, success_threshold=0.5).balanced is None
+    assert view_dataset(dataset).balanced is None
 
 
 def test_run_view_skips_events_and_gaps(release):
@@ -467,16 +265,37 @@ def test_run_view_shows_measurements_and_marks_where_a_run_was_stopped(tmp_path)
     assert ">stopped early</span> step 2, gradient_spike: three &lt;b&gt;norms" in page
 
 
-def test_examples_are_the_gain_the_loss_and_the_unchanged(release):
-    """0 -> 2 is the gain, 2 -> 0 the loss, 2 -> 2 solved by both."""
+def test_pairs_are_the_worst_losses_and_one_gain(release):
+    """2 -> 0 is a loss, 0 -> 2 the gain; ties by name; each side shows its usual result."""
     baseline, candidate = release["policies"]
     examples = choose_examples(baseline, candidate, success_threshold=0.5)
-    assert [(e.label, e.task_id) for e in examples] == [
-        ("gained", "task-00"),
-        ("lost", "task-03"),
-        ("both solved", "task-02"),
+    assert [(e.label, e.task_id, e.change) for e in examples] == [
+        ("lost", "ood-task-03", -1.0),
+        ("lost", "ood-task-07", -1.0),
+        ("lost", "task-03", -1.0),
+        ("gained", "ood-task-00", 1.0),
     ]
-    assert [(p.solved, p.wins) for p in examples[0].plays] == [(False, "0 of 2"), (True, "2 of 2")]
+    assert [(p.solved, p.wins) for p in examples[0].plays] == [(True, "2 of 2"), (False, "0 of 2")]
+    assert [(p.solved, p.wins) for p in examples[3].plays] == [(False, "0 of 2"), (True, "2 of 2")]
+
+
+def test_pairs_part_where_something_else_is_done(tmp_path):
+    """Other thoughts are no difference, another call is; so is a run that goes on."""
+    plays = {"old": make_play("t", 0, 1.0, turns=3), "new": make_play("t", 0, 0.0, turns=3)}
+    for turn in plays["new"]["turns"]:
+        turn["reasoning"] = "something else entirely"
+    plays["new"]["turns"][1]["tool_calls"][0]["arguments"] = '{"to": "west"}'
+    plays["short"] = make_play("t", 0, 0.0, turns=2)
+    policies = {
+        name: PolicyResult(name=name, dataset=write_dataset(tmp_path / name, play), role="baseline")
+        for name, play in plays.items()
+    }
+
+    def find(other: str) -> int | None:
+        (example,) = choose_examples(policies["old"], policies[other], success_threshold=0.5)
+        return example.parts_at
+
+    assert (find("new"), find("short")) == (1, 2)
 
 
 def test_example_steps_in_the_order_of_the_run(release):
@@ -489,7 +308,7 @@ def test_example_steps_in_the_order_of_the_run(release):
         ("state", '{"column": 0}'),
     ]
     assert [(b.kind, b.name, b.text) for b in first.action] == [
-        ("thinking", None, "thought 0 of task-00/0"),
+        ("thinking", None, "thought 0 of ood-task-03/0"),
         ("calls", "move", '{"to": "east"}'),
     ]
     assert [b.text for b in first.after] == ["saw 0"]
@@ -516,6 +335,12 @@ def test_missing_inputs_are_errors_and_leave_nothing(release, tmp_path):
     assert not target.exists()
 
 
+def test_code_and_joints_are_marked_in_escaped_text():
+    """Backquotes become code, names may break; neither lets markup through."""
+    assert mark_commands("run `a <b>` & go") == "run <code>a &lt;b&gt;</code> &amp; go"
+    assert make_breakable("get_user.<x>") == "get_<wbr>user.&lt;x&gt;"
+
+
 def test_page_without_verdict_runs_or_dataset(release, tmp_path):
     """What is not given is left out, and the banner says that nothing was decided."""
     page = render_report(
@@ -530,6 +355,9 @@ def test_page_without_verdict_runs_or_dataset(release, tmp_path):
     assert "NO VERDICT" in text
     assert "What had to hold" not in text
     assert "From spans to training data" not in text
+    assert "A verdict and its forest plot starpo-train gate" in text
+    assert "Credit of StarPO starpo-train credit" in text
+    assert "Training curves --run RUN_DIR" in text
     empty = render_report(
         output=tmp_path / "empty.html", policies=[], verdict=None, runs=[], dataset=None, title="x"
     )
@@ -551,6 +379,10 @@ def test_interval_off_the_scale_ends_in_an_arrow():
     assert 'cx="50.0%"' in drawing
     beyond = svg.draw_interval(low=2.0, value=3.0, high=4.0, scale=scale, middle=8, css="pass")
     assert "circle" not in beyond
+    words = svg.draw_interval(
+        low=2.0, value=3.0, high=4.0, scale=scale, middle=8, css="pass", words="far"
+    )
+    assert 'text-anchor="end">far</text>' in words
     assert beyond.count("<path") == 1
 
 

@@ -84,6 +84,7 @@ SMOLLM2 = Plan(
     starpo={"model": SMOLLM2_LORA, "algorithm": STARPO, "train": SMOLLM2_TRAINING},
 )
 PLANS = {"tiny": TINY, "smollm2": SMOLLM2}
+EVALUATORS = ("TrajectoryScore", "call_success", "no_loops")
 POLICIES = {"behaviour": "recorded policy", "filtered_bc": "filtered BC", "starpo": "StarPO"}
 
 
@@ -119,6 +120,10 @@ class Demo:
             with self.stage(f"evaluation-{policy}", f"Unseen tasks: {label}") as todo:
                 if todo:
                     self.evaluate(f"eval-{policy}", self.checkpoint(policy), policy=policy)
+        with self.stage("scores", "What each step earned, and how each run walked") as todo:
+            if todo:
+                for policy in POLICIES:
+                    self.score(policy)
         with self.stage("gate", "May the StarPO checkpoint ship?") as todo:
             if todo:
                 self.decide()
@@ -201,23 +206,49 @@ class Demo:
         final = json.loads((run / "final.json").read_text())
         return run / final["checkpoint"]
 
+    def score(self, policy: str) -> None:
+        """Credit and scores of a policy's evaluation at once, for the page."""
+        dataset, log = self.output / f"eval-{policy}" / "dataset", f"scores-{policy}.log"
+        evaluators = [word for name in EVALUATORS for word in ("--evaluator", name)]
+        commands = {"credit": ["credit", dataset], "scores": ["score", dataset, *evaluators]}
+        processes = [
+            self.start(
+                BIN / "starpo-train", *words,
+                "-o", self.output / f"{kind}-{policy}.parquet", log=log,
+            )
+            for kind, words in commands.items()
+        ]  # fmt: skip
+        if any([process.wait() for process in processes]):
+            console.print((self.output / log).read_text()[-3000:], markup=False)
+            sys.exit("demo: one of the commands above failed")
+
     def decide(self) -> None:
         """Gate and page; the gate's exit code is its answer, so every answer is a good end."""
+        keys = self.output / "verdict.keys"
+        if not keys.exists():
+            self.command(BIN / "starpo-trace", "keys", "new", "demo", "--file", keys)
         self.command(
             BIN / "starpo-train", "gate",
             "--baseline", self.output / "eval-behaviour" / "dataset",
             "--candidate", self.output / "eval-starpo" / "dataset",
             "--evidence", f"filtered_bc={self.output / 'eval-filtered_bc' / 'dataset'}",
+            "--checkpoint", f"candidate={self.checkpoint('starpo')}", "--key", keys,
             "--config", HERE / "gate.toml", "-o", self.output / "gate",
             accept=(0, 10, 20),
         )  # fmt: skip
+        tables = [
+            word
+            for policy, label in POLICIES.items()
+            for kind in ("scores", "credit")
+            for word in (f"--{kind}", f"{label}={self.output / f'{kind}-{policy}.parquet'}")
+        ]
         self.command(
             BIN / "starpo-train", "report", "-o", self.output / "report.html",
             "--baseline", f"recorded policy={self.output / 'eval-behaviour' / 'dataset'}",
             "--candidate", f"StarPO={self.output / 'eval-starpo' / 'dataset'}",
             "--evidence", f"filtered BC={self.output / 'eval-filtered_bc' / 'dataset'}",
             "--run", self.output / "run-filtered_bc", "--run", self.output / "run-starpo",
-            "--verdict", self.output / "gate" / "verdict.json",
+            "--verdict", self.output / "gate" / "verdict.json", "--key", keys, *tables,
             "--dataset", self.output / "dataset",
             "--title", f"FrozenLake, {self.model} model, seed {self.seed}",
         )  # fmt: skip

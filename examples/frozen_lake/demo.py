@@ -218,7 +218,8 @@ class Demo:
             )
             for kind, words in commands.items()
         ]  # fmt: skip
-        if any([process.wait() for process in processes]):
+        codes = [process.wait() for process in processes]
+        if any(codes):
             console.print((self.output / log).read_text()[-3000:], markup=False)
             sys.exit("demo: one of the commands above failed")
 

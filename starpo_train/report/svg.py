@@ -117,7 +117,7 @@ def draw_forest_row(
             scale=scale,
             middle=ROW_HEIGHT / 2,
             css=css,
-            words=f"off the scale: {abs(value):.1f} margins",
+            words=f"{abs(value):.1f} margins",
         )
     return wrap_svg(body, height=ROW_HEIGHT, label=label, css="forest-row")
 

@@ -105,14 +105,14 @@ def build_fail_table(
 ) -> FailTable:
     """Policy -> cohort -> (tasks, share failed): a row for each cohort, most tasks first if many."""
     sizes: dict[str, int] = {}
-    for rates in failed.values():
-        for cohort, (num_tasks, rate) in rates.items():
+    for by_cohort in failed.values():
+        for cohort, (num_tasks, rate) in by_cohort.items():
             if rate is not None:
                 sizes[cohort] = max(num_tasks, sizes.get(cohort, 0))
     names = sorted(sizes, key=lambda cohort: (-sizes[cohort], cohort))[:MOST_COHORTS]
     rows = []
     for cohort in sorted(names):
-        rates = tuple(
+        rates: tuple[tuple[str, Role, Estimate | None], ...] = tuple(
             (policy.name, policy.role, failed[policy.name].get(cohort, (0, None))[1])
             for policy in policies
         )

@@ -6,6 +6,7 @@ value is escaped by the template engine, and control characters are made visible
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,8 @@ def _check_extras(policies: Sequence[PolicyResult], extras: ReportExtras) -> Non
             )
         if given and double:
             raise ConfigError(f"--{option}: two policies are named {double!r}; rename one.")
+    if not isfinite(extras.fail_below):
+        raise ConfigError(f"--fail-below {extras.fail_below}: must be a number.")
     if extras.trace_link is not None:
         check_trace_link(extras.trace_link)
 

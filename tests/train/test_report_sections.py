@@ -237,7 +237,9 @@ def test_scores_and_credit_of_other_runs_are_refused(tmp_path, release):
     with pytest.raises(DataError, match="cannot be read"):
         read_scores(tmp_path / "torn.parquet", policy)
     extras = ReportExtras(credit={"Starpo": strange})
-    with pytest.raises(ConfigError, match=r"--credit Starpo=\.\.\.: no policy has this name; there"):
+    with pytest.raises(
+        ConfigError, match=r"--credit Starpo=\.\.\.: no policy has this name; there"
+    ):
         render_report(output=tmp_path, **release | {"extras": extras})
 
 

@@ -118,6 +118,31 @@ def test_report_of_a_dataset(dataset, tmp_path, capsys):
     assert page.read_text().startswith("<!DOCTYPE html>")
 
 
+def test_report_with_scores_and_credit(hand, tmp_path, capsys):
+    """What `score` and `credit` wrote is on the page; without it the page names the commands."""
+    rows = [
+        hand.trajectory(f"t{n}", [hand.turn([20], [40])], reward=float(n), task_id="task")
+        for n in range(2)
+    ]
+    dataset = str(hand.dataset(tmp_path / "data", rows))
+    files = {kind: str(tmp_path / f"{kind}.parquet") for kind in ("scores", "credit")}
+    assert main(["score", dataset, "--evaluator", "TaskCompletion", "-o", files["scores"]]) == 0
+    assert main(["credit", dataset, "-o", files["credit"]]) == 0
+    page = tmp_path / "page.html"
+    arguments = ["report", "--candidate", f"new={dataset}", "-o", str(page)]
+    assert main(arguments) == 0
+    assert "<code>--scores NAME=scores.parquet</code>" in page.read_text()
+    tables = [word for kind, path in files.items() for word in (f"--{kind}", f"new={path}")]
+    assert main([*arguments, *tables]) == 0
+    html = page.read_text()
+    assert "--scores NAME" not in html
+    assert "TaskCompletion" in html
+    assert '<td class="heat-few"><span class="mean">0.00</span><span class="n">2</span>' in html
+    capsys.readouterr()
+    assert main([*arguments, "--credit", f"old={files['credit']}"]) == 2
+    assert "--credit old=...: no policy has this name; there are new." in capsys.readouterr().err
+
+
 def test_explain_without_rewards(hand, tmp_path, capsys):
     """Said in words."""
     row = hand.trajectory("t", [hand.turn([20], [40])], reward=None)
@@ -131,6 +156,11 @@ def test_explain_without_rewards(hand, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["report", "-o", "page.html"], "nothing to report on; give one of --baseline"),
+        (
+            ["report", "--run=r", "-o", "page.html", "--trace-link", "javascript:{trace_id}"],
+            "--trace-link 'javascript:{trace_id}': must be an http:// or https:// address",
+        ),
+        (["report", "--run=r", "-o", "page.html", "--fail-below=nan"], "--fail-below nan: must be"),
         (["serve", "m", "--port", "99999"], "--port 99999: must be between 0"),
         (
             ["gate", "--baseline=a", "--candidate=b", "-o", "out", "--config", "none.toml"],

@@ -137,7 +137,8 @@ def choose_next_step(record: dict[str, Any], preflight: Check) -> str:
     if record["verdict"] == "PROMOTE":
         claim = "" if record["improved"] else " Do not call it better: that is not shown."
         return (
-            f"Ship exactly the weights that were evaluated, and keep the baseline at hand.{claim}"
+            "Ship exactly the weights that were evaluated, and keep the baseline at hand; if it has "
+            f"to come back, say so with `starpo-train gate --rolled-back`.{claim}"
         )
     if record["verdict"] == "BLOCK":
         return (

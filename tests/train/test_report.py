@@ -9,12 +9,11 @@ import pytest
 from report_data import (
     Outline,
     make_evaluation,
-    make_hostile,
     make_play,
-    make_release,
     merge,
     write_dataset,
 )
+from report_releases import make_hostile, make_release
 
 from starpo_train.errors import DataError
 from starpo_train.report import PolicyResult, render_report, svg

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from report_data import make_hostile, make_release
+from report_releases import make_hostile, make_release
 
 import starpo_train.report
 from starpo_train.report import render_report

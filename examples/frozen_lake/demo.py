@@ -84,7 +84,7 @@ SMOLLM2 = Plan(
     starpo={"model": SMOLLM2_LORA, "algorithm": STARPO, "train": SMOLLM2_TRAINING},
 )
 PLANS = {"tiny": TINY, "smollm2": SMOLLM2}
-EVALUATORS = ("TrajectoryScore", "call_success", "no_loops")
+EVALUATORS = ("TrajectoryScore", "no_redundancy")
 POLICIES = {"behaviour": "recorded policy", "filtered_bc": "filtered BC", "starpo": "StarPO"}
 
 

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from prometheus import find_binary
+from prometheus_server import find_binary
 
 from starpo_trace.cli import main
 from starpo_trace.grafana.build import ALERTS_FILE, DASHBOARD_FILE, build_dashboard, write_dashboard

@@ -9,7 +9,7 @@ import time
 import openai
 import pytest
 import yaml
-from prometheus import find_binary, run_prometheus
+from prometheus_server import find_binary, run_prometheus
 
 import starpo_trace
 from starpo_trace.grafana.build import ALERTS_FILE, build_dashboard

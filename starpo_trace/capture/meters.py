@@ -12,6 +12,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from opentelemetry import metrics
+from opentelemetry.metrics import NoOpMeterProvider, _internal
+
 from starpo_trace.capture.instruments import Instruments
 from starpo_trace.config import CaptureConfig, has_otlp_metrics
 from starpo_trace.guard import Guard, warn_once
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
     from starpo_trace.capture.tally import Measured
     from starpo_trace.store.metricexport import OtlpMetrics
 
+_UNSET: Final = (
+    NoOpMeterProvider,
+    getattr(_internal, "_ProxyMeterProvider", NoOpMeterProvider),
+)
 _MAX_WAITING: Final = 65_536
 _LEAVE_S: Final = 2.0
 """How long the end of a process waits for the last metrics to arrive."""
@@ -68,8 +75,6 @@ class Meters:
             return False
         if self._has_otlp or self._config.metrics is not True:
             return True
-        from opentelemetry import metrics
-
         return is_set(metrics.get_meter_provider())
 
     def prepare(self) -> None:
@@ -133,8 +138,6 @@ class Meters:
         self._reset()
 
     def _choose_provider(self) -> "MeterProvider":
-        from opentelemetry import metrics
-
         given = self._config.metrics
         if not isinstance(given, bool):
             return given
@@ -188,10 +191,7 @@ class Meters:
 
 def is_set(provider: Any) -> bool:
     """Whether a global meter provider is one that the program has set."""
-    from opentelemetry.metrics import NoOpMeterProvider
-    from opentelemetry.metrics._internal import _ProxyMeterProvider
-
-    return not isinstance(provider, (NoOpMeterProvider, _ProxyMeterProvider))
+    return not isinstance(provider, _UNSET)
 
 
 def list_pushing_readers(provider: Any) -> list[Any]:

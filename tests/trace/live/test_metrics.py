@@ -142,7 +142,22 @@ def test_units_and_buckets(meter):
         "gen_ai.client.token.usage": ("{token}", TOKEN_BUCKETS),
         "gen_ai.client.operation.duration": (
             "s",
-            (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92),
+            (
+                0.01,
+                0.02,
+                0.04,
+                0.08,
+                0.16,
+                0.32,
+                0.64,
+                1.28,
+                2.56,
+                5.12,
+                10.24,
+                20.48,
+                40.96,
+                81.92,
+            ),
         ),
     }
     assert TOKEN_BUCKETS[:4] + TOKEN_BUCKETS[-1:] == (1, 4, 16, 64, 67108864)

@@ -153,7 +153,9 @@ def test_the_distribution_of_rewards(asked):
     found = asked(heatmap, "le")
     whole = found["+Inf"]
     shares = {le: found[le] / whole for le in ("0.0", "0.2", "0.4", "0.9", "1.0")}
-    assert shares == pytest.approx({"0.0": 3 / 9, "0.2": 4 / 9, "0.4": 5 / 9, "0.9": 6 / 9, "1.0": 1})
+    assert shares == pytest.approx(
+        {"0.0": 3 / 9, "0.2": 4 / 9, "0.4": 5 / 9, "0.9": 6 / 9, "1.0": 1}
+    )
 
 
 def test_fails_by_cohort_and_evaluator(asked):

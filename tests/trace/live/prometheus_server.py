@@ -88,7 +88,8 @@ def run_prometheus(folder: Path, *, target_port: int, rules: str):
     try:
         end_s = time.monotonic() + 30
         while True:
-            assert process.poll() is None and time.monotonic() < end_s, (folder / "log").read_text()
+            is_alive = process.poll() is None and time.monotonic() < end_s
+            assert is_alive, (folder / "log").read_text()
             try:
                 urllib.request.urlopen(f"{server.url}/-/ready", timeout=1).close()
                 break

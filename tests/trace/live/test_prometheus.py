@@ -37,20 +37,15 @@ def run_agent(client):
     """The runs above, and a late reward of 0 for the first."""
     ids = []
     for policy, cohort, value, num_calls, end in RUNS:
-        try:
-            with starpo_trace.trajectory(
-                "clerk", task_id="t", policy_id=policy, cohort=cohort, environment_name="shop"
-            ) as run:
-                ids.append(run.id)
-                for _ in range(num_calls):
-                    message = {"role": "user", "content": "?"}
-                    client.chat.completions.create(model="m", messages=[message])
-                starpo_trace.reward(value, name="solved")
-                if end == "error":
-                    raise KeyError("no such order")
-                run.end(end)
-        except KeyError:
-            pass
+        with starpo_trace.trajectory(
+            "clerk", task_id="t", policy_id=policy, cohort=cohort, environment_name="shop"
+        ) as run:
+            ids.append(run.id)
+            for _ in range(num_calls):
+                message = {"role": "user", "content": "?"}
+                client.chat.completions.create(model="m", messages=[message])
+            starpo_trace.reward(value, name="solved")
+            run.end(end)
     starpo_trace.reward(0.0, name="liked", source="user", trajectory_id=ids[0])
     assert starpo_trace.flush()
 

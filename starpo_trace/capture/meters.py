@@ -6,6 +6,7 @@ the given provider; the global MeterProvider, when the program has set one; the 
 standard variables.
 """
 
+import os
 import queue
 import threading
 import time
@@ -47,12 +48,17 @@ class Meters:
     """The metrics of one `instrument()`, in this process."""
 
     def __init__(
-        self, config: CaptureConfig, *, version: str, redact: Callable[[str], str]
+        self,
+        config: CaptureConfig,
+        *,
+        read_version: Callable[[], str],
+        redact: Callable[[str], str],
     ) -> None:
         self._config = config
-        self._version = version
+        self._read_version = read_version
         self._redact = redact
         self._has_otlp = has_otlp_metrics()
+        self._names_provider = bool(os.environ.get("OTEL_PYTHON_METER_PROVIDER"))
         self._abandoned: list[Any] = []
         self._reset()
 
@@ -75,7 +81,16 @@ class Meters:
             return False
         if self._has_otlp or self._config.metrics is not True:
             return True
+        if self._is_unset_cheaply():
+            return False
         return is_set(metrics.get_meter_provider())
+
+    def _is_unset_cheaply(self) -> bool:
+        """Whether no global provider is set, without the API's look into the environment.
+
+        It is asked at each model call, where nothing is set.
+        """
+        return not self._names_provider and getattr(_internal, "_METER_PROVIDER", "") is None
 
     def prepare(self) -> None:
         """Begin, when there is somewhere to go; the runtime's lock is held."""
@@ -85,7 +100,7 @@ class Meters:
         self._provider = provider = self._choose_provider()
         instruments = Instruments(
             provider,
-            version=self._version,
+            version=self._read_version(),
             fail_below=self._config.fail_below,
             redact=self._redact,
         )

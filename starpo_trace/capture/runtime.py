@@ -113,7 +113,9 @@ class Runtime:
                 if self._meters is None:
                     from starpo_trace.capture.meters import Meters
 
-                    self._meters = Meters(self.config, version=_read_version(), redact=self._redact)
+                    self._meters = Meters(
+                        self.config, read_version=_read_version, redact=self._redact
+                    )
                 meters = self._meters
                 meters.prepare()
         return meters if meters is not None and meters.is_on else None

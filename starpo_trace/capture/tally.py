@@ -17,7 +17,7 @@ _REPEATED: Final = "fetch_response"
 """Operation whose answer may be fetched many times; its tokens were used once."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen, which is dearer to load and to make
 class Judged:
     """A reward."""
 
@@ -37,7 +37,7 @@ class Judged:
     """Of the run, where it is in progress here."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen, as above
 class Ended:
     """A run that ended, or a part of it that will be resumed."""
 
@@ -51,7 +51,7 @@ class Ended:
     rewards: tuple[Judged, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen: made on every call
 class Called:
     """A model call that ended."""
 

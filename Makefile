@@ -29,13 +29,15 @@ FRAMEWORKS := .venvs/frameworks
 ON_PUSH := openai3 openai2
 # Other packages' losses and estimators, which ours are compared with on random cases.
 ORACLES := .venvs/oracles
+# Asked by the tests of the dashboard, where there is one.
+PROMETHEUS := $(CURDIR)/.venvs/prometheus/usr/bin/prometheus
 GROUPS := $(ON_PUSH) crewai strands semantic_kernel a_year_ago crewai_a_year_ago coexistence
 TESTS_crewai := tests/frameworks/test_crewai.py
 TESTS_crewai_a_year_ago := $(TESTS_crewai)
 TESTS_coexistence := tests/frameworks/test_launch.py tests/frameworks/test_coexistence.py
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-seeds test test-frameworks matrix oracles check format clean FORCE
+.PHONY: demo demo-seeds test test-frameworks matrix oracles prometheus check format clean FORCE
 
 demo: $(VENV)/.demo-ready $(if $(filter smollm2,$(MODEL)),$(VENV)/.smollm2-ready)
 	$(BIN)/python examples/frozen_lake/demo.py --model $(MODEL) --seed $(SEED)
@@ -57,6 +59,9 @@ matrix: test-frameworks
 # Ours against verl, TRL, Liger and scope-rl; writes tests/train/golden, which `make test` reads.
 oracles: $(ORACLES)/.ready
 	PYTHONPATH=$(CURDIR) $(ORACLES)/bin/python -m pytest -q -W ignore tests/oracles
+
+# Debian's Prometheus, unpacked and not installed: export STARPO_PROMETHEUS=$(PROMETHEUS)
+prometheus: $(PROMETHEUS)
 
 check: $(VENV)/.test-ready
 	$(BIN)/ruff check .
@@ -132,6 +137,10 @@ $(FRAMEWORKS)/%/.ready: tests/frameworks/environments/%.txt pyproject.toml
 	$(PYTHON) -m venv $(FRAMEWORKS)/$*
 	$(FRAMEWORKS)/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $< -e .
 	@touch $@
+
+$(PROMETHEUS):
+	mkdir -p .venvs/prometheus
+	cd .venvs/prometheus && apt-get download prometheus && dpkg -x prometheus_*.deb . && rm prometheus_*.deb
 
 # What a group showed, for the matrix in the README.
 $(FRAMEWORKS)/%.json: $(FRAMEWORKS)/%/.ready FORCE

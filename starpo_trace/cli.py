@@ -11,6 +11,7 @@ from typing import Any
 
 from starpo_trace.collect.command import add_collect_command
 from starpo_trace.convert.writers.command import add_write_command
+from starpo_trace.dashboard_command import add_dashboard_command
 from starpo_trace.doctor_command import add_doctor_command
 from starpo_trace.errors import StarpoTraceError
 from starpo_trace.export_command import add_export_command, run_export
@@ -113,6 +114,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_reward_commands(commands)
     add_collect_command(commands)
     add_doctor_command(commands)
+    add_dashboard_command(commands)
     return parser
 
 

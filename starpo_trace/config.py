@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isnan
+from math import isfinite, isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, cast
 
@@ -12,6 +12,7 @@ from starpo_trace.errors import ConfigError
 from starpo_trace.guard import warn_once
 
 if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
     from starpo_trace.privacy.redaction import Redaction
@@ -23,6 +24,10 @@ CAPTURE_CONTENT_VARIABLE: Final = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CO
 SAMPLE_VARIABLE: Final = "STARPO_SAMPLE"
 MAX_CONTENT_VARIABLE: Final = "STARPO_MAX_CONTENT_BYTES"
 MAX_STORE_VARIABLE: Final = "STARPO_STORE_MAX_BYTES"
+METRICS_VARIABLE: Final = "STARPO_METRICS"
+FAIL_BELOW_VARIABLE: Final = "STARPO_METRICS_FAIL_BELOW"
+_DEFAULT_FAIL_BELOW: Final = 0.5
+_SWITCH: Final = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
 _MIN_CONTENT_BYTES: Final = 256
 _UNITS: Final = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 _DEFAULT_WAIT_S: Final = 5.0
@@ -51,6 +56,10 @@ class CaptureConfig:
     """Longest content attribute; None: no limit."""
     redaction: "Redaction | bool" = True
     """What is masked before anything is recorded; True: the built-in secret rules."""
+    metrics: "MeterProvider | bool" = True
+    """Where metrics go: True the global provider, else the standard variables' endpoint."""
+    fail_below: float = _DEFAULT_FAIL_BELOW
+    """Rewards below this count as failed evaluations."""
     max_store_bytes: int | None = None
     """Size that the local store's folder may reach; None: the store's own default."""
 
@@ -65,6 +74,7 @@ def read_config(  # noqa: PLR0913 (one keyword per argument of `instrument()`)
     sample: float | None = None,
     max_content_bytes: int | None = None,
     redaction: "Redaction | bool" = True,
+    metrics: "MeterProvider | bool" = True,
     environment: Mapping[str, str] = os.environ,
 ) -> CaptureConfig:
     """Arguments of `instrument()` and the environment -> configuration.
@@ -91,6 +101,10 @@ def read_config(  # noqa: PLR0913 (one keyword per argument of `instrument()`)
             f"tracer_provider={tracer_provider!r} in instrument(): give an OpenTelemetry "
             "TracerProvider; a URL belongs into endpoint="
         )
+    if not isinstance(metrics, bool) and not hasattr(metrics, "get_meter"):
+        raise ConfigError(
+            f"metrics={metrics!r} in instrument(): give an OpenTelemetry MeterProvider, True or False"
+        )
     if endpoint is not None and not str(endpoint).startswith(("http://", "https://")):
         raise ConfigError(
             f"endpoint={endpoint!r} in instrument(): give the whole traces URL, "
@@ -108,7 +122,32 @@ def read_config(  # noqa: PLR0913 (one keyword per argument of `instrument()`)
         max_content_bytes=_read_max_content(max_content_bytes, environment),
         max_store_bytes=_read_max_store_bytes(environment),
         redaction=redaction,
+        metrics=_read_metrics(metrics, environment),
+        fail_below=_read_fail_below(environment),
     )
+
+
+def _read_metrics(
+    metrics: "MeterProvider | bool", environment: Mapping[str, str]
+) -> "MeterProvider | bool":
+    text = environment.get(METRICS_VARIABLE, "").strip().lower()
+    if text and text not in _SWITCH:
+        _warn_of_variable(METRICS_VARIABLE, text, "say on or off; until then it is on")
+    return metrics if _SWITCH.get(text, True) else False  # an operator's switch wins
+
+
+def _read_fail_below(environment: Mapping[str, str]) -> float:
+    text = environment.get(FAIL_BELOW_VARIABLE, "").strip()
+    try:
+        number = float(text) if text else _DEFAULT_FAIL_BELOW
+    except ValueError:
+        number = float("nan")
+    if isfinite(number):
+        return number
+    _warn_of_variable(
+        FAIL_BELOW_VARIABLE, text, f"give a number; until then it is {_DEFAULT_FAIL_BELOW}"
+    )
+    return _DEFAULT_FAIL_BELOW
 
 
 def _read_sample(sample: float | None, environment: Mapping[str, str]) -> float | None:
@@ -211,4 +250,26 @@ def has_otlp_environment(environment: Mapping[str, str] = os.environ) -> bool:
     return bool(
         environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
         or environment.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    )
+
+
+def has_otlp_metrics(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the standard variables name an OTLP endpoint for metrics, and do not forbid it.
+
+    Over gRPC nothing is exported by us: its channels do not survive a fork.
+    """
+    exporters = environment.get("OTEL_METRICS_EXPORTER", "").strip().lower() or "otlp"
+    protocol = (
+        environment.get("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL")
+        or environment.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+        or "http/protobuf"
+    )
+    return (
+        "otlp" in {name.strip() for name in exporters.split(",")}
+        and protocol.strip().lower() != "grpc"
+        and environment.get("OTEL_SDK_DISABLED", "").strip().lower() != "true"
+        and bool(
+            environment.get("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
+            or environment.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+        )
     )

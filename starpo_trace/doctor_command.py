@@ -41,7 +41,12 @@ def add_doctor_command(commands: Any) -> None:
 def _examine(options: argparse.Namespace) -> int:
     from starpo_trace.capture.destination import choose_destinations
     from starpo_trace.doctor.installed import check_installed
-    from starpo_trace.doctor.settings import check_destination, check_settings, read_environment
+    from starpo_trace.doctor.settings import (
+        check_destination,
+        check_metrics,
+        check_settings,
+        read_environment,
+    )
 
     config, unusable = read_environment()
     logging.disable(logging.ERROR)  # what packages log while they are imported
@@ -50,6 +55,7 @@ def _examine(options: argparse.Namespace) -> int:
     findings = {
         "Installed packages": [_judge(each) for each in installed],
         "Where spans go": list(check_destination(config)),
+        "Where metrics go": list(check_metrics(config)),
         "Settings": [*unusable, *check_settings(config)],
     }
     traces = options.traces or (store if store is not None and store.is_dir() else None)

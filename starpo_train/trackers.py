@@ -25,6 +25,12 @@ from starpo_train.tomlfile import to_json_dict
 
 CLOSE_TIMEOUT_S: Final = 30.0
 """How long the end of a run waits for a tracker to take the rest."""
+_GROUPS: Final = {
+    "reward": ("in_group_reward_std", "advantage_mean_abs", "reward_mean"),
+    "policy": ("approx_kl", "entropy", "ess_fraction", "clip_fraction", "drift"),
+    "speed": ("tokens_per_s", "wall_s", "tokens", "computed_tokens", "action_tokens"),
+}
+_GROUP_OF: Final = {name: group for group, names in _GROUPS.items() for name in names}
 _PACKAGES: Final = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
@@ -184,7 +190,7 @@ class TensorBoardTracker:
     def log(self, numbers: dict[str, float], *, step: int) -> None:
         """On disk at once, so that a kill loses nothing."""
         for name, value in numbers.items():
-            self._writer.add_scalar(f"train/{name}", value, step)
+            self._writer.add_scalar(name_scalar(name), value, step)
         self._writer.flush()
 
     def close(self) -> None:
@@ -209,8 +215,8 @@ class WandbTracker:
         )
 
     def log(self, numbers: dict[str, float], *, step: int) -> None:
-        """Under `train/`."""
-        self._run.log({f"train/{name}": value for name, value in numbers.items()}, step=step)
+        """Under the names that TensorBoard has."""
+        self._run.log({name_scalar(name): value for name, value in numbers.items()}, step=step)
 
     def close(self) -> None:
         """Finish the run there."""
@@ -232,7 +238,7 @@ class MlflowTracker:
         """One request for all of a step."""
         now_ms = int(time.time() * 1000)
         point = self._mlflow.entities.Metric
-        points = [point(f"train/{key}", value, now_ms, step) for key, value in numbers.items()]
+        points = [point(name_scalar(key), value, now_ms, step) for key, value in numbers.items()]
         self._client.log_batch(self._run_id, metrics=points)
 
     def close(self) -> None:
@@ -251,6 +257,11 @@ class MlflowTracker:
         ]
         self._client.log_batch(run_id, params=params)
         return run_id
+
+
+def name_scalar(name: str) -> str:
+    """Name of a number -> the same in its group: `approx_kl` is `policy/approx_kl`."""
+    return f"{_GROUP_OF.get(name, 'train')}/{name}"
 
 
 def _read_tensorboard_steps(folder: Path) -> set[int]:

@@ -3,6 +3,7 @@
 import os
 import re
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from typing import Any, Final, get_args
@@ -35,6 +36,7 @@ from starpo_trace.capture.parts import (
     write_token,
 )
 from starpo_trace.capture.runtime import get_runtime
+from starpo_trace.capture.tally import Ended, Tally
 from starpo_trace.config import HistoryMode
 from starpo_trace.guard import Guard
 
@@ -67,6 +69,7 @@ class Trajectory:
         part: Part | None = None,
         is_sampled: bool = True,
         parent_context: SpanContext | None = None,
+        tally: Tally | None = None,
     ) -> None:
         self.id = trajectory_id
         """What late rewards are sent to."""
@@ -84,6 +87,8 @@ class Trajectory:
         """What this process records of it; None where the run began."""
         self.is_sampled = is_sampled
         """Whether the trajectory is recorded."""
+        self.tally = tally
+        """What it used and earned so far; None where it is not measured here."""
         self.last_llm_step: int | None = None
         """Step of the latest model call."""
         self._history_mode: HistoryMode = history_mode
@@ -218,6 +223,7 @@ class Trajectory:
         parent = None if self.part is None else self.part.id
         self.part = make_part("fork", base=self.num_steps, parent=parent)
         self.span = NonRecordingSpan(self.span.get_span_context())
+        self.tally = None
         self._num_calls, self._reasons, self._end = 0, set(), None
 
     def finish(self, error: BaseException | None) -> None:
@@ -233,6 +239,8 @@ class Trajectory:
             self._is_finished = True
         with Guard("ending the streams of a trajectory"):
             finish_open_calls(self)
+        with Guard("measuring a trajectory"):
+            self._measure(error)
         span = self.span
         if self.part is not None and self.part.kind != "resume":
             begun = self._begin_closing_span(self.part)
@@ -247,6 +255,24 @@ class Trajectory:
         tail = self.history.read_tail()
         self.history, self.states, self.last_states = History(), {}, {}
         self.history.restore_tail(tail)
+
+    def _measure(self, error: BaseException | None) -> None:
+        """Count the run, also one that is not recorded."""
+        tally, runtime = self.tally, get_runtime()
+        meters = None if tally is None or runtime is None else runtime.get_meters()
+        if tally is None or meters is None:
+            return
+        meters.put(
+            Ended(
+                trajectory_id=self.id,
+                identity=self.identity,
+                end=self._end[0] if self._end else end_kind_of(error),
+                duration_s=time.perf_counter() - tally.started_s,
+                num_steps=len(self._step_contexts),
+                num_tokens=tally.read_tokens(),
+                rewards=tuple(tally.rewards.values()),
+            )
+        )
 
     def _describe_end(self, span: Span, error: BaseException | None) -> None:
         kind, reason = self._end or (end_kind_of(error), None)

@@ -38,7 +38,8 @@ from starpo_trace.capture.lineage import Lineage, list_alive
 from starpo_trace.capture.outcome import name_error
 from starpo_trace.capture.runtime import Runtime, get_runtime
 from starpo_trace.capture.spans import has_plain_sampler, put_attributes
-from starpo_trace.guard import handle_failure
+from starpo_trace.capture.tally import measure_call
+from starpo_trace.guard import Guard, handle_failure
 from starpo_trace.messages import dump_json
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class LLMCall:
             trajectory.set_step_span(self._step, self.span, is_llm=not request.is_retrieval)
         if self._is_recording:
             self._describe_request(request)
+        self._is_measured = runtime.get_meters() is not None
         self._started_s = time.perf_counter()
 
     @property
@@ -207,6 +209,7 @@ class LLMCall:
             return
         try:
             try:
+                self._measure(response, error)
                 if self._is_recording:
                     self._record(response, error, outcome)
             finally:
@@ -221,6 +224,20 @@ class LLMCall:
         if self.is_stream:
             outcome = "error" if isinstance(error, Exception) else "cancelled"
         self.finish(LLMResponse(), error=error, outcome=outcome)
+
+    def _measure(self, response: LLMResponse, error: BaseException | None) -> None:
+        """Count the call, also one that is not recorded."""
+        meters = self._runtime.get_meters() if self._is_measured else None
+        if meters is None:
+            return
+        with Guard("measuring a model call"):
+            duration_s = time.perf_counter() - self._started_s
+            called = measure_call(self._request, response, self._wire_response, error, duration_s)
+            meters.put(called)
+            trajectory = self.trajectory
+            if trajectory is not None and trajectory.tally and not self._request.is_retrieval:
+                is_answered = error is None or bool(response.messages)
+                trajectory.tally.add_call(called, is_answered=is_answered)
 
     def _record(
         self,

@@ -18,7 +18,8 @@ from starpo_trace.capture.episode import (
     find_open_trajectory,
 )
 from starpo_trace.capture.outcome import redact_text
-from starpo_trace.capture.runtime import get_runtime_or_warn
+from starpo_trace.capture.runtime import Runtime, get_runtime_or_warn
+from starpo_trace.capture.tally import Judged
 from starpo_trace.errors import ConfigError
 from starpo_trace.guard import Guard, handle_failure, warn_once
 from starpo_trace.signing import Keyring, SignedReward, find_keyring, parse_key, sign_reward
@@ -236,6 +237,33 @@ def _record_reward(
         links=() if target is None else (Link(target),),
         attributes={key: item for key, item in attributes.items() if item is not None},
     ).end()
+    with Guard("measuring a reward"):
+        _measure_reward(runtime, signed, judgement, judged)
+
+
+def _measure_reward(
+    runtime: Runtime, signed: SignedReward, judgement: Judgement, judged: Trajectory | None
+) -> None:
+    """Count a reward: of a whole run in progress when that ends, any other now."""
+    meters = runtime.get_meters()
+    if meters is None:
+        return
+    measured = Judged(
+        trajectory_id=signed.trajectory_id,
+        reward_id=signed.reward_id,
+        name=signed.name,
+        value=signed.value,
+        min=judgement.min,
+        max=judgement.max,
+        scope=signed.scope,
+        is_outcome=signed.kind == "outcome",
+        is_late=judged is None,
+        identity=None if judged is None else judged.identity,
+    )
+    if judged is not None and judged.tally is not None and signed.scope == "trajectory":
+        judged.tally.rewards[measured.reward_id] = measured
+    else:
+        meters.put(measured)
 
 
 def _redact_judgement(judgement: Judgement) -> Judgement:

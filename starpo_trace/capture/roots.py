@@ -18,6 +18,7 @@ from starpo_trace.capture.keys import AROUND_KEY, TRAJECTORY_KEY
 from starpo_trace.capture.outcome import redact_text
 from starpo_trace.capture.parts import Checkpoint, Part, make_part, read_token, send_identity
 from starpo_trace.capture.runtime import Runtime, get_runtime_or_warn
+from starpo_trace.capture.tally import Tally
 from starpo_trace.guard import Guard, warn_once
 from starpo_trace.messages import write_text
 
@@ -54,6 +55,7 @@ def begin_trajectory(
         identity=identity,
         part=part,
         is_sampled=span.is_recording(),
+        tally=None if runtime is None or runtime.get_meters() is None else Tally(),
     )
     if checkpoint is not None:
         begun.history.restore_tail(checkpoint.tail)

@@ -3,6 +3,7 @@
 import atexit
 import os
 import threading
+import time
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,10 +15,12 @@ from starpo_trace.privacy import KEY_FILE_VARIABLE, KEY_VARIABLE, REDACTION_VARI
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from opentelemetry.metrics import MeterProvider
     from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
     from opentelemetry.trace import Tracer, TracerProvider
 
     from starpo_trace.capture.destination import Destination
+    from starpo_trace.capture.meters import Meters
     from starpo_trace.privacy.redaction import Redaction
     from starpo_trace.privacy.redactor import Redactor
 
@@ -37,6 +40,7 @@ class Runtime:
         self._provider: TracerProvider | None = None
         self._destinations: Sequence[Destination] = ()
         self._num_reported_lost = 0
+        self._meters: Meters | None = None
         self.sdk_tracer: Tracer | None = None
         """Tracer of the provider that spans go to, once one did."""
         self.span_processor: object = None
@@ -53,6 +57,11 @@ class Runtime:
         from starpo_trace.privacy.build import build_redactor
 
         return build_redactor(self.config.redaction)
+
+    def get_meters(self) -> "Meters | None":
+        """Where measurements go; None where that is nowhere."""
+        meters = self._meters
+        return meters if meters is not None and meters.is_on else self._find_meters()
 
     def get_tracer(self) -> "Tracer":
         """Tracer of the chosen provider; the first call chooses."""
@@ -80,7 +89,42 @@ class Runtime:
                 self._tracer = SamplingTracer(tracer, 1.0)
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until everything accepted is on disk or exported."""
+        """Wait until everything accepted is on disk or exported, and metrics are recorded.
+
+        The answer is about spans: metrics that did not arrive are said again by the next export.
+        """
+        end_s = time.monotonic() + timeout_s
+        is_flushed = self._flush_spans(timeout_s)
+        if self._meters is not None:
+            self._meters.flush(max(0.0, end_s - time.monotonic()))
+        return is_flushed
+
+    def leave_metrics(self) -> None:
+        """Export the last metrics."""
+        if self._meters is not None:
+            self._meters.leave()
+
+    def _find_meters(self) -> "Meters | None":
+        if self.config.metrics is False:
+            return None
+        meters = self._meters
+        if meters is None or meters.is_wanted():
+            with self._lock, Guard("looking where metrics go"):
+                if self._meters is None:
+                    from starpo_trace.capture.meters import Meters
+
+                    self._meters = Meters(
+                        self.config, read_version=_read_version, redact=self._redact
+                    )
+                meters = self._meters
+                meters.prepare()
+        return meters if meters is not None and meters.is_on else None
+
+    def _redact(self, text: str) -> str:
+        redactor = self.redactor
+        return text if redactor is None else redactor.redact_text(text)
+
+    def _flush_spans(self, timeout_s: float) -> bool:
         if self._provider is None:
             return True  # no span yet
         timeout_millis = int(timeout_s * 1000)
@@ -139,16 +183,22 @@ class Runtime:
             return load()
 
     def before_fork(self) -> None:
-        """Wait for a thread that imports, or chooses the destination."""
+        """Wait for a thread that imports, chooses the destination or records a metric."""
         self._lock.acquire()
+        if self._meters is not None:
+            self._meters.before_fork()
 
     def after_fork(self) -> None:
         """Let others go on."""
+        if self._meters is not None:
+            self._meters.after_fork()
         self._lock.release()
 
     def after_fork_in_child(self) -> None:
-        """Count losses anew."""
+        """Count anew."""
         self._lock = threading.RLock()
+        if self._meters is not None:
+            self._meters.after_fork_in_child()
         self._num_reported_lost = 0
 
     def _choose_provider(self) -> "TracerProvider":
@@ -178,7 +228,7 @@ _was_instrumented = False
 _switch_lock = threading.RLock()
 
 
-def instrument(
+def instrument(  # noqa: PLR0913 (one keyword per setting)
     *,
     store: str | os.PathLike[str] | None = None,
     endpoint: str | None = None,
@@ -188,6 +238,7 @@ def instrument(
     sample: float | None = None,
     max_content_bytes: int | None = None,
     redaction: "Redaction | bool" = True,
+    metrics: "MeterProvider | bool" = True,
 ) -> None:
     """Record every LLM call of this process from now on. Calling it again changes nothing.
 
@@ -211,6 +262,9 @@ def instrument(
             `STARPO_MAX_CONTENT_BYTES`, else no limit.
         redaction: What is masked before anything is recorded: True for the built-in secret rules,
             a `Redaction` for more, False for nothing. `STARPO_REDACTION` (on | off) wins.
+        metrics: Where runs are counted (docs/live.md): True for the global MeterProvider, when the
+            program has set one, else the OTLP endpoint in `OTEL_EXPORTER_OTLP_ENDPOINT`; a provider
+            for that one, False for nowhere. `STARPO_METRICS=off` wins.
 
     Raises:
         ConfigError: an argument cannot be used. A variable that cannot is only warned of.
@@ -225,11 +279,13 @@ def instrument(
         sample=sample,
         max_content_bytes=max_content_bytes,
         redaction=redaction,
+        metrics=metrics,
     )
     with _switch_lock:
         if _runtime is not None:
             given = (store, endpoint, tracer_provider, history, policy_id)
-            more = (sample, max_content_bytes, None if redaction is True else redaction)
+            more = (sample, max_content_bytes)
+            more += tuple(None if each is True else each for each in (redaction, metrics))
             is_asked_for_more = any(given) or any(each is not None for each in more)
             if is_asked_for_more and _runtime.config != config:
                 warn_once(
@@ -288,6 +344,8 @@ def uninstrument() -> None:
             from starpo_trace.capture.invocation import finish_open_calls
 
             finish_open_calls()
+        with Guard("exporting the last metrics"):
+            runtime.leave_metrics()
         with Guard("closing the span destination"):
             runtime.shut_down()
         atexit.unregister(_finish_at_exit)
@@ -359,6 +417,10 @@ def _finish_at_exit() -> None:
 
         finish_open_calls()
         abandon_open_trajectories()
+    runtime = _runtime
+    if runtime is not None:
+        with Guard("exporting the last metrics"):
+            runtime.leave_metrics()
 
 
 def _leave_process() -> None:

@@ -13,8 +13,10 @@ from starpo_trace.capture.destination import choose_destinations
 from starpo_trace.config import (
     CAPTURE_CONTENT_VARIABLE,
     MAX_CONTENT_VARIABLE,
+    METRICS_VARIABLE,
     SAMPLE_VARIABLE,
     CaptureConfig,
+    has_otlp_metrics,
     read_config,
 )
 from starpo_trace.doctor.finding import Finding
@@ -60,7 +62,9 @@ def check_destination(config: CaptureConfig) -> Iterator[Finding]:
     """Where spans go that are recorded with this configuration, and whether they can."""
     store, has_otlp = choose_destinations(config)
     if has_otlp:
-        yield _check_endpoint(os.environ)
+        yield _check_endpoint(
+            os.environ, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
+        )
     if store is not None:
         yield _check_store(store)
     yield Finding(
@@ -70,8 +74,26 @@ def check_destination(config: CaptureConfig) -> Iterator[Finding]:
     )
 
 
-def _check_endpoint(environment: Mapping[str, str]) -> Finding:
-    for name in ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+def check_metrics(config: CaptureConfig) -> Iterator[Finding]:
+    """Where metrics go with this configuration, and whether they can."""
+    names = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    if config.metrics is False:
+        yield Finding(level="note", what=f"{METRICS_VARIABLE} switches them off")
+    elif has_otlp_metrics():
+        yield _check_endpoint(os.environ, *names)
+    else:
+        why = "no endpoint is named"
+        if any(os.environ.get(name) for name in names):
+            why = "OTEL_SDK_DISABLED, OTEL_METRICS_EXPORTER or the protocol gRPC forbids it"
+        yield Finding(
+            level="note",
+            what=f"nowhere, unless the program sets a MeterProvider: {why}",
+            do="docs/live.md says how they reach Prometheus and Grafana",
+        )
+
+
+def _check_endpoint(environment: Mapping[str, str], *variables: str) -> Finding:
+    for name in variables:
         endpoint = environment.get(name)
         if endpoint:
             break

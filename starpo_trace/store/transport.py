@@ -65,8 +65,8 @@ class HttpTransport:
 
     def __init__(self, endpoint: str | None) -> None:
         """Endpoint, or None for the standard variables."""
-        session = _load_credential_session() or requests.Session()
-        self._adapter = _RecordingAdapter()
+        session = load_credential_session(*_CREDENTIAL_VARIABLES) or requests.Session()
+        self._adapter = RecordingAdapter()
         for prefix in ("https://", "http://"):
             self._adapter.inner[prefix] = session.get_adapter(prefix)
             session.mount(prefix, self._adapter)
@@ -90,7 +90,7 @@ class HttpTransport:
         self._exporter.shutdown()
 
 
-class _RecordingAdapter(BaseAdapter):
+class RecordingAdapter(BaseAdapter):
     """Sends through the session's own adapters, keeps the answer, and claims success."""
 
     def __init__(self) -> None:
@@ -108,6 +108,7 @@ class _RecordingAdapter(BaseAdapter):
         cert: Any = None,
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
+        """Send once; the answer is in `answer`."""
         if self.answer is None:  # the exporter repeats some requests by itself
             self.answer = self._send_once(request, timeout, verify, cert, proxies)
         claimed = requests.Response()
@@ -145,6 +146,7 @@ class _RecordingAdapter(BaseAdapter):
         return read_http_answer(response.status_code, response.headers, body)
 
     def close(self) -> None:
+        """Close the connections."""
         for adapter in self.inner.values():
             adapter.close()
 
@@ -218,9 +220,9 @@ def _count_plain_bytes(request: requests.PreparedRequest) -> int:
     return len(body)
 
 
-def _load_credential_session() -> requests.Session | None:
-    """Session of the credential provider that the standard variables name."""
-    for variable in _CREDENTIAL_VARIABLES:
+def load_credential_session(*variables: str) -> requests.Session | None:
+    """Session of the credential provider that the first of the standard variables names."""
+    for variable in variables:
         name = os.environ.get(variable)
         if name:
             group = "opentelemetry_otlp_credential_provider"

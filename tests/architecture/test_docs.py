@@ -37,6 +37,19 @@ def test_every_span_key_is_in_the_table():
     assert sorted(keys - table) == []
 
 
+def test_every_metric_is_in_the_table():
+    """docs/live.md names the instruments that the code makes, with their units."""
+    code = (ROOT / "starpo_trace" / "capture" / "instruments.py").read_text()
+    made = set(re.findall(r'"((?:starpo|gen_ai)\.[a-z_.]+)"', code))
+    rows = [
+        line
+        for line in (ROOT / "docs" / "live.md").read_text().splitlines()
+        if re.match(r"\| `(starpo|gen_ai)\.", line)
+    ]
+    told = {name for line in rows for name in re.findall(r"`([\w.]+)`", line.split("|")[1])}
+    assert made == told
+
+
 def test_every_import_in_the_documents_works():
     """Names that Python blocks of README and docs import from our packages exist."""
     missing = []

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from starpo_trace import flush, instrument, reward, trajectory, uninstrument
+from starpo_trace.config import CaptureConfig
 from starpo_trace.doctor.installed import check_installed
+from starpo_trace.doctor.settings import check_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -90,6 +92,28 @@ def test_what_runs_lack(tmp_path):
     assert set(problems[1:]) == {"no_reward: 2 of 3", "no_llm_call: 3 of 3"}
     assert {"no task_id: 1 of 3", "no policy_id: 3 of 3"} <= set(list_what(findings, "note"))
     assert all(each["do"] for each in findings[1:])
+
+
+def test_where_metrics_go(monkeypatch):
+    """To the endpoint that answers, or nowhere, and why."""
+    for name in [name for name in os.environ if name.startswith("OTEL_")]:
+        monkeypatch.delenv(name)
+    config = CaptureConfig()
+    (absent,) = check_metrics(config)
+    assert absent.what.endswith("sets a MeterProvider: no endpoint is named")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+        (found,) = check_metrics(config)
+    assert (found.level, found.what) == (
+        "ok",
+        f"{endpoint} (OTEL_EXPORTER_OTLP_ENDPOINT), which answers",
+    )
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+    (forbidden,) = check_metrics(config)
+    assert "OTEL_METRICS_EXPORTER" in forbidden.what
+    (off,) = check_metrics(CaptureConfig(metrics=False))
+    assert off.what == "STARPO_METRICS switches them off"
 
 
 def test_settings_that_leave_everything_out(tmp_path):

@@ -13,7 +13,7 @@ from starpo_train.errors import ConfigError
 from starpo_train.metrics import MetricsWriter, read_metrics
 from starpo_train.run import train
 from starpo_train.run_folder import read_resumed_config
-from starpo_train.trackers import BackgroundTracker, TrackedMetrics, require_trackers
+from starpo_train.trackers import BackgroundTracker, TrackedMetrics, name_scalar, require_trackers
 
 
 def steps_of(path):
@@ -25,7 +25,7 @@ def read_tensorboard(folder, name):
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    return [(event.step, event.value) for event in events.Scalars(f"train/{name}")]
+    return [(event.step, event.value) for event in events.Scalars(name_scalar(name))]
 
 
 def killed_after(step):
@@ -74,6 +74,35 @@ def test_tensorboard_gets_what_a_kill_kept_from_it(tmp_path, configure):
     train(read_resumed_config(part.metrics_path.parent), resume=True)
     points = read_tensorboard(config.run.output / "tensorboard", "loss")
     assert [step for step, _ in points] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_what_tells_how_a_run_goes(configure):
+    """Loss, spread of rewards, entropy, KL, ESS and speed, in groups, every number of each step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = configure(run={"trackers": ["tensorboard"]})
+    train(config)
+    events = EventAccumulator(str(config.run.output / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    told = {tag: [each.value for each in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    expected = {
+        "train/loss": "loss",
+        "train/grad_norm": "grad_norm",
+        "train/learning_rate": "learning_rate",
+        "reward/in_group_reward_std": "in_group_reward_std",
+        "reward/advantage_mean_abs": "advantage_mean_abs",
+        "policy/entropy": "entropy",
+        "policy/approx_kl": "approx_kl",
+        "policy/ess_fraction": "ess_fraction",
+        "policy/clip_fraction": "clip_fraction",
+        "speed/tokens_per_s": "tokens_per_s",
+    }
+    truth = steps_of(config.run.output / "metrics.jsonl")
+    for tag, name in expected.items():
+        assert told[tag] == pytest.approx([record[name] for record in truth], rel=1e-6), tag
+    numbers = {k for r in truth for k, v in r.items() if isinstance(v, int | float)}
+    assert {tag.partition("/")[2] for tag in told} == numbers - {"step"}
 
 
 class Broken:

@@ -1,0 +1,129 @@
+"""Task -> episode -> what each answer of the model led to.
+
+An environment is any object with `name`, `version`, `tasks` and `start`; nothing has to be
+inherited. Everything here is plain data: messages and tools are those of OpenAI's chat completions.
+
+    class Guess:                                   # one number, three tries
+        name, version = "guess", "1"
+
+        def tasks(self, split, count, seed):
+            return [Task(id=f"{split}-{n}", input=n % 10) for n in range(count)]
+
+        def start(self, task, seed):
+            return GuessEpisode(task.input)
+
+    class GuessEpisode:
+        tools = ()
+
+        def __init__(self, number):
+            self.number = number
+            self.messages = [{"role": "user", "content": "Guess my number, 0 to 9."}]
+
+        def act(self, message):
+            if message.get("content") == str(self.number):
+                return Feedback(end="terminated", reward=1.0)
+            return Feedback(messages=[{"role": "user", "content": "No. Again?"}])
+
+        def cut(self):
+            return 0.0
+
+        def close(self):
+            pass
+
+What an episode raises is the environment's failure, never the model's: the run gets no reward and
+is played again at the next start. What the model does wrong belongs into the feedback.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Message = dict[str, Any]
+"""A chat message in OpenAI's format."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One thing to do; its attempts are compared with each other."""
+
+    id: str
+    """Stays the same whoever plays it, whenever."""
+    input: Any = None
+    """What the environment needs to begin it."""
+    cohort: str | None = None
+    """Slice of the tasks that a release gate watches separately."""
+    expected: Mapping[str, Any] = field(default_factory=dict)
+    """What is known to be right, by the keys of `docs/evaluators.md` (`expected_calls`,
+    `required_outputs`, `expected_state` ...); written to `OUTPUT/references.jsonl`."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Anything else; recorded as the state `task` of the run when it is not empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback:
+    """What one message of the model led to."""
+
+    messages: Sequence[Message] = ()
+    """What the model reads next: a tool message for each of its calls, or a user's turn."""
+    process_reward: float | None = None
+    """What the message was worth by itself; None where nobody says."""
+    state: Any = None
+    """How the world looks now, as JSON; None: not told."""
+    end: Literal["terminated", "truncated"] | None = None
+    """`terminated`: it came to its end; `truncated`: a limit of the environment's; None: go on."""
+    reward: float | None = None
+    """The outcome, with `end` only: what the whole run was worth."""
+    reason: str | None = None
+    """Why it ended, in words."""
+
+
+class Episode(Protocol):
+    """One run in progress. It is played in one thread and closed once."""
+
+    @property
+    def messages(self) -> Sequence[Message]:
+        """What the model reads first."""
+        ...
+
+    @property
+    def tools(self) -> Sequence[dict[str, Any]]:
+        """Function tools with JSON schemas, as they are sent; empty: none."""
+        ...
+
+    def act(self, message: Message) -> Feedback:
+        """The model's message -> what it led to. Each of its tool calls has to be answered.
+
+        `message` has `role`, `content` (text or None) and `tool_calls` where there are some; their
+        arguments are the model's own text, which may be no JSON (`calls.CallEpisode` sees to that).
+        """
+        ...
+
+    def cut(self) -> float:
+        """The run is stopped from outside (turns, context length) -> its reward."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the episode holds; called however it ended."""
+        ...
+
+
+class Environment(Protocol):
+    """Tasks, and how one is begun. Used by several threads at once."""
+
+    @property
+    def name(self) -> str:
+        """Recorded with every run."""
+        ...
+
+    @property
+    def version(self) -> str | None:
+        """Runs of different versions are not compared."""
+        ...
+
+    def tasks(self, split: str, count: int, seed: int) -> Sequence[Task]:
+        """Up to `count` tasks of a split; the same seed gives the same ones."""
+        ...
+
+    def start(self, task: Task, seed: int) -> Episode:
+        """Begin a task. The same seed begins it the same way."""
+        ...

@@ -8,24 +8,11 @@ with an "id" each, and `play(client, model, task, seed)`, one run that returns
 import importlib.util
 import inspect
 import sys
-from collections import Counter
-from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
+from starpo_train.attempts import Attempt, number_attempts
 from starpo_train.errors import RolloutError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
-    """One run to play."""
-
-    task: dict[str, Any]
-    number: int
-    """0.. within the task."""
-    seed: int
 
 
 def load_agent(path: Path) -> ModuleType:
@@ -72,16 +59,5 @@ def list_attempts(
             f"{path}: tasks({split!r}, {tasks}, {seed}) must give "
             'a list of dicts, each with a string "id"'
         )
-    if repeated := [task_id for task_id, count in Counter(ids).items() if count > 1]:
-        raise RolloutError(f"{path}: tasks gave the id {repeated[0]!r} more than once")
-    return [
-        Attempt(task=task, number=number, seed=_seed(seed, task["id"], number))
-        for number in range(attempts)
-        for task in found
-    ]
-
-
-def _seed(seed: int, task_id: str, attempt: int) -> int:
-    """The same run of the same task has the same seed, whichever policy plays it."""
-    digest = blake2b(f"{seed}/{task_id}/{attempt}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest) % 2**31
+    by_id = [(task["id"], task) for task in found]
+    return number_attempts(by_id, where=str(path), attempts=attempts, seed=seed)

@@ -43,7 +43,11 @@ class ServerError(StarpoTrainError, RuntimeError):
 
 
 class RolloutError(StarpoTrainError, RuntimeError):
-    """An agent file cannot be used, or its runs keep failing."""
+    """An agent file or environment cannot be used, or its runs keep failing."""
+
+
+class EnvironmentFailedError(RolloutError):
+    """An environment raised, or broke its protocol: its failure, not that of the model."""
 
 
 class JudgeError(StarpoTrainError, RuntimeError):

@@ -6,6 +6,7 @@ import math
 import tomllib
 import types
 import typing
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -55,12 +56,13 @@ def to_json_dict(config: Any) -> dict[str, Any]:
 def _reject_unknown_keys(cls: Any, values: Any, *, where: str, source: Path) -> None:
     """Before anything else is complained about: a typo often explains what seems missing."""
     hints = typing.get_type_hints(cls)
-    known = {_key(option.name): hints[option.name] for option in dataclasses.fields(cls)}
+    known = {_key(each.name): _not_none(hints[each.name]) for each in dataclasses.fields(cls)}
     for key, value in values.items():
         if key not in known:
             raise ConfigError(_unknown_key(source, where, key, list(known)))
         if dataclasses.is_dataclass(known[key]) and isinstance(value, dict):
-            _reject_unknown_keys(known[key], value, where=key, source=source)
+            inner = f"{where}.{key}" if where else key
+            _reject_unknown_keys(known[key], value, where=inner, source=source)
 
 
 def _build(cls: Any, values: Any, *, where: str, folder: Path, source: Path) -> Any:
@@ -90,9 +92,8 @@ def _build(cls: Any, values: Any, *, where: str, folder: Path, source: Path) -> 
 def _convert(hint: Any, value: Any, *, where: str, folder: Path, source: Path) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where=where, folder=folder, source=source)
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        inner = next(a for a in typing.get_args(hint) if a is not type(None))
-        return _convert(inner, value, where=where, folder=folder, source=source)
+    if _not_none(hint) is not hint:
+        return _convert(_not_none(hint), value, where=where, folder=folder, source=source)
     accepted, expected = _check(hint, value)
     if not accepted:
         raise ConfigError(f"{source}: {where} = {value!r}: must be {expected}.")
@@ -105,6 +106,13 @@ def _convert(hint: Any, value: Any, *, where: str, folder: Path, source: Path) -
     return float(value) if hint is float else value
 
 
+def _not_none(hint: Any) -> Any:
+    """`X | None` -> X."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return next(each for each in typing.get_args(hint) if each is not type(None))
+    return hint
+
+
 def _check(hint: Any, value: Any) -> tuple[bool, str]:
     """Whether a TOML value fits a type, and what would, in words."""
     if typing.get_origin(hint) is Literal:
@@ -113,6 +121,8 @@ def _check(hint: Any, value: Any) -> tuple[bool, str]:
     if typing.get_origin(hint) is tuple:
         fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
         return fits, "a list of strings"
+    if typing.get_origin(hint) is Mapping:
+        return isinstance(value, dict), "a table"
     if isinstance(value, bool):
         return hint is bool, _IN_WORDS[hint]
     if isinstance(value, float) and math.isnan(value):

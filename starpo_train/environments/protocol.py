@@ -35,8 +35,11 @@ is played again at the next start. What the model does wrong belongs into the fe
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+
+from starpo_train.environments.endpoint import Endpoint, Sampling
 
 Message = dict[str, Any]
 """A chat message in OpenAI's format."""
@@ -78,7 +81,10 @@ class Feedback:
 
 
 class Episode(Protocol):
-    """One run in progress. It is played in one thread and closed once."""
+    """One run in progress. It is played in one thread and closed once.
+
+    It may have a `state`, too: how the world looks at the beginning, recorded before the first call.
+    """
 
     @property
     def messages(self) -> Sequence[Message]:
@@ -126,4 +132,70 @@ class Environment(Protocol):
 
     def start(self, task: Task, seed: int) -> Episode:
         """Begin a task. The same seed begins it the same way."""
+        ...
+
+
+class Run(Protocol):
+    """One run that an environment with a loop of its own plays."""
+
+    @property
+    def task(self) -> Task:
+        """What to do."""
+        ...
+
+    @property
+    def number(self) -> int:
+        """Which attempt at the task, from 0."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of this run alone."""
+        ...
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the evaluation is being stopped: begin no more."""
+        ...
+
+    def record(self) -> AbstractContextManager[Any]:
+        """`with run.record() as trajectory:` around everything that the model does in it."""
+        ...
+
+    def finish(self, reward: float) -> None:
+        """It is over and its reward is recorded."""
+        ...
+
+    def fail(self, error: BaseException) -> None:
+        """It is over without a reward; the next start plays it again."""
+        ...
+
+
+class OwnLoop(Protocol):
+    """An environment that plays the model by itself, as Inspect and verifiers do."""
+
+    @property
+    def name(self) -> str:
+        """Recorded with every run."""
+        ...
+
+    @property
+    def version(self) -> str | None:
+        """Runs of different versions are not compared."""
+        ...
+
+    def tasks(self, split: str, count: int, seed: int) -> Sequence[Task]:
+        """Up to `count` tasks of a split; the same seed gives the same ones."""
+        ...
+
+    def play_runs(
+        self,
+        runs: Sequence[Run],
+        endpoint: Endpoint,
+        sampling: Sampling,
+        *,
+        concurrency: int,
+        max_turns: int | None,
+    ) -> None:
+        """Play all of them; each run is finished or failed as soon as it is over."""
         ...

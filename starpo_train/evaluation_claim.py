@@ -1,0 +1,82 @@
+"""An evaluation -> what its output folder says it holds, so that no two are mixed."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from starpo_train.attempts import Attempt
+from starpo_train.environments.protocol import Task
+from starpo_train.errors import ConfigError
+from starpo_train.evaluation_file import EvaluateSection
+from starpo_train.wholefile import write_atomically
+
+CLAIM_FILE: Final = "evaluation.json"
+REFERENCES_FILE: Final = "references.jsonl"
+
+_IDENTITY: Final = ("policy_id", "split", "seed")
+
+
+def claim_output(options: EvaluateSection) -> None:
+    """Write down whose runs the output folder holds, or check that they are this evaluation's.
+
+    Raises:
+        ConfigError: they are another agent's, model's, policy's, split's, seed's or sampling's.
+    """
+    path = options.output / CLAIM_FILE
+    mine = describe_claim(options)
+    if not path.exists():
+        path.write_text(json.dumps(mine, indent=2) + "\n", encoding="utf-8")
+        return
+    theirs = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in mine.items():
+        if theirs.get(key) != value:
+            raise ConfigError(
+                f"{options.output}: holds runs with {key} = {theirs.get(key)!r}, not {value!r}; "
+                "choose another evaluate.output, or remove the folder"
+            )
+
+
+def describe_claim(options: EvaluateSection) -> dict[str, Any]:
+    """What all runs in one output folder have in common."""
+    claim: dict[str, Any] = {key: str(getattr(options, key)) for key in _IDENTITY}
+    if options.agent is not None:
+        return {"agent": str(options.agent), "model": options.model_name, **claim}
+    described = {
+        "environment": options.environment,
+        "environment_args": options.environment_args,
+        "model": options.model_name,
+        **claim,
+        "sampling": asdict(options.sampling),
+        "max_turns": options.max_turns,
+    }
+    return json.loads(json.dumps(described, default=str))
+
+
+def claim_environment(options: EvaluateSection, version: str | None) -> None:
+    """The same for the version of an environment, which is known once it is loaded.
+
+    Raises:
+        ConfigError: the output folder holds runs of another version.
+    """
+    path = options.output / CLAIM_FILE
+    claim = json.loads(path.read_text(encoding="utf-8"))
+    if claim.setdefault("environment_version", version) != version:
+        raise ConfigError(
+            f"{options.output}: holds runs of version {claim['environment_version']!r} of the "
+            f"environment, which is {version!r} now; choose another evaluate.output"
+        )
+    write_atomically(path, json.dumps(claim, indent=2) + "\n")
+
+
+def write_references(path: Path, attempts: Sequence[Attempt]) -> None:
+    """What tasks say is right -> a file for `starpo-train score --references`."""
+    tasks = {each.task_id: each.task for each in attempts}
+    lines = [
+        json.dumps({"task_id": task_id, **task.expected})
+        for task_id, task in tasks.items()
+        if isinstance(task, Task) and task.expected
+    ]
+    if lines:
+        write_atomically(path, "\n".join(lines) + "\n")

@@ -1,0 +1,121 @@
+"""An evaluation file: who plays what, how often, and where it is kept."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from starpo_train.environments.endpoint import Sampling
+from starpo_train.errors import ConfigError
+from starpo_train.tomlfile import read_config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointSection:
+    """`[evaluate.endpoint]`: an OpenAI-compatible API that serves the policy already."""
+
+    base_url: str
+    """`.../v1`."""
+    model: str
+    """As the API calls it."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Variable that holds the key; APIs without one need none."""
+    max_retries: int = 4
+    """Of requests that were refused for now."""
+    timeout_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateSection:
+    """Who plays what, how often, and where it is kept."""
+
+    output: Path
+    """Folder for traces, dataset and summary."""
+    policy_id: str
+    """Which policy this is, in the traces and in reports."""
+    agent: Path | None = None
+    """The agent's Python file, or"""
+    environment: str | None = None
+    """an environment: module:attribute | file.py:attribute | gymnasium:ID | inspect:TASK |
+    verifiers:TASKSET."""
+    environment_args: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the environment."""
+    model: str | None = None
+    """Model folder to serve, or the name of a model in the hub's local cache; or"""
+    endpoint: EndpointSection | None = None
+    """where it is served already."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How an environment's loop draws answers; an agent file says so itself."""
+    max_turns: int | None = None
+    """Answers of the model in one run of an environment; then it is truncated."""
+    split: str = "test"
+    """Passed to `tasks`."""
+    tasks: int = 100
+    attempts: int = 4
+    """Runs of each task, each with its own seed."""
+    concurrency: int = 16
+    """Runs at the same time, and rows the server decodes at once."""
+    seed: int = 0
+    """Chooses the tasks and, with task and attempt, each run's own seed."""
+    threads: int = 1
+    """Torch threads of the server."""
+
+    @property
+    def played(self) -> str:
+        """What is played, in words of the file."""
+        return str(self.agent or self.environment)
+
+    @property
+    def model_name(self) -> str:
+        """What requests name as their model."""
+        return self.endpoint.model if self.endpoint else str(self.model)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """One evaluation file: the table `[evaluate]` and those below it."""
+
+    evaluate: EvaluateSection
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself, and counts that nothing could be done with."""
+        options = self.evaluate
+        for key in ("tasks", "attempts", "concurrency", "threads", "max_turns"):
+            value = getattr(options, key)
+            if value is not None and value < 1:
+                raise ConfigError(f"evaluate.{key} = {value}: must be at least 1.")
+        _require_one(agent=options.agent, environment=options.environment)
+        _require_one(model=options.model, endpoint=options.endpoint)
+        if options.agent is not None:
+            for key, default in (
+                ("environment_args", {}),
+                ("sampling", Sampling()),
+                ("max_turns", None),
+            ):
+                if getattr(options, key) != default:
+                    raise ConfigError(
+                        f"evaluate.{key} goes with evaluate.environment; an agent file "
+                        f"({options.agent.name}) decides that itself."
+                    )
+
+
+def _require_one(**given: Any) -> None:
+    (first, _), (second, _) = given.items()
+    found = [key for key, value in given.items() if value is not None]
+    if len(found) != 1:
+        said = "are both there" if found else "are both missing"
+        raise ConfigError(f"evaluate.{first} and evaluate.{second} {said}; give one of them.")
+
+
+def read_evaluate_config(path: Path) -> EvaluateConfig:
+    """Evaluation file -> config; relative paths resolve against the file's folder.
+
+    Raises:
+        ConfigError: no such file, no TOML, an unknown key or an unusable value.
+    """
+    config = read_config(path, EvaluateConfig, kind="evaluation file")
+    file, colon, name = (config.evaluate.environment or "").rpartition(":")
+    if not file.endswith(".py"):
+        return config
+    file = (path.resolve().parent / Path(file).expanduser()).resolve()
+    return replace(config, evaluate=replace(config.evaluate, environment=f"{file}{colon}{name}"))

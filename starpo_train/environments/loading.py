@@ -11,24 +11,23 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from starpo_train.environments.protocol import Environment, OwnLoop
 from starpo_train.errors import RolloutError
 
 _FORMS = "module:attribute, file.py:attribute, gymnasium:ID, inspect:TASK or verifiers:TASKSET"
 _NEEDED = ("name", "version", "tasks")
 
 
-def load_environment(spec: str, args: Mapping[str, Any]) -> Environment | OwnLoop:
-    """Import an environment and make it with `args`.
+def load_environment(spec: str, args: Mapping[str, Any]) -> Any:
+    """Import an `Environment` or `OwnLoop` and make it with `args`.
 
     Raises:
         RolloutError: there is none of that name, it cannot be made, or it lacks a method.
     """
     where = f"evaluate.environment = {spec!r}"
-    kind, _, name = spec.rpartition(":") if spec.count(":") == 1 else spec.partition(":")
+    kind, _, name = spec.partition(":")
     if not kind or not name:
         raise RolloutError(f"{where}: write {_FORMS}")
-    found = _ADAPTERS[kind](name) if kind in _ADAPTERS else _find(kind, name, where)
+    found = _ADAPTERS[kind](name) if kind in _ADAPTERS else find_attribute(spec, where=where)
     if isinstance(found, type) or not hasattr(found, "tasks"):
         try:
             found = found(**args)
@@ -77,7 +76,13 @@ def import_file(path: Path, where: str) -> ModuleType:
     return module
 
 
-def _find(kind: str, name: str, where: str) -> Any:
+def find_attribute(spec: str, *, where: str) -> Any:
+    """`module:attribute` or `file.py:attribute` -> the object.
+
+    Raises:
+        RolloutError: there is no such thing; `where` opens the message.
+    """
+    kind, _, name = spec.rpartition(":")
     if kind.endswith(".py"):
         module = import_file(Path(kind), where)
     else:
@@ -85,7 +90,7 @@ def _find(kind: str, name: str, where: str) -> Any:
             module = importlib.import_module(kind)
         except Exception as error:
             raise RolloutError(
-                f"{where}: the module {kind} fails to import: {error!r}; write {_FORMS}"
+                f"{where}: the module {kind!r} fails to import: {error!r}; write {_FORMS}"
             ) from error
     found = getattr(module, name, None)
     if found is None:

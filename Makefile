@@ -23,7 +23,7 @@ PHOENIX := .venvs/phoenix
 MLFLOW := .venvs/mlflow
 # Inspect needs versions of its own, too.
 INSPECT := .venvs/inspect
-INSPECT_TESTS := tests/trace/sources/test_inspect_logs.py
+INSPECT_TESTS := tests/trace/sources/test_inspect_logs.py tests/environments/test_inspect_tasks.py
 # Agent frameworks, really run: a group of them shares an environment, of the versions it pins.
 FRAMEWORKS := .venvs/frameworks
 ON_PUSH := openai3 openai2
@@ -123,7 +123,7 @@ $(MLFLOW)/.ready: constraints-mlflow.txt
 $(INSPECT)/.ready: constraints-inspect.txt pyproject.toml
 	$(PYTHON) -m venv $(INSPECT)
 	$(INSPECT)/bin/python -m pip install --quiet --disable-pip-version-check \
-	  -c constraints-inspect.txt -e ".[dataset]" inspect-ai openai pytest
+	  -c constraints-inspect.txt -e ".[dataset]" inspect-ai openai scipy pytest
 	@touch $@
 
 # These packages pin each other's versions more tightly than their losses need.

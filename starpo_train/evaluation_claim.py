@@ -14,6 +14,8 @@ from starpo_train.wholefile import write_atomically
 
 CLAIM_FILE: Final = "evaluation.json"
 REFERENCES_FILE: Final = "references.jsonl"
+"""For `starpo-train score --references`."""
+TASKS_FILE: Final = "tasks.jsonl"
 
 _IDENTITY: Final = ("policy_id", "split", "seed")
 
@@ -70,13 +72,22 @@ def claim_environment(options: EvaluateSection, version: str | None) -> None:
     write_atomically(path, json.dumps(claim, indent=2) + "\n")
 
 
-def write_references(path: Path, attempts: Sequence[Attempt]) -> None:
-    """What tasks say is right -> a file for `starpo-train score --references`."""
-    tasks = {each.task_id: each.task for each in attempts}
-    lines = [
-        json.dumps({"task_id": task_id, **task.expected})
-        for task_id, task in tasks.items()
-        if isinstance(task, Task) and task.expected
-    ]
-    if lines:
-        write_atomically(path, "\n".join(lines) + "\n")
+def write_tasks(folder: Path, attempts: Sequence[Attempt]) -> None:
+    """What an environment says of its tasks -> `tasks.jsonl`, and what is right -> references."""
+    tasks = {each.task_id: each.task for each in attempts if isinstance(each.task, Task)}
+    _write_lines(
+        folder / TASKS_FILE,
+        [
+            {"task_id": task.id, "cohort": task.cohort, "metadata": dict(task.metadata)}
+            for task in tasks.values()
+        ],
+    )
+    _write_lines(
+        folder / REFERENCES_FILE,
+        [{"task_id": task.id, **task.expected} for task in tasks.values() if task.expected],
+    )
+
+
+def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    if rows:
+        write_atomically(path, "".join(json.dumps(row, default=str) + "\n" for row in rows))

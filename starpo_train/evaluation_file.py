@@ -114,8 +114,10 @@ def read_evaluate_config(path: Path) -> EvaluateConfig:
         ConfigError: no such file, no TOML, an unknown key or an unusable value.
     """
     config = read_config(path, EvaluateConfig, kind="evaluation file")
-    file, colon, name = (config.evaluate.environment or "").rpartition(":")
+    adapter, _, name = (config.evaluate.environment or "").rpartition(":")
+    prefix, _, file = adapter.rpartition(":")  # inspect:file.py:task
     if not file.endswith(".py"):
         return config
-    file = (path.resolve().parent / Path(file).expanduser()).resolve()
-    return replace(config, evaluate=replace(config.evaluate, environment=f"{file}{colon}{name}"))
+    file = str((path.resolve().parent / Path(file).expanduser()).resolve())
+    spec = ":".join(filter(None, (prefix, file, name)))
+    return replace(config, evaluate=replace(config.evaluate, environment=spec))

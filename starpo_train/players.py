@@ -201,6 +201,7 @@ class OwnLoopPlayer(EnvironmentPlayer):
                     options.sampling,
                     concurrency=options.concurrency,
                     max_turns=options.max_turns,
+                    folder=options.output / "environment",
                 )
                 left: BaseException = EnvironmentFailedError(
                     f"environment {self._environment.name!r} left a run without a result"

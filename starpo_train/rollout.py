@@ -29,10 +29,9 @@ from starpo_train.dataset import scan_table
 from starpo_train.environments.endpoint import Endpoint
 from starpo_train.errors import RolloutError
 from starpo_train.evaluation_claim import (
-    REFERENCES_FILE,
     claim_environment,
     claim_output,
-    write_references,
+    write_tasks,
 )
 from starpo_train.evaluation_file import EvaluateConfig, EvaluateSection, read_evaluate_config
 from starpo_train.modelfolder import require_model
@@ -110,17 +109,18 @@ def evaluate(
         player = make_player(options)
         claim_environment(options, player.environment[1])
         attempts = player.list_attempts()
-        write_references(options.output / REFERENCES_FILE, attempts)
+        write_tasks(options.output, attempts)
         left = [a for a in attempts if (a.task_id, a.number) not in finished]
-        wall_s = 0.0
+        wall_s, tally = 0.0, _Tally(num_done=len(attempts) - len(left))
         if left:
             report(Progress(stage="server", num_done=len(finished), num_runs=len(attempts)))
             with serve_policy(options) as (endpoint, check):
                 started_s = time.monotonic()
-                tally = _Tally(num_done=len(attempts) - len(left))
                 tally.num_successes = sum(reward >= SUCCESS_REWARD for reward in finished.values())
                 play_attempts(player, left, options, endpoint, check, tally, report)
                 wall_s = time.monotonic() - started_s
+            if tally.errors and not tally.num_done:
+                raise _describe_failures(options, tally) from tally.errors[-1]
         if not starpo_trace.flush(_FLUSH_TIMEOUT_S):
             raise RolloutError(
                 f"{traces}: runs were played but not all could be written: {starpo_trace.stats()}; "
@@ -134,6 +134,7 @@ def evaluate(
         dataset,
         options,
         environment=player.environment,
+        failures=[str(error) or repr(error) for error in tally.errors],
         num_runs=len(attempts),
         num_played=len(left),
         wall_s=wall_s,
@@ -222,14 +223,18 @@ def play_attempts(
                 )
             )
             if len(tally.errors) >= _MOST_FAILURES:
-                raise RolloutError(
-                    f"{options.played}: {len(tally.errors)} runs failed, the last with "
-                    f"{tally.errors[-1]!r}; finished runs are kept, start again to go on"
-                ) from tally.errors[-1]
+                raise _describe_failures(options, tally) from tally.errors[-1]
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
         client.close()
+
+
+def _describe_failures(options: EvaluateSection, tally: _Tally) -> RolloutError:
+    return RolloutError(
+        f"{options.played}: {len(tally.errors)} runs failed, the last with {tally.errors[-1]!r}; "
+        "finished runs are kept, start again to go on"
+    )
 
 
 def _count(future: Future[float | None], tally: _Tally) -> None:
@@ -248,6 +253,7 @@ def summarize_runs(
     options: EvaluateSection,
     *,
     environment: tuple[str | None, str | None],
+    failures: list[str],
     num_runs: int,
     num_played: int,
     wall_s: float,
@@ -271,6 +277,7 @@ def summarize_runs(
         "attempts": options.attempts,
         "num_rewarded": rows.height,
         "num_missing": num_runs - rows.height,
+        "failures": failures,
         "success_mean": success.value if success else None,
         "success_ci95": [success.low, success.high] if success and by_task.height > 1 else None,
         "reward_mean": rows["reward"].mean(),

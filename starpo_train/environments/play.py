@@ -43,8 +43,6 @@ def play_episode(
     with watched.during("start"):
         episode = environment.start(task, seed)
     try:
-        if task.metadata:
-            starpo_trace.state(dict(task.metadata), name="task")
         return _play(client, model, episode, watched, seed=seed, sampling=sampling, limit=max_turns)
     finally:
         with watched.during("close"):

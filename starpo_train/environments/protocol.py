@@ -37,6 +37,7 @@ is played again at the next start. What the model does wrong belongs into the fe
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from starpo_train.environments.endpoint import Endpoint, Sampling
@@ -59,7 +60,7 @@ class Task:
     """What is known to be right, by the keys of `docs/evaluators.md` (`expected_calls`,
     `required_outputs`, `expected_state` ...); written to `OUTPUT/references.jsonl`."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """Anything else; recorded as the state `task` of the run when it is not empty."""
+    """Anything else that readers should know, as JSON; written to `OUTPUT/tasks.jsonl`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +197,11 @@ class OwnLoop(Protocol):
         *,
         concurrency: int,
         max_turns: int | None,
+        folder: Path,
     ) -> None:
-        """Play all of them; each run is finished or failed as soon as it is over."""
+        """Play all of them; each run is finished or failed as soon as it is over.
+
+        `max_turns` None: the environment's own limit. `folder` is for files of its own, such as
+        logs; it need not exist.
+        """
         ...

@@ -176,6 +176,9 @@ def _list_results(message: dict[str, Any]) -> Iterator[tuple[Any, ToolCall]]:
         yield call_id, read_path([asked, {"role": "tool", "parts": [part]}]).calls[0]
 
 
+_UNNAMED: Final = frozenset({None, "state"})
+
+
 def _read_states(manifest: Manifest, wanted: pl.LazyFrame) -> dict[str, Any]:
     """Trajectory -> name of a state -> its last value."""
     rows = (
@@ -190,7 +193,7 @@ def _read_states(manifest: Manifest, wanted: pl.LazyFrame) -> dict[str, Any]:
     for key, name, value in rows.iter_rows():
         states[key][name] = json.loads(value)
     return {
-        # a run with one state that has no name is in that state
-        key: found[None] if set(found) == {None} else found
+        # a run whose one state has no name, or that of `starpo_trace.state`, is in that state
+        key: next(iter(found.values())) if len(found) == 1 and set(found) <= _UNNAMED else found
         for key, found in states.items()
     }

@@ -5,5 +5,16 @@
 
 from starpo_train.environments.calls import CallEpisode, ToolError
 from starpo_train.environments.protocol import Environment, Episode, Feedback, Message, Task
+from starpo_train.environments.tool_tasks import ToolEnvironment, ToolTask
 
-__all__ = ["CallEpisode", "Environment", "Episode", "Feedback", "Message", "Task", "ToolError"]
+__all__ = [
+    "CallEpisode",
+    "Environment",
+    "Episode",
+    "Feedback",
+    "Message",
+    "Task",
+    "ToolEnvironment",
+    "ToolError",
+    "ToolTask",
+]

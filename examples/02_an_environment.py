@@ -2,14 +2,8 @@
 
     python examples/02_an_environment.py
 
-Two policies play it behind real HTTP; here they are scripts, so that nothing has to be downloaded.
-With a model of yours it is an evaluation file and `starpo-train evaluate FILE`:
-
-    [evaluate]
-    environment = "examples/02_an_environment.py:Desk"
-    model = "checkpoints/step_000100"       # or [evaluate.endpoint] with base_url and model
-    policy_id = "step-100"
-    output = "eval-step-100"
+Two scripts play the policies, behind real HTTP. A model of yours needs only an evaluation file with
+`environment = "02_an_environment.py:Desk"`: docs/environments.md.
 """
 
 import json

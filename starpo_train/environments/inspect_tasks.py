@@ -14,19 +14,15 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-from opentelemetry import context as otel_context
-from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
-from opentelemetry.instrumentation.utils import suppress_instrumentation
-
 import starpo_trace
 from starpo_train.environments.endpoint import Endpoint, Sampling
 from starpo_train.environments.loading import find_attribute
 from starpo_train.environments.protocol import Run, Task
+from starpo_train.environments.recording import draw_seed, not_recorded, recorded, seeded
 from starpo_train.errors import EnvironmentFailedError, RolloutError
 
 _LETTERS: Final = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
 _WORDS: Final = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
-_RUN_KEY: Final = otel_context.create_key("starpo-inspect-run")
 
 
 class InspectEnvironment:
@@ -112,7 +108,7 @@ class InspectEnvironment:
         watched = _Watched(self._scorer)
         tasks = [self._prepare(some, watched) for some in by_number.values()]
         options = {"turn_limit": max_turns} if max_turns is not None else {}
-        with suppress_instrumentation(), _listening(watched):
+        with not_recorded(), _listening(watched):
             logs = inspect_ai.eval(
                 tasks,
                 model=_connect(endpoint, sampling),
@@ -176,7 +172,7 @@ class _Watched:
             run.fail(EnvironmentFailedError(f"{where}: {error}"))
             return
         first = (sample.scores or {})[name.partition(".")[0]]
-        with _recording():
+        with recorded():
             common: dict[str, Any] = {"trajectory_id": trajectory_id, "task_id": run.task.id}
             starpo_trace.reward(reward, label=name, explanation=first.explanation, **common)
             for other, number in numbers.items():
@@ -242,25 +238,22 @@ def _record(solver: Any, runs: Mapping[str, Run], watched: _Watched) -> Any:
     inner = as_solver(solver) if is_agent(solver) else chain(solver)
 
     @register(name="starpo_recorded")
-    def recorded() -> Any:
+    def watch() -> Any:
         async def solve(state: Any, generate: Any) -> Any:
             run = runs[str(state.sample_id)]
             if run.is_stopped:
                 raise EnvironmentFailedError("the evaluation is being stopped")
             limit: LimitExceededError | None = None
-            with _recording(), run.record() as trajectory:
+            with recorded(), run.record() as trajectory:
                 watched.runs[state.uuid] = run, trajectory.id
-                token = otel_context.attach(otel_context.set_value(_RUN_KEY, [run.seed]))
                 try:
-                    with suppress_instrumentation():
+                    with seeded(run.seed), not_recorded():
                         state = await inner(state, generate)
                     if state.output.stop_reason == "model_length":
                         trajectory.end("truncated", reason="context_length")
                 except LimitExceededError as error:
                     limit = error
                     trajectory.end("truncated", reason=error.type)
-                finally:
-                    otel_context.detach(token)
                 if state.messages and state.messages[-1].role != "assistant":
                     starpo_trace.observe(await messages_to_openai(state.messages))
             if limit is not None:
@@ -269,20 +262,7 @@ def _record(solver: Any, runs: Mapping[str, Run], watched: _Watched) -> Any:
 
         return solve
 
-    return recorded()
-
-
-@contextmanager
-def _recording() -> Iterator[None]:
-    """Within `suppress_instrumentation`: record again."""
-    context = otel_context.get_current()
-    for key in (_SUPPRESS_INSTRUMENTATION_KEY, "suppress_instrumentation"):  # both are set
-        context = otel_context.set_value(key, None, context)
-    token = otel_context.attach(context)
-    try:
-        yield
-    finally:
-        otel_context.detach(token)
+    return watch()
 
 
 @contextmanager
@@ -326,12 +306,11 @@ def _connect(endpoint: Endpoint, sampling: Sampling) -> Any:
     ask: Any = model.api.generate
 
     async def generate(input: Any, tools: Any, tool_choice: Any, config: Any) -> Any:
-        seeds = otel_context.get_value(_RUN_KEY)
-        if not isinstance(seeds, list):  # a grader, who asks the same model
+        seed = draw_seed()
+        if seed is None:  # a grader, who asks the same model
             return await ask(input, tools, tool_choice, config)
-        config = config.model_copy(update={"seed": seeds[0] % 2**31})
-        seeds[0] += 1
-        with _recording():
+        with recorded():
+            config = config.model_copy(update={"seed": seed})
             return await ask(input, tools, tool_choice, config)
 
     model.api.generate = generate

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from starpo_train.environments.endpoint import Sampling
 from starpo_train.errors import ConfigError
@@ -44,6 +44,9 @@ class EvaluateSection:
     """Model folder to serve, or the name of a model in the hub's local cache; or"""
     endpoint: EndpointSection | None = None
     """where it is served already."""
+    player: Literal["model", "oracle", "null"] = "model"
+    """Who plays an environment: `oracle` gives its own solutions and must solve every task, `null`
+    gives empty answers and must solve none; the gate's preflight. Neither needs a model."""
     sampling: Sampling = field(default_factory=Sampling)
     """How an environment's loop draws answers; an agent file says so itself."""
     max_turns: int | None = None
@@ -68,6 +71,8 @@ class EvaluateSection:
     @property
     def model_name(self) -> str:
         """What requests name as their model."""
+        if self.player != "model":
+            return self.player
         return self.endpoint.model if self.endpoint else str(self.model)
 
 
@@ -85,12 +90,18 @@ class EvaluateConfig:
             if value is not None and value < 1:
                 raise ConfigError(f"evaluate.{key} = {value}: must be at least 1.")
         _require_one(agent=options.agent, environment=options.environment)
-        _require_one(model=options.model, endpoint=options.endpoint)
+        if options.player == "model":
+            _require_one(model=options.model, endpoint=options.endpoint)
+        elif options.model is not None or options.endpoint is not None:
+            raise ConfigError(
+                f"evaluate.player = {options.player!r} needs no model and no endpoint; leave them out."
+            )
         if options.agent is not None:
             for key, default in (
                 ("environment_args", {}),
                 ("sampling", Sampling()),
                 ("max_turns", None),
+                ("player", "model"),
             ):
                 if getattr(options, key) != default:
                     raise ConfigError(

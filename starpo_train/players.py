@@ -11,7 +11,7 @@ from starpo_train.agentfile import list_attempts, load_agent
 from starpo_train.attempts import Attempt, number_attempts
 from starpo_train.environments.endpoint import Endpoint
 from starpo_train.environments.loading import load_environment
-from starpo_train.environments.play import MAX_TURNS, play_episode
+from starpo_train.environments.play import MAX_TURNS, Ask, ask_model, follow, play_episode
 from starpo_train.environments.protocol import Task
 from starpo_train.errors import EnvironmentFailedError, RolloutError
 from starpo_train.evaluation_file import EvaluateSection
@@ -50,8 +50,17 @@ def make_player(options: EvaluateSection) -> Player:
     if options.agent is not None:
         return AgentPlayer(options)
     found: Any = load_environment(str(options.environment), options.environment_args)
-    kind = OwnLoopPlayer if hasattr(found, "play_runs") else EnvironmentPlayer
-    return kind(options, found)
+    has_own_loop = hasattr(found, "play_runs")
+    if options.player != "model" and has_own_loop:
+        raise RolloutError(
+            f"evaluate.player = {options.player!r}: {found.name} plays the model by itself"
+        )
+    if options.player == "oracle" and not hasattr(found, "solve"):
+        raise RolloutError(
+            f"evaluate.player = 'oracle': {found.name} knows no solutions; give it "
+            "solve(task), the messages of an agent that solves it"
+        )
+    return (OwnLoopPlayer if has_own_loop else EnvironmentPlayer)(options, found)
 
 
 class AgentPlayer:
@@ -159,12 +168,10 @@ class EnvironmentPlayer:
                 return None
             with self._begin(attempt) as run:
                 outcome = play_episode(
-                    client,
-                    endpoint.model,
+                    self._make_agent(attempt, endpoint, client),
                     self._environment,
                     attempt.task,
                     seed=attempt.seed,
-                    sampling=options.sampling,
                     max_turns=options.max_turns or MAX_TURNS,
                 )
                 starpo_trace.reward(outcome.reward)
@@ -172,6 +179,14 @@ class EnvironmentPlayer:
             return outcome.reward
 
         return {pool.submit(play, attempt) for attempt in attempts}
+
+    def _make_agent(self, attempt: Attempt, endpoint: Endpoint, client: Any) -> Ask:
+        if self._options.player == "null":
+            return follow(())
+        if self._options.player == "oracle":
+            return follow(self._environment.solve(attempt.task))
+        sampling = self._options.sampling
+        return ask_model(client, endpoint.model, sampling, seed=attempt.seed)
 
     def _begin(self, attempt: Attempt) -> Any:
         name, version = self.environment

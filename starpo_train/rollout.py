@@ -153,6 +153,9 @@ def serve_policy(options: EvaluateSection) -> Iterator[tuple[Endpoint, Callable[
         ServerError: the model cannot be served.
     """
     given = options.endpoint
+    if options.player != "model":  # nobody is asked
+        yield Endpoint(base_url="http://127.0.0.1:9/v1", model=options.player), lambda: None
+        return
     if given is not None:
         yield (
             Endpoint(

@@ -1,8 +1,9 @@
-"""Episode + model -> a recorded run, its reward.
+"""Episode + agent -> a recorded run, its reward.
 
 The loop an ordinary agent has: ask, act, read what it led to, until it ends.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,15 +24,12 @@ class Outcome:
     reason: str | None = None
 
 
+Ask = Callable[[list[Message], list[dict[str, Any]], int], Message | None]
+"""(messages, tools, turn) -> the agent's next message; None: the messages are too long for it."""
+
+
 def play_episode(
-    client: Any,
-    model: str,
-    environment: Environment,
-    task: Task,
-    *,
-    seed: int,
-    sampling: Sampling,
-    max_turns: int = MAX_TURNS,
+    ask: Ask, environment: Environment, task: Task, *, seed: int, max_turns: int = MAX_TURNS
 ) -> Outcome:
     """Play one task to its end; what happens is recorded in the current trajectory.
 
@@ -43,22 +41,13 @@ def play_episode(
     with watched.during("start"):
         episode = environment.start(task, seed)
     try:
-        return _play(client, model, episode, watched, seed=seed, sampling=sampling, limit=max_turns)
+        return _play(ask, episode, watched, max_turns)
     finally:
         with watched.during("close"):
             episode.close()
 
 
-def _play(
-    client: Any,
-    model: str,
-    episode: Episode,
-    watched: "_Watched",
-    *,
-    seed: int,
-    sampling: Sampling,
-    limit: int,
-) -> Outcome:
+def _play(ask: Ask, episode: Episode, watched: "_Watched", limit: int) -> Outcome:
     with watched.during("messages and tools"):
         messages: list[Message] = [dict(message) for message in episode.messages]
         tools = list(episode.tools)
@@ -66,7 +55,7 @@ def _play(
     if opening is not None:
         starpo_trace.state(opening)
     for turn in range(limit):
-        message = _ask(client, model, messages, tools, sampling.build_request(seed=seed + turn))
+        message = ask(messages, tools, turn)
         if message is None:
             return _cut(episode, watched, messages, reason="context_length")
         messages.append(message)
@@ -74,34 +63,53 @@ def _play(
             feedback = episode.act(message)
             check_feedback(message, feedback)
         messages += feedback.messages
-        if feedback.process_reward is not None:
-            starpo_trace.reward(feedback.process_reward, name="process", scope="turn")
-        if feedback.state is not None:
-            starpo_trace.state(feedback.state)
+        _record(feedback)
         if feedback.end is not None and feedback.reward is not None:
             starpo_trace.observe(messages)  # the last result, which no later call would show
             return Outcome(reward=float(feedback.reward), end=feedback.end, reason=feedback.reason)
     return _cut(episode, watched, messages, reason="max_turns")
 
 
-def _ask(
-    client: Any, model: str, messages: list[Message], tools: list[Any], request: dict[str, Any]
-) -> Message | None:
-    """The model's answer as a message; None when the prompt is longer than its context."""
-    import openai
+def _record(feedback: Feedback) -> None:
+    run = starpo_trace.current_trajectory()
+    is_by_model = run is not None and run.last_llm_step is not None  # else there is no turn
+    if feedback.process_reward is not None and is_by_model:
+        starpo_trace.reward(feedback.process_reward, name="process", scope="turn")
+    if feedback.state is not None:
+        starpo_trace.state(feedback.state)
 
-    if tools:
-        request["tools"] = tools
-    try:
-        answer = client.chat.completions.create(model=model, messages=messages, **request)
-    except openai.BadRequestError as error:
-        if is_context_error(error):
-            return None
-        raise
-    message = answer.choices[0].message.model_dump(exclude_none=True)
-    if not message.get("tool_calls"):
-        message.setdefault("content", "")  # an empty answer; APIs want the key
-    return message
+
+def ask_model(client: Any, model: str, sampling: Sampling, *, seed: int) -> Ask:
+    """The model behind an endpoint; each of its answers has a seed of its own."""
+
+    def ask(messages: list[Message], tools: list[dict[str, Any]], turn: int) -> Message | None:
+        import openai
+
+        request = sampling.build_request(seed=seed + turn)
+        if tools:
+            request["tools"] = tools
+        try:
+            answer = client.chat.completions.create(model=model, messages=messages, **request)
+        except openai.BadRequestError as error:
+            if is_context_error(error):
+                return None
+            raise
+        message = answer.choices[0].message.model_dump(exclude_none=True)
+        if not message.get("tool_calls"):
+            message.setdefault("content", "")  # an empty answer; APIs want the key
+        return message
+
+    return ask
+
+
+def follow(answers: Sequence[Message]) -> Ask:
+    """Somebody who gives these answers and then none; without any, the null agent."""
+
+    def ask(messages: list[Message], tools: list[dict[str, Any]], turn: int) -> Message:
+        _ = messages, tools
+        return answers[turn] if turn < len(answers) else {"role": "assistant", "content": ""}
+
+    return ask
 
 
 def is_context_error(error: Any) -> bool:

@@ -115,7 +115,10 @@ class Episode(Protocol):
 
 
 class Environment(Protocol):
-    """Tasks, and how one is begun. Used by several threads at once."""
+    """Tasks, and how one is begun. Used by several threads at once.
+
+    It may have `solve(task)`, too: the messages of an agent that solves it, for the gate's preflight.
+    """
 
     @property
     def name(self) -> str:

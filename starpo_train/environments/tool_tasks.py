@@ -113,6 +113,24 @@ class ToolEnvironment(ABC):
             user=user,
         )
 
+    def solve(self, task: ToolTask) -> list[Message]:
+        """What an agent does that knows the answer: the expected calls, then the outputs."""
+        messages: list[Message] = [
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {
+                        "id": f"call_{number}",
+                        "type": "function",
+                        "function": {"name": name, "arguments": json.dumps(dict(arguments))},
+                    }
+                ],
+            }
+            for number, (name, arguments) in enumerate(task.actions)
+        ]
+        return [*messages, {"role": "assistant", "content": "\n".join(task.outputs) or "Done."}]
+
     def hash_expected(self, task: ToolTask) -> str:
         """Hash of the state after the expected calls on a fresh database.
 

@@ -268,6 +268,7 @@ def test_sampling_is_what_is_asked_for(configure, guess):
         ({"model": "m"}, r"evaluate\.model and evaluate\.endpoint are both there"),
         ({"sampling": {"temperature": 3.0}}, r"sampling\.temperature = 3\.0: must be from 0 to 2"),
         ({"sampling": {"temprature": 1}}, r"evaluate\.sampling\.temprature; did you mean"),
+        ({"player": "oracle"}, r"evaluate\.player = 'oracle' needs no model and no endpoint"),
         ({"max_turns": 0}, r"evaluate\.max_turns = 0: must be at least 1"),
     ],
 )
@@ -562,6 +563,24 @@ def test_tool_tasks_succeed_by_their_final_state(configure, tmp_path):
     assert dict(scores.select("task_id", "score").rows()) == rewards
 
 
+def play_scripted(folder: Path, player: str) -> dict[str, float]:
+    """The example's tasks, played by an oracle or a null agent -> rewards by task."""
+    path = folder / f"{player}.toml"
+    path.write_text(
+        f'[evaluate]\nenvironment = "{DESK}"\nplayer = "{player}"\noutput = "{player}"\n'
+        f'policy_id = "{player}"\ntasks = 40\nattempts = 1\n'
+    )
+    result = rollout.evaluate(rollout.read_evaluate_config(path))
+    return dict(read(result.dataset, "trajectories", "task_id", "reward"))
+
+
+def test_an_oracle_solves_everything_and_a_null_agent_what_asks_for_nothing(tmp_path):
+    """The preflight finds tasks that are solved by doing nothing: every second one here."""
+    assert set(play_scripted(tmp_path, "oracle").values()) == {1.0}
+    null = play_scripted(tmp_path, "null")
+    assert null == {f"test-0-{n}": float(n % 2 == 0) for n in range(40)}
+
+
 def test_the_gate_reads_two_evaluations(configure, tmp_path):
     """Of the same tasks in the same environment: fifty points better, and blocked for its steps."""
     for name, order in (("hasty", "base"), ("careful", "cand")):
@@ -571,10 +590,11 @@ def test_the_gate_reads_two_evaluations(configure, tmp_path):
                 server, DESK, output=order, policy_id=name, tasks=40, attempts=2, endpoint=endpoint
             )
             rollout.evaluate(config)
+    play_scripted(tmp_path, "oracle")
     done = subprocess.run(
         [
             *(sys.executable, "-m", "starpo_train", "gate", "--baseline", "base/dataset"),
-            *("--candidate", "cand/dataset", "-o", "gate"),
+            *("--candidate", "cand/dataset", "-o", "gate", "--oracle", "oracle/dataset"),
         ],
         cwd=tmp_path,
         capture_output=True,
@@ -583,6 +603,7 @@ def test_the_gate_reads_two_evaluations(configure, tmp_path):
         check=False,
     )
     verdict = json.loads((tmp_path / "gate" / "verdict.json").read_text())
+    assert verdict["preflight"][0]["wrong"] == verdict["preflight"][0]["unplayed"] == []
     assert "Success changed by +50.0 points" in done.stdout
     assert (verdict["verdict"], done.returncode) == (
         "BLOCK",

@@ -241,3 +241,11 @@ def test_a_task_that_is_not_there_is_refused(tmp_path):
     (tmp_path / "sums.py").write_text(TASK)
     with pytest.raises(RolloutError, match="has no 'products'"):
         load_environment(f"inspect:{tmp_path / 'sums.py'}:products", {})
+
+
+def test_a_registered_task_is_found_by_its_name(tmp_path):
+    """As those of inspect_evals are."""
+    (tmp_path / "sums.py").write_text(TASK)
+    load_environment(f"inspect:{tmp_path / 'sums.py'}:sums", {})
+    found = load_environment("inspect:sums", {"offset": 1})
+    assert [task.id for task in found.tasks("test", 9, 0)] == ["sums/one", "sums/two"]

@@ -16,7 +16,7 @@ from starpo_train.dataset import scan_table
 from starpo_train.environments.calls import read_arguments
 from starpo_train.environments.functions import make_function_tool
 from starpo_train.environments.loading import import_file, load_environment
-from starpo_train.environments.play import check_feedback
+from starpo_train.environments.play import check_feedback, follow, play_episode
 from starpo_train.environments.protocol import Feedback
 from starpo_train.environments.text_games import clean_ansi
 from starpo_train.errors import ConfigError, RolloutError
@@ -535,6 +535,7 @@ def test_the_example_runs():
     assert said == ["careful: success 100%", "hasty: success 50%"]
 
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "environments.md"
 DESK = f"{EXAMPLE}:Desk"
 
 
@@ -579,6 +580,105 @@ def test_an_oracle_solves_everything_and_a_null_agent_what_asks_for_nothing(tmp_
     assert set(play_scripted(tmp_path, "oracle").values()) == {1.0}
     null = play_scripted(tmp_path, "null")
     assert null == {f"test-0-{n}": float(n % 2 == 0) for n in range(40)}
+
+
+HOTEL = '''
+from starpo_train.environments import ToolEnvironment, ToolTask
+
+
+def book(state: dict, nights: int) -> dict:
+    """Book a room."""
+    state["nights"] += nights
+    return {"price": nights * 600}
+
+
+def transfer(state: dict) -> str:
+    """Let a human go on."""
+    return "transferred"
+
+
+class Hotel(ToolEnvironment):
+    name, version, functions = "hotel", "1", (book, transfer)
+    writing, ending = ("book",), ("transfer",)
+
+    def list_tasks(self, split, count, seed):
+        tasks = [
+            ToolTask(id="told", instruction="Two nights; ask for the price.",
+                     actions=[("book", {"nights": 2})], outputs=["1200"]),
+            ToolTask(id="sent", instruction="Nothing works.",
+                     actions=[("transfer", {})]),
+        ]
+        return tasks[:count]
+
+    def make_state(self, task):
+        return {"nights": 0}
+'''
+
+
+def serve_hotel(body: dict[str, Any]) -> Reply:
+    """Books what it is asked for and tells the price; lets a human do the rest."""
+    last = body["messages"][-1]
+    if last["role"] == "tool":
+        price = json.loads(last["content"])["price"]
+        return Reply(content=f"Booked, that makes ${price:,}.")
+    if "two nights" in last["content"]:
+        return Reply(tool_calls=[ToolCall(id="b", name="book", arguments='{"nights": 2}')])
+    return Reply(tool_calls=[ToolCall(id="t", name="transfer", arguments="{}")])
+
+
+def speak_as_user(body: dict[str, Any]) -> Reply:
+    """The user's model: wants what its instruction says, and leaves after the answer."""
+    role, said = body["messages"][0]["content"], body["messages"][1:]
+    if "Nothing works" in role:
+        return Reply(content="it does not work")
+    return Reply(content="two nights" if len(said) == 1 else "Thanks. ###STOP###")
+
+
+def test_a_simulated_user_is_no_part_of_the_run(configure, tmp_path):
+    """It talks through an endpoint of its own; the run ends when it leaves, or by a tool."""
+    (tmp_path / "hotel.py").write_text(HOTEL)
+    with ScriptedServer(serve_hotel) as server, ScriptedServer(speak_as_user) as users:
+        configure(server, "hotel.py:Hotel", attempts=1)
+        path = tmp_path / "eval.toml"
+        user = f'[evaluate.environment_args.user]\nbase_url = "{users.base_url}"\nmodel = "u"\n'
+        path.write_text(f"{path.read_text()}\n{user}")
+        result = rollout.evaluate(rollout.read_evaluate_config(path))
+    columns = ("task_id", "reward", "end", "num_turns", "num_steps")
+    assert read(result.dataset, "trajectories", *columns) == [
+        ("sent", 1.0, "terminated", 1, 2),
+        ("told", 1.0, "terminated", 2, 3),
+    ]
+    assert set(scan_table(result.dataset, "turns").collect()["model"]) == {"tiny"}
+    roles = [[message["role"] for message in body["messages"]] for body in users.requests]
+    assert sorted(roles) == [
+        ["system", "user"],
+        ["system", "user"],
+        ["system", "user", "assistant", "user"],
+    ]
+
+
+def test_expected_calls_that_fail_are_refused(tmp_path):
+    """The task is wrong, and nothing is played."""
+    (tmp_path / "hotel.py").write_text(HOTEL.replace('{"nights": 2}', '{"nights": "x"}'))
+    hotel = load_environment(f"{tmp_path / 'hotel.py'}:Hotel", {})
+    with pytest.raises(RolloutError, match=r"call book\(\{'nights': 'x'\}\) of task 'told' fails"):
+        hotel.tasks("test", 2, 0)
+
+
+def test_the_documentations_environments_work(tmp_path):
+    """As they stand there: a game of guessing and a shop, whose oracle solves its task."""
+    blocks = DOCUMENT.read_text().split("```python\n")[1:]
+    for number, block in enumerate(blocks):
+        (tmp_path / f"shown{number}.py").write_text(block.partition("```")[0])
+    guess = load_environment(f"{tmp_path / 'shown0.py'}:Guess", {})
+    (task,) = guess.tasks("test", 1, 0)
+    episode = guess.start(task, 0)
+    assert episode.act({"content": "7"}).process_reward == -0.1
+    assert episode.act({"content": "0"}).reward == 1.0
+    shop = load_environment(f"{tmp_path / 'shown1.py'}:Shop", {})
+    (task,) = shop.tasks("test", 1, 0)
+    outcome = play_episode(follow(shop.solve(task)), shop, task, seed=0)
+    assert (outcome.reward, outcome.end) == (1.0, "terminated")
 
 
 def test_the_gate_reads_two_evaluations(configure, tmp_path):

@@ -24,6 +24,9 @@ MLFLOW := .venvs/mlflow
 # Inspect needs versions of its own, too.
 INSPECT := .venvs/inspect
 INSPECT_TESTS := tests/trace/sources/test_inspect_logs.py tests/environments/test_inspect_tasks.py
+# And so do the environments of verifiers.
+VERIFIERS := .venvs/verifiers
+VERIFIERS_TESTS := tests/environments/test_verifiers_tasks.py
 # Agent frameworks, really run: a group of them shares an environment, of the versions it pins.
 FRAMEWORKS := .venvs/frameworks
 ON_PUSH := openai3 openai2
@@ -42,11 +45,12 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 demo: $(VENV)/.demo-ready $(if $(filter smollm2,$(MODEL)),$(VENV)/.smollm2-ready)
 	$(BIN)/python examples/frozen_lake/demo.py --model $(MODEL) --seed $(SEED)
 
-test: check $(LITELLM)/.ready $(PEERS)/.ready $(PHOENIX)/.ready $(MLFLOW)/.ready $(INSPECT)/.ready $(ON_PUSH:%=$(FRAMEWORKS)/%.json)
+test: check $(LITELLM)/.ready $(PEERS)/.ready $(PHOENIX)/.ready $(MLFLOW)/.ready $(INSPECT)/.ready $(VERIFIERS)/.ready $(ON_PUSH:%=$(FRAMEWORKS)/%.json)
 	$(BIN)/python -m pytest -q --numprocesses=logical --maxprocesses=4 --dist=loadfile
 	$(LITELLM)/bin/python -m pytest -q -W default $(LITELLM_TESTS)  # its warnings are its own
 	$(BIN)/python -m pytest -q $(PEER_TESTS)
 	$(INSPECT)/bin/python -m pytest -q -W ignore $(INSPECT_TESTS)
+	$(VERIFIERS)/bin/python -m pytest -q -W ignore $(VERIFIERS_TESTS)
 
 # Every framework, at the newest version and the most used at one about a year old, beside other
 # instrumentations and however they are launched. `make test` runs those that go with the openai SDK.
@@ -124,6 +128,12 @@ $(INSPECT)/.ready: constraints-inspect.txt pyproject.toml
 	$(PYTHON) -m venv $(INSPECT)
 	$(INSPECT)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints-inspect.txt -e ".[dataset]" inspect-ai openai scipy pytest
+	@touch $@
+
+$(VERIFIERS)/.ready: constraints-verifiers.txt pyproject.toml
+	$(PYTHON) -m venv $(VERIFIERS)
+	$(VERIFIERS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints-verifiers.txt -e ".[dataset]" verifiers scipy pytest
 	@touch $@
 
 # These packages pin each other's versions more tightly than their losses need.

@@ -179,7 +179,7 @@ def _behaviour(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from starpo_train.progress import EvaluationDisplay
+    from starpo_train.evaluation_display import EvaluationDisplay
     from starpo_train.rollout import evaluate, read_evaluate_config
 
     config = read_evaluate_config(options.evaluate_file)

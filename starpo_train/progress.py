@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from starpo_train.bars import BarDisplay, StageDisplay
+from starpo_train.bars import BarDisplay
 from starpo_train.changes import describe_changes
 from starpo_train.provenance import DataFacts
 from starpo_train.trainer import TrainResult
@@ -91,31 +91,6 @@ class TrainingDisplay(BarDisplay):
         if result.interrupted:
             run = result.metrics_path.parent
             self._console.print(f"go on with: starpo-train resume {run}", soft_wrap=True)
-
-
-class EvaluationDisplay(StageDisplay):
-    """A progress bar over the runs of an evaluation."""
-
-    def show(self, progress: Any) -> None:
-        """Take a `starpo_train.rollout.Progress`."""
-        note = f"{progress.num_successes} succeeded" if progress.num_successes else ""
-        if progress.num_failed:
-            note += f", {progress.num_failed} failed to run"
-        self.show_stage(
-            progress.stage, num_done=progress.num_done, num_all=progress.num_runs, note=note
-        )
-
-    def print_end(self, result: Any) -> None:
-        """Take a `starpo_train.rollout.EvaluateResult`: say what was found and where it is."""
-        summary = result.summary
-        line = f"{summary['policy_id']}: {summary['num_tasks']} tasks"
-        if summary.get("success_mean") is not None:
-            line += f", success {summary['success_mean']:.1%}"
-        if summary.get("success_ci95"):
-            low, high = summary["success_ci95"]
-            line += f" [{low:.1%}, {high:.1%}]"
-        self._console.print(line, markup=False, soft_wrap=True)
-        self._console.print(f"written: {result.summary_path}", markup=False, soft_wrap=True)
 
 
 def print_facts(facts: DataFacts, *, title: str, console: Console | None = None) -> None:

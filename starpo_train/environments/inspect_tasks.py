@@ -4,6 +4,9 @@ Its solver is wrapped, so that what the evaluated model does in it is a trajecto
 simulated users ask other models is not recorded. The reward comes once Inspect has scored.
 """
 
+# pyright: reportMissingImports=false
+# It is not installed beside everything else.
+
 import copy
 import importlib.util
 import math
@@ -12,17 +15,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
-from typing import Any, Final
+from typing import Any
 
 import starpo_trace
 from starpo_train.environments.endpoint import Endpoint, Sampling
+from starpo_train.environments.inspect_scores import choose_reward, read_scores
 from starpo_train.environments.loading import find_attribute
 from starpo_train.environments.protocol import Run, Task
 from starpo_train.environments.recording import draw_seed, not_recorded, recorded, seeded
 from starpo_train.errors import EnvironmentFailedError, RolloutError
-
-_LETTERS: Final = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
-_WORDS: Final = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 
 
 class InspectEnvironment:
@@ -179,52 +180,6 @@ class _Watched:
                 if other != name and number is not None:
                     starpo_trace.reward(number, name=other, **common)
         run.finish(reward)
-
-
-def read_scores(scores: Mapping[str, Any]) -> dict[str, float | None]:
-    """Scores by scorer -> numbers, `name` or `name.key`; None: what is no number.
-
-    C and yes are 1, P is 0.5, I, N and no are 0, as Inspect counts them; numbers stay; any other
-    text, and NaN (Inspect's "not scored"), is None.
-    """
-    numbers: dict[str, float | None] = {}
-    for name, score in scores.items():
-        value = score.value
-        keyed = (
-            {f"{name}.{key}": each for key, each in value.items()}
-            if isinstance(value, Mapping)
-            else {f"{name}.{n}": each for n, each in enumerate(value)}
-            if isinstance(value, (list, tuple))
-            else {name: value}
-        )
-        numbers |= {key: _read_number(each) for key, each in keyed.items()}
-    return numbers
-
-
-def _read_number(value: Any) -> float | None:
-    if isinstance(value, str):
-        value = _LETTERS.get(value, _WORDS.get(value.lower(), value))
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def choose_reward(numbers: Mapping[str, float | None], scorer: str | None) -> tuple[str, float]:
-    """Whose score is the reward, and the reward.
-
-    Raises:
-        ValueError: there is none, or it is no number.
-    """
-    name = next(iter(numbers), None) if scorer is None else scorer
-    if name is None or name not in numbers:
-        known = ", ".join(numbers) or "none"
-        raise ValueError(f"no score {name!r}; there are: {known}. Set environment_args.scorer")
-    number = numbers[name]
-    if number is None:
-        raise ValueError(f"the score {name!r} is no number")
-    return name, number
 
 
 def _record(solver: Any, runs: Mapping[str, Run], watched: _Watched) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from starpo_train.environments.calls import CallEpisode
 from starpo_train.environments.loading import find_attribute
-from starpo_train.environments.protocol import Feedback, Message, Task
+from starpo_train.environments.protocol import Feedback, Task
 from starpo_train.environments.toy_text import ACTIONS, DESCRIPTIONS, GOALS
 from starpo_train.errors import RolloutError
 
@@ -54,7 +54,8 @@ class GymnasiumEnvironment:
     ) -> None:
         if protocol not in ("tool", "text"):
             raise RolloutError(f"environment_args.protocol = {protocol!r}: use tool or text")
-        self.name, self._args, self._protocol = env_id, env_args, protocol
+        self.name, self._args = env_id, env_args
+        self._protocol: Protocol = protocol
         kind = env_id.rpartition("/")[2].partition("-")[0]
         if isinstance(describe, str):
             describe = find_attribute(describe, where=f"environment_args.describe = {describe!r}")
@@ -129,7 +130,7 @@ class GymnasiumEpisode(CallEpisode):
             if self.tools
             else f"Answer with one of: {', '.join(actions)}."
         )
-        self.messages: list[Message] = [
+        self.messages = [
             {"role": "system", "content": f"{goal} {self._ask}"},
             {"role": "user", "content": self._show()},
         ]

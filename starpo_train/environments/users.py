@@ -66,7 +66,7 @@ class SimulatedUser:
             with suppress_instrumentation():
                 answer = client.chat.completions.create(
                     model=self.model,
-                    messages=messages,  # pyright: ignore[reportArgumentType]
+                    messages=messages,
                     temperature=self.temperature,
                     max_tokens=self.max_tokens,
                     seed=(seed + len(conversation)) % 2**31,

@@ -5,6 +5,9 @@ releases before 0.3 have: `env.rollout(input, client, model, sampling_args)`. Si
 programs that run elsewhere and ask a client made there, which nobody can watch from here.
 """
 
+# pyright: reportMissingImports=false
+# It is not installed beside everything else.
+
 import asyncio
 import importlib.util
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ import pytest
 from starpo_trace.testing import Reply, ScriptedServer, ToolCall
 from starpo_train import rollout
 from starpo_train.dataset import scan_table
-from starpo_train.environments.inspect_tasks import choose_reward, read_scores
+from starpo_train.environments.inspect_scores import choose_reward, read_scores
 from starpo_train.environments.loading import load_environment
 from starpo_train.errors import RolloutError
 

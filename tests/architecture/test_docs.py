@@ -87,12 +87,15 @@ def test_every_file_of_the_architecture_picture_exists():
 def test_every_setting_is_documented():
     """Each key of the run, evaluation and gate files has a row in docs/configuration.md."""
     from starpo_train import config, rollout
+    from starpo_train.environments.endpoint import Sampling
+    from starpo_train.evaluation_file import EndpointSection
     from starpo_train.gate import GateConfig
 
     page = (ROOT / "docs" / "configuration.md").read_text()
     sections = [
         *[config.RunSection, config.DataSection, config.ModelSection, config.AlgorithmSection],
         *[config.TrainSection, config.DiagnosticsSection, rollout.EvaluateSection, GateConfig],
+        *[EndpointSection, Sampling],
     ]
     keys = [field.name.rstrip("_") for cls in sections for field in dataclasses.fields(cls)]
     assert [key for key in keys if f"| `{key}` |" not in page] == []

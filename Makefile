@@ -127,13 +127,13 @@ $(MLFLOW)/.ready: constraints-mlflow.txt
 $(INSPECT)/.ready: constraints-inspect.txt pyproject.toml
 	$(PYTHON) -m venv $(INSPECT)
 	$(INSPECT)/bin/python -m pip install --quiet --disable-pip-version-check \
-	  -c constraints-inspect.txt -e ".[dataset]" inspect-ai openai scipy pytest
+	  -c constraints-inspect.txt -e ".[evaluate]" inspect-ai pytest
 	@touch $@
 
 $(VERIFIERS)/.ready: constraints-verifiers.txt pyproject.toml
 	$(PYTHON) -m venv $(VERIFIERS)
 	$(VERIFIERS)/bin/python -m pip install --quiet --disable-pip-version-check \
-	  -c constraints-verifiers.txt -e ".[dataset]" verifiers scipy pytest
+	  -c constraints-verifiers.txt -e ".[evaluate]" verifiers pytest
 	@touch $@
 
 # These packages pin each other's versions more tightly than their losses need.

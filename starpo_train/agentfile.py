@@ -5,13 +5,12 @@ with an "id" each, and `play(client, model, task, seed)`, one run that returns
 {"reward": ..., "end": ...}.
 """
 
-import importlib.util
 import inspect
-import sys
 from pathlib import Path
 from types import ModuleType
 
 from starpo_train.attempts import Attempt, number_attempts
+from starpo_train.environments.loading import import_file
 from starpo_train.errors import RolloutError
 
 
@@ -23,17 +22,7 @@ def load_agent(path: Path) -> ModuleType:
     """
     if not path.is_file():
         raise RolloutError(f"{path}: no such agent file; evaluate.agent must name a Python file")
-    folder = str(path.parent.resolve())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise RolloutError(f"{path}: not a Python file; evaluate.agent must name one")
-    agent = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(agent)
-    except Exception as error:
-        raise RolloutError(f"{path}: the agent file fails to import: {error!r}") from error
+    agent = import_file(path, "the agent file")
     for name, parameters in (("tasks", 3), ("play", 4)):
         function = getattr(agent, name, None)
         if not callable(function) or len(inspect.signature(function).parameters) < parameters:

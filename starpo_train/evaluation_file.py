@@ -1,13 +1,16 @@
 """An evaluation file: who plays what, how often, and where it is kept."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from starpo_train.environments.endpoint import Sampling
+from starpo_train.environments.endpoint import Endpoint, Sampling
 from starpo_train.errors import ConfigError
 from starpo_train.tomlfile import read_config
+
+_KEY_VARIABLE: Final = "OPENAI_API_KEY"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,11 +21,31 @@ class EndpointSection:
     """`.../v1`."""
     model: str
     """As the API calls it."""
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: str = _KEY_VARIABLE
     """Variable that holds the key; APIs without one need none."""
     max_retries: int = 4
     """Of requests that were refused for now."""
     timeout_s: float = 600.0
+
+    def open(self) -> Endpoint:
+        """With its key.
+
+        Raises:
+            ConfigError: the variable that was named holds none.
+        """
+        key = os.environ.get(self.api_key_env)
+        if not key and self.api_key_env != _KEY_VARIABLE:
+            raise ConfigError(
+                f"evaluate.endpoint.api_key_env = {self.api_key_env!r}: there is no such environment "
+                "variable; set it, or leave the key out for an API without one."
+            )
+        return Endpoint(
+            base_url=self.base_url,
+            model=self.model,
+            api_key=key or "none",
+            max_retries=self.max_retries,
+            timeout_s=self.timeout_s,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,6 @@ again, so an interrupted evaluation goes on where it was.
 
 import json
 import logging
-import os
 import threading
 import time
 from collections import Counter
@@ -50,7 +49,8 @@ SUMMARY_FILE = "summary.json"
 
 _FLUSH_TIMEOUT_S = 30.0
 _MOST_FAILURES = 8
-"""Runs that may fail in the agent's code before the evaluation stops."""
+_FAILED_SHARE = 0.1
+"""An evaluation stops once so many runs, and this share of those with a reward, failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,21 +152,11 @@ def serve_policy(options: EvaluateSection) -> Iterator[tuple[Endpoint, Callable[
     Raises:
         ServerError: the model cannot be served.
     """
-    given = options.endpoint
     if options.player != "model":  # nobody is asked
         yield Endpoint(base_url="http://127.0.0.1:9/v1", model=options.player), lambda: None
         return
-    if given is not None:
-        yield (
-            Endpoint(
-                base_url=given.base_url,
-                model=given.model,
-                api_key=os.environ.get(given.api_key_env) or "none",
-                max_retries=given.max_retries,
-                timeout_s=given.timeout_s,
-            ),
-            lambda: None,
-        )
+    if options.endpoint is not None:
+        yield options.endpoint.open(), lambda: None
         return
     assert options.model is not None  # noqa: S101
     with ServerProcess(
@@ -225,7 +215,7 @@ def play_attempts(
                     num_failed=len(tally.errors),
                 )
             )
-            if len(tally.errors) >= _MOST_FAILURES:
+            if len(tally.errors) >= max(_MOST_FAILURES, _FAILED_SHARE * tally.num_done):
                 raise _describe_failures(options, tally) from tally.errors[-1]
     finally:
         stop.set()
@@ -234,8 +224,13 @@ def play_attempts(
 
 
 def _describe_failures(options: EvaluateSection, tally: _Tally) -> RolloutError:
+    import openai
+
+    last, hint = tally.errors[-1], ""
+    if options.endpoint is not None and isinstance(last, openai.OpenAIError):
+        hint = f"check [evaluate.endpoint], {options.endpoint.base_url}; "
     return RolloutError(
-        f"{options.played}: {len(tally.errors)} runs failed, the last with {tally.errors[-1]!r}; "
+        f"{options.played}: {len(tally.errors)} runs failed, the last with {last!r}; {hint}"
         "finished runs are kept, start again to go on"
     )
 

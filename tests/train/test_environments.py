@@ -206,6 +206,20 @@ def test_an_environment_that_always_fails_stops_the_evaluation(configure, guess)
             rollout.evaluate(config)
 
 
+def test_an_endpoint_that_fails_is_no_failing_agent(configure, guess, monkeypatch):
+    """It is named, and no run is worth 0 for it; a key that was promised is asked for."""
+    with ScriptedServer([Reply(status=503)]) as server:
+        address = server.base_url
+        with pytest.raises(
+            RolloutError, match=rf"InternalServerError.*\[evaluate.endpoint\], {address}"
+        ):
+            rollout.evaluate(configure(server, guess))
+        endpoint = {"base_url": address, "model": "tiny", "api_key_env": "STARPO_NO_KEY"}
+        monkeypatch.delenv("STARPO_NO_KEY", raising=False)
+        with pytest.raises(ConfigError, match="'STARPO_NO_KEY': there is no such environment"):
+            rollout.evaluate(configure(server, guess, endpoint=endpoint))
+
+
 def test_turns_end_and_so_does_the_context(configure, guess):
     """Both are truncations, worth what the environment says."""
     with ScriptedServer([Reply(content="no idea")]) as server:

@@ -5,10 +5,11 @@ with, passes over the data, trajectories per step. The learning rate is each met
 three on the environments that are tuned on; so is what its authors leave open (`TUNED`).
 """
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-EPOCHS = 4
 TRAJECTORIES_PER_STEP = 32
 LEARNING_RATE = 1e-3
 
@@ -29,9 +30,7 @@ class Method:
 METHODS = {
     "auto": Method(title="Starpo, `auto`", algorithm={"name": "auto"}),
     "starpo": Method(title="StarPO, GRPO form", algorithm={"name": "starpo"}),
-    "starpo_s": Method(
-        title="StarPO-S", algorithm={"name": "starpo", "group_filter": "starpo_s"}
-    ),
+    "starpo_s": Method(title="StarPO-S", algorithm={"name": "starpo", "group_filter": "starpo_s"}),
     "grpo": Method(
         title="GRPO, offline",
         algorithm={
@@ -51,3 +50,32 @@ METHODS = {
     "trl_dpo": Method(title="TRL DPO", trl="dpo"),
     "trl_kto": Method(title="TRL KTO", trl="kto"),
 }
+
+
+def write_run_file(
+    method: Method, folder: Path, *, base: Path, dataset: Path, seed: int, epochs: int
+) -> Path:
+    """`folder/run.toml`, whose run goes to `folder/run`."""
+    sections = {
+        "run": {"output": str(folder / "run"), "seed": seed},
+        "data": {"dataset": str(dataset)},
+        "model": {"path": str(base)},
+        "algorithm": method.algorithm,
+        "train": {
+            "epochs": epochs,
+            "learning_rate": LEARNING_RATE,
+            "trajectories_per_step": TRAJECTORIES_PER_STEP,
+            "threads": 1,
+        }
+        | method.train,
+    }
+    lines = []
+    for name, values in sections.items():
+        lines += [
+            f"[{name}]",
+            *(f"{key} = {json.dumps(value)}" for key, value in values.items()),
+            "",
+        ]
+    path = folder / "run.toml"
+    path.write_text("\n".join(lines))
+    return path

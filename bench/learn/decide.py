@@ -4,6 +4,7 @@ The gate sees half of a candidate's unseen tasks, the truth is measured on the o
 is truly better or worse when the 95 % interval of its paired difference there leaves out 0.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from learn.cells import BEHAVIOUR, Cell
+from learn.cells import BEHAVIOUR, RESULT_FILE, Cell
 from scipy.stats import spearmanr
 from scipy.stats import t as student_t
 
@@ -99,12 +100,35 @@ def summarize(judged: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def rank(pairs: Iterable[tuple[float, float]]) -> dict[str, Any]:
-    """(OPE's change, true change) -> Spearman's correlation."""
-    found = list(pairs)
-    if len(found) < 3:
-        return {"answered": len(found), "spearman": None}
-    return {
-        "answered": len(found),
-        "spearman": round(float(spearmanr(*zip(*found, strict=True)).statistic), 3),
+def rank_ope(root: Path, cells: Iterable[Cell], judged: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Spearman's correlation of what off-policy evaluation expects with the truth, where it answers."""
+    truth = {
+        (each["environment"], each["data"], each["method"], each["seed"]): each["truth"]
+        for each in judged
+        if each["split"] == "test"
     }
+    verdicts: Counter[str] = Counter()
+    pairs = {"answered": [], "all with an estimate": []}
+    for cell in cells:
+        path = root / cell.place / RESULT_FILE
+        told = json.loads(path.read_text()).get("ope") if path.exists() else None
+        if told is None or "failed" in told:
+            continue
+        verdicts[told["verdict"]] += 1
+        if told["value"] is None:
+            continue
+        pair = (
+            told["value"] - told["behaviour"],
+            truth[cell.environment, cell.data, cell.method, cell.seed],
+        )
+        pairs["all with an estimate"].append(pair)
+        if told["verdict"] != "inconclusive":
+            pairs["answered"].append(pair)
+    return {"verdicts": dict(verdicts)} | {name: _correlate(found) for name, found in pairs.items()}
+
+
+def _correlate(pairs: list[tuple[float, float]]) -> dict[str, Any]:
+    if len(pairs) < 3:
+        return {"candidates": len(pairs), "spearman": None}
+    value = float(spearmanr(*zip(*pairs, strict=True)).statistic)
+    return {"candidates": len(pairs), "spearman": round(value, 3)}

@@ -1,0 +1,170 @@
+"""Does it learn? Logged traffic -> every method -> unseen tasks -> the gate's verdicts and the truth.
+
+    python bench/learn [--quick] [--json FILE] [--output DIR] [--workers 2] [--only ENV ...]
+
+Five small games (`envs/`), two of which no setting was chosen on (`UNSEEN`), five ways for a log to reach the
+trainer (`conditions.py`), thirteen methods (`methods.py`), five seeds, each with its own behaviour model,
+log and tasks. Every step is a folder below DIR (default `learn-output`) and is not done twice: interrupt
+it, run it again, and it goes on. `--quick`: two games, two conditions, two seeds, without TRL.
+
+Figures: success on unseen tasks with paired 95 % intervals over seeds; `auto` beside the best single
+method, filtered BC and the recorded policy; the gate's and off-policy evaluation's answers beside the truth.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from figures import conclude
+from learn import TUNED_ON, UNSEEN, work
+from learn.cells import BEHAVIOUR, Cell, Scale
+from learn.conditions import CONDITIONS, DATA_OF, Log
+from learn.decide import judge_candidates, rank_ope, summarize
+from learn.methods import METHODS
+from learn.table import build_rows, find_cell, judge_auto
+from learn.targets import list_targets
+from learn.words import print_table
+
+FULL = Scale(log=Log(tasks=128, attempts=4), test_tasks=200, test_attempts=2, epochs=4)
+QUICK = Scale(log=Log(tasks=64, attempts=4), test_tasks=100, test_attempts=2, epochs=4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is to be done."""
+
+    root: Path
+    environments: tuple[str, ...]
+    conditions: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    scale: Scale
+    workers: int
+
+    def list_cells(self) -> list[Cell]:
+        """Each training once, seed by seed, so that an early stop leaves whole tables."""
+        cells = {
+            find_cell(environment, condition, method, seed): None
+            for seed in self.seeds
+            for environment in self.environments
+            for condition in self.conditions
+            for method in (BEHAVIOUR, *self.methods)
+        }
+        return list(cells)
+
+
+def do_all(plan: Plan) -> None:
+    """Behaviour models, logs, cells."""
+    pairs = [(environment, seed) for seed in plan.seeds for environment in plan.environments]
+    data = dict.fromkeys(DATA_OF.get(condition, condition) for condition in plan.conditions)
+    order = [each for each in CONDITIONS if each in data or each == "exact"]
+    context = get_context("spawn")
+    with ProcessPoolExecutor(plan.workers, mp_context=context) as pool:
+        run = _Progress(pool)
+        run("behaviour models", [(work.make_model, plan.root, *pair) for pair in pairs])
+        for condition in order:  # `late` is made of `exact`
+            jobs = [(work.make_log, plan.root, *pair, condition, plan.scale.log) for pair in pairs]
+            run(f"logs: {condition}", jobs)
+        jobs = [(work.do_cell, plan.root, cell, plan.scale) for cell in plan.list_cells()]
+        run("cells", jobs)
+
+
+class _Progress:
+    """Jobs done side by side, with a bar; the first failure ends it."""
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self._pool = pool
+
+    def __call__(self, title: str, jobs: Iterable[tuple[Callable[..., Any], Any]]) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        futures = [self._pool.submit(*job) for job in jobs]
+        columns = (
+            TextColumn("{task.description:<18}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns) as progress:
+            bar = progress.add_task(title, total=len(futures))
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    progress.advance(bar)
+            except BaseException:
+                self._pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def collect(plan: Plan) -> dict[str, Any]:
+    """What is written down -> the figures."""
+    rows = build_rows(plan.root, plan.environments, plan.conditions, plan.seeds)
+    auto = judge_auto(plan.root, plan.environments, plan.conditions, plan.seeds)
+    candidates = [cell for cell in plan.list_cells() if cell.method != BEHAVIOUR]
+    judged = judge_candidates(plan.root, candidates)
+    return {
+        "rows": rows,
+        "auto": auto,
+        "gate": summarize(judged),
+        "ope": rank_ope(plan.root, candidates, judged),
+    }
+
+
+def main() -> None:
+    """Do it, print the tables, write the JSON."""
+    begun_s = time.monotonic()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("learn-output"))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--only", nargs="+", metavar="ENV", default=(*TUNED_ON, *UNSEEN))
+    parser.add_argument("--methods", nargs="+", default=tuple(METHODS), choices=tuple(METHODS))
+    parser.add_argument("--conditions", nargs="+", default=CONDITIONS, choices=CONDITIONS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2, 3, 4))
+    options = parser.parse_args()
+    plan = Plan(
+        root=options.output.resolve(),
+        environments=tuple(options.only),
+        conditions=tuple(options.conditions),
+        methods=tuple(options.methods),
+        seeds=tuple(options.seeds),
+        scale=FULL,
+        workers=options.workers,
+    )
+    if options.quick:
+        plan = Plan(
+            root=plan.root / "quick",
+            environments=("bandit", "frozen_lake"),
+            conditions=("exact", "closed"),
+            methods=("auto", "starpo", "topr", "filtered_bc", "awr"),
+            seeds=(0, 1),
+            scale=QUICK,
+            workers=options.workers,
+        )
+    do_all(plan)
+    figures = collect(plan)
+    print_table(figures)
+    conclude(
+        "learn",
+        list_targets(figures, unseen=UNSEEN),
+        {"scale": repr(plan.scale), "seeds": list(plan.seeds), **figures},
+        begun_s=begun_s,
+        is_quick=options.quick,
+        path=options.json,
+    )

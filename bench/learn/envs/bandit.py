@@ -22,6 +22,8 @@ OFFSET = -0.5
 ARMS = ("a", "b", "c", "d")
 SMALLEST_GAP = 0.2
 """By how much the best arm pays more often than the next; `shifted` tasks have less."""
+SMALLEST_BEST = 0.65
+"""How often the best arm pays at least."""
 COMBINATIONS = {
     split: [
         (material, thing)
@@ -65,7 +67,7 @@ class Bandit(Game):
         pool = COMBINATIONS["test" if shifted else split]
         arms = rng.sample(pool, 4 if shifted else 3)
         first, second = sorted((payoff(*arm) for arm in arms), reverse=True)[:2]
-        if (first - second < SMALLEST_GAP) != shifted or first == second:
+        if first < SMALLEST_BEST or (first - second < SMALLEST_GAP) != shifted or first == second:
             return None
         return {"arms": [list(arm) for arm in arms], "pulls": rng.choice([1, 3])}
 
@@ -83,7 +85,6 @@ class Bandit(Game):
         self.arms: dict[str, tuple[str, str]] = dict(zip(ARMS, map(tuple, spec["arms"]), strict=False))
         self.pulls = spec["pulls"]
         self.paid: list[bool] = []
-        self._turns = 0
         rng = random.Random(f"bandit/{seed}")
         self._luck = [rng.random() for _ in range(self.pulls)]
         """The same seed has the same luck, whichever arms are pulled."""

@@ -10,7 +10,7 @@ SIZE = 4
 OFFSETS = {"up": (-1, 0), "right": (0, 1), "down": (1, 0), "left": (0, -1)}
 """Direction -> change of (row, column), in the order observations name them."""
 CELLS = {"S": "ice", "F": "ice", "H": "hole", "G": "goal"}
-MANY_HOLES = 5
+MANY_HOLES = 6
 """Maps with so many holes are `shifted`."""
 
 Cell = tuple[int, int]
@@ -26,7 +26,7 @@ class FrozenLake(Game):
 
     @classmethod
     def draw(cls, rng: random.Random, split: str) -> Spec | None:
-        holes = rng.randint(MANY_HOLES, 7) if split == SHIFTED else rng.randint(1, MANY_HOLES - 1)
+        holes = rng.randint(MANY_HOLES, 8) if split == SHIFTED else rng.randint(1, MANY_HOLES - 1)
         cells = ["F"] * (SIZE * SIZE)
         cells[0], cells[-1] = "S", "G"
         for place in rng.sample(range(1, SIZE * SIZE - 1), holes):
@@ -38,7 +38,7 @@ class FrozenLake(Game):
 
     @classmethod
     def cohort(cls, spec: Spec) -> str:
-        return "few-holes" if "".join(spec["map"]).count("H") < 3 else "many-holes"
+        return "few-holes" if "".join(spec["map"]).count("H") < 4 else "many-holes"
 
     def __init__(self, spec: Spec, seed: int) -> None:
         del seed  # nothing here is left to chance

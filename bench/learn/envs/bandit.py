@@ -58,7 +58,7 @@ class Bandit(Game):
 
     name = "bandit"
     system = "Pull the arm that pays most often."
-    tools = [make_tool("pull", arm=ARMS)]
+    tools = [make_tool("pull", "arm")]
     max_turns = 6
 
     @classmethod

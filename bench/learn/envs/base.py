@@ -135,18 +135,16 @@ def hashed_split(text: str) -> str:
     return HASHED_SPLITS[blake2b(text.encode()).digest()[0] % len(HASHED_SPLITS)]
 
 
-def make_tool(name: str, **arguments: Sequence[str]) -> dict[str, Any]:
-    """A tool's schema: each argument is one of a few words."""
+def make_tool(name: str, argument: str) -> dict[str, Any]:
+    """A tool with one argument. Which words it may be is the game's to say, in few tokens."""
     return {
         "type": "function",
         "function": {
             "name": name,
             "parameters": {
                 "type": "object",
-                "properties": {
-                    key: {"type": "string", "enum": list(words)} for key, words in arguments.items()
-                },
-                "required": list(arguments),
+                "properties": {argument: {"type": "string"}},
+                "required": [argument],
             },
         },
     }

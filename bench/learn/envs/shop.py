@@ -23,10 +23,10 @@ class Shop(Game):
     name = "shop"
     system = "Buy what the customer wants. Ask if the color is not said. Check inventory first."
     tools = [
-        make_tool("visit", product=PRODUCTS),
-        make_tool("ask", about=("color",)),
-        make_tool("inventory", offer=OFFERS),
-        make_tool("checkout", offer=OFFERS),
+        make_tool("visit", "product"),
+        make_tool("ask", "about"),
+        make_tool("inventory", "offer"),
+        make_tool("checkout", "offer"),
     ]
     max_turns = 7
 

@@ -27,7 +27,7 @@ class Sokoban(Game):
 
     name = "sokoban"
     system = "Push the box onto the goal."
-    tools = [make_tool("move", direction=tuple(OFFSETS))]
+    tools = [make_tool("move", "direction")]
     max_turns = 8
 
     @classmethod

@@ -62,11 +62,11 @@ class Warmup:
 
 
 WARMUPS: Mapping[str, Warmup] = {
-    "bandit": Warmup(),
-    "frozen_lake": Warmup(),
-    "sokoban": Warmup(),
-    "textcraft": Warmup(),
-    "shop": Warmup(),
+    "bandit": Warmup(runs_per_task=14, mistake_rate=0.3),
+    "frozen_lake": Warmup(mistake_rate=0.2),
+    "sokoban": Warmup(num_tasks=450, runs_per_task=4, mistake_rate=0.4),
+    "textcraft": Warmup(num_tasks=600, runs_per_task=3, mistake_rate=0.25),
+    "shop": Warmup(num_tasks=900, runs_per_task=3, mistake_rate=0.3),
 }
 
 

@@ -1,0 +1,371 @@
+"""Checkpoint -> many runs at once in this process -> their rewards. For hundreds of checkpoints.
+
+The same runs, token for token, as `traffic.py` records through the server: same episodes, prompts,
+random numbers and parser, without HTTP and without spans. All runs advance in lockstep, so that a
+run's keys and values stay in one slot from its first prompt to its end.
+
+    python -m learn.play MODEL frozen_lake --split test --tasks 100 --attempts 4
+
+Shapes: B rows, Q new tokens, V vocabulary.
+"""
+
+import argparse
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from learn.behaviour import MAX_ANSWER_TOKENS
+from learn.envs.protocol import GameEnvironment
+from starpo_train.attempts import Attempt, number_attempts
+from starpo_train.environments import Message
+from starpo_train.serve.kv import SlotCache
+from starpo_train.serve.loading import load_model
+from starpo_train.serve.sampling import sample_tokens
+from starpo_train.serve.template import ChatRenderer
+from starpo_train.serve.toolparse import AnswerParser, join_pieces
+
+MOST_ROWS = 512
+"""Runs at the same time."""
+STRAGGLERS = 8
+"""When fewer than one row in so many still samples, they move together."""
+
+
+@dataclass(slots=True, kw_only=True)
+class PlayedRun:
+    """One run: how it went and what was sampled."""
+
+    attempt: Attempt
+    episode: Any
+    messages: list[Message]
+    prompts: list[list[int]] = field(default_factory=list)
+    answers: list[list[int]] = field(default_factory=list)
+    reward: float = 0.0
+    end: str | None = None
+    ids: list[int] = field(default_factory=list)
+    """Tokens in its slot, the first `num_cached` of them computed."""
+    num_cached: int = 0
+
+
+def play(
+    model_path: str | Path,
+    environment: str,
+    *,
+    split: str,
+    tasks: int,
+    attempts: int,
+    seed: int,
+    temperature: float = 1.0,
+) -> pl.DataFrame:
+    """Play a split -> one row per run.
+
+    Columns: task_id, cohort, attempt, seed, reward, end, num_steps (the model's answers),
+    input_tokens and output_tokens (summed over its calls).
+    """
+    game = GameEnvironment(environment)
+    runs = play_runs(
+        model_path, game, split=split, tasks=tasks, attempts=attempts, seed=seed,
+        temperature=temperature,
+    )  # fmt: skip
+    return pl.DataFrame(
+        {
+            "task_id": [run.attempt.task_id for run in runs],
+            "cohort": [run.attempt.task.cohort for run in runs],
+            "attempt": [run.attempt.number for run in runs],
+            "seed": [run.attempt.seed for run in runs],
+            "reward": [run.reward for run in runs],
+            "end": [run.end for run in runs],
+            "num_steps": [len(run.answers) for run in runs],
+            "input_tokens": [sum(map(len, run.prompts)) for run in runs],
+            "output_tokens": [sum(map(len, run.answers)) for run in runs],
+        }
+    )
+
+
+@torch.inference_mode()
+def play_runs(
+    model_path: str | Path,
+    environment: GameEnvironment,
+    *,
+    split: str,
+    tasks: int,
+    attempts: int,
+    seed: int,
+    temperature: float = 1.0,
+) -> list[PlayedRun]:
+    """Play a split -> its runs, in the order of `number_attempts`."""
+    torch.set_num_threads(1)
+    found = environment.tasks(split, tasks, seed)
+    numbered = number_attempts(
+        [(task.id, task) for task in found],
+        where=environment.name, attempts=attempts, seed=seed,
+    )  # fmt: skip
+    model, tokenizer = load_model(model_path)
+    player = Lockstep(model, tokenizer, environment, temperature=temperature)
+    runs: list[PlayedRun] = []
+    for first in range(0, len(numbered), MOST_ROWS):
+        runs += player.play(numbered[first : first + MOST_ROWS])
+    return runs
+
+
+class Lockstep:
+    """Advances runs turn by turn: all prompts, then all answers, then all environments."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, environment: GameEnvironment, *, temperature: float
+    ) -> None:
+        self._model, self._environment, self._temperature = model, environment, temperature
+        self._prompts = Prompts(tokenizer)
+        self._tokenizer = tokenizer
+        self._end_ids = {tokenizer.eos_token_id}
+
+    def play(self, attempts: list[Attempt]) -> list[PlayedRun]:
+        """Play these runs to their ends."""
+        runs = []
+        for attempt in attempts:
+            episode = self._environment.start(attempt.task, attempt.seed)
+            messages: list[Message] = [dict(message) for message in episode.messages]
+            runs.append(PlayedRun(attempt=attempt, episode=episode, messages=messages))
+        self._cache = SlotCache()
+        rows = list(runs)
+        for turn in range(self._environment.game.max_turns):
+            self._answer(rows, turn)
+            for run in rows:
+                self._act(run)
+            going = [run for run in rows if run.end is None]
+            if not going:
+                break
+            self._keep(rows, going)
+            rows = going
+        for run in runs:
+            if run.end is None:
+                run.reward, run.end = run.episode.cut(), "truncated"
+            run.ids = []
+        return runs
+
+    def _answer(self, rows: list[PlayedRun], turn: int) -> None:
+        """Sample an answer for every row; `rows` may be put into another order."""
+        for run in rows:
+            prompt = self._prompts.build(run.messages, run.episode.tools)
+            run.num_cached = min(common_length(run.ids, prompt, run.num_cached), len(prompt) - 1)
+            run.ids = list(prompt)
+            run.prompts.append(prompt)
+            run.answers.append([])
+        logits_BV = self._begin(rows) if turn == 0 else self._forward(rows)
+        uniforms = {id(run): draw_uniforms(run.attempt.seed + turn) for run in rows}
+        num_block, num_sampled = len(rows), 0  # rows that are computed: the first so many
+        active = set(range(num_block))
+        while True:
+            token_B = sample_tokens(
+                logits_BV,
+                temperature_B=torch.full((num_block,), self._temperature),
+                top_p_B=torch.ones(num_block),
+                uniform_B=torch.tensor(
+                    [uniforms[id(run)][num_sampled] for run in rows[:num_block]],
+                    dtype=torch.float64,
+                ),
+            )
+            num_sampled += 1
+            tokens = token_B.tolist()
+            for slot in list(active):
+                run, token = rows[slot], tokens[slot]
+                run.answers[-1].append(token)
+                run.ids.append(token)
+                if token in self._end_ids or num_sampled >= MAX_ANSWER_TOKENS:
+                    active.remove(slot)
+            if not active:
+                return
+            if len(active) * STRAGGLERS < num_block:
+                active = self._move_to_front(rows, sorted(active))
+                num_block = len(active)
+            logits_BV = self._decode(rows[:num_block], active)
+
+    def _act(self, run: PlayedRun) -> None:
+        text = self._prompts.read(run.answers[-1])
+        message = self._prompts.parse(text, has_tools=bool(run.episode.tools))
+        run.messages.append(message)
+        feedback = run.episode.act(message)
+        run.messages += feedback.messages
+        if feedback.end is not None:
+            run.end, run.reward = feedback.end, float(feedback.reward)
+
+    def _begin(self, rows: list[PlayedRun]) -> torch.Tensor:
+        """First prompts: attempts at one task share theirs, so each is computed once."""
+        first: dict[tuple[int, ...], int] = {}
+        places = [first.setdefault(tuple(run.ids), len(first)) for run in rows]
+        owners = {place: run for place, run in zip(reversed(places), reversed(rows), strict=True)}
+        logits_BV = self._forward([owners[place] for place in range(len(first))])
+        self._select(places)
+        for run in rows:
+            run.num_cached = len(run.ids)
+        return logits_BV[torch.tensor(places)]
+
+    def _forward(self, rows: list[PlayedRun]) -> torch.Tensor:
+        """Compute each row's ids that are not yet -> logits at its last id (B, V)."""
+        starts_B = torch.tensor([run.num_cached for run in rows])
+        new = [run.ids[run.num_cached :] for run in rows]
+        most = max(map(len, new))
+        last_B = torch.tensor([len(ids) - 1 for ids in new])
+        wanted = last_B.unique()
+        logits_BUV = self._run(
+            torch.tensor([ids + [0] * (most - len(ids)) for ids in new]), starts_B, wanted
+        )
+        for run in rows:
+            run.num_cached = len(run.ids)
+        return logits_BUV[torch.arange(len(rows)), torch.searchsorted(wanted, last_B)]
+
+    def _decode(self, rows: list[PlayedRun], active: set[int]) -> torch.Tensor:
+        """One more token of each row; finished ones compute something that nobody reads."""
+        starts_B = torch.tensor([run.num_cached for run in rows])
+        ids_B1 = torch.tensor([run.ids[-1:] for run in rows])
+        logits_BUV = self._run(ids_B1, starts_B, 1)
+        for slot in active:
+            rows[slot].num_cached += 1
+        return logits_BUV[:, -1]
+
+    def _run(self, ids_BQ: torch.Tensor, starts_B: torch.Tensor, wanted: Any) -> torch.Tensor:
+        num_new = ids_BQ.shape[1]
+        return self._model(
+            input_ids=ids_BQ,
+            attention_mask=self._cache.plan(0, starts_B, num_new),
+            position_ids=starts_B[:, None] + torch.arange(num_new),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=wanted,
+        ).logits
+
+    def _keep(self, rows: list[PlayedRun], going: list[PlayedRun]) -> None:
+        """Close the gaps of runs that ended."""
+        if len(going) < len(rows):
+            slots = {id(run): slot for slot, run in enumerate(rows)}
+            self._select([slots[id(run)] for run in going])
+
+    def _select(self, slots: list[int]) -> None:
+        """Slot n becomes what slot `slots[n]` is."""
+        index = torch.tensor(slots)
+        for layer in self._cache.slot_layers:
+            layer.keys = layer.keys[:, :, : layer.length + 1].index_select(0, index)
+            layer.values = layer.values[:, :, : layer.length + 1].index_select(0, index)
+
+    def _move_to_front(self, rows: list[PlayedRun], active: list[int]) -> set[int]:
+        """Swap the rows that still sample with the first ones -> their new slots."""
+        order = active + [slot for slot in range(len(rows)) if slot not in set(active)]
+        moved = [slot for slot, source in enumerate(order) if slot != source]
+        index, sources = torch.tensor(moved), torch.tensor([order[slot] for slot in moved])
+        if moved:
+            for layer in self._cache.slot_layers:
+                layer.keys[index] = layer.keys[sources]
+                layer.values[index] = layer.values[sources]
+        rows[:] = [rows[slot] for slot in order]
+        return set(range(len(active)))
+
+
+class Prompts:
+    """Messages <-> token ids, each piece of text encoded once.
+
+    What lies between two added tokens is encoded by itself anyway, so it can be remembered.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._renderer = ChatRenderer(tokenizer, name=tokenizer.name_or_path)
+        added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+        self._split = re.compile(f"({'|'.join(map(re.escape, added))})")
+        self._ids: dict[str, list[int]] = {}
+        self._texts: dict[tuple[int, ...], str] = {}
+
+    def build(self, messages: list[Message], tools: Any) -> list[int]:
+        """What the server would make of this request."""
+        text = self._render(messages, tools)
+        ids: list[int] = []
+        for piece in self._split.split(text):
+            if piece not in self._ids:
+                self._ids[piece] = self._tokenizer.encode(piece, add_special_tokens=False)
+            ids += self._ids[piece]
+        return ids
+
+    def _render(self, messages: list[Message], tools: Any) -> str:
+        messages = [self._renderer._adapt(message) for message in messages]  # noqa: SLF001
+        return self._renderer._apply(messages, list(tools))  # noqa: SLF001
+
+    def read(self, ids: list[int]) -> str:
+        """An answer's text, without the token that ends it."""
+        key = tuple(ids)
+        if key not in self._texts:
+            ends = ids[-1:] == [self._tokenizer.eos_token_id]
+            self._texts[key] = self._tokenizer.decode(
+                ids[: len(ids) - ends], skip_special_tokens=True
+            )
+        return self._texts[key]
+
+    def parse(self, text: str, *, has_tools: bool) -> Message:
+        """The message that a client of the server reads."""
+        parser = AnswerParser(tools=has_tools)
+        answer = join_pieces(parser.feed(text) + parser.finish())
+        message: Message = {"role": "assistant"}
+        if answer.content is not None:
+            message["content"] = answer.content
+        if answer.reasoning is not None:
+            message["reasoning_content"] = answer.reasoning
+        if answer.tool_calls:
+            message["tool_calls"] = [
+                {
+                    "id": f"call_{number}",
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for number, call in enumerate(answer.tool_calls)
+            ]
+        else:
+            message.setdefault("content", "")
+        return message
+
+
+def common_length(held: list[int], prompt: list[int], num_cached: int) -> int:
+    """How many of the first `num_cached` ids in a slot the prompt begins with."""
+    if held[:num_cached] == prompt[:num_cached]:
+        return num_cached
+    pairs = zip(held[:num_cached], prompt, strict=False)
+    return next((n for n, (mine, theirs) in enumerate(pairs) if mine != theirs), 0)
+
+
+def draw_uniforms(seed: int) -> list[float]:
+    """The uniform numbers that the server draws for a request with this seed."""
+    generator = torch.Generator()
+    generator.manual_seed(seed % 2**31)
+    return torch.rand(MAX_ANSWER_TOKENS + 24, generator=generator, dtype=torch.float64).tolist()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("environment")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--tasks", type=int, default=100)
+    parser.add_argument("--attempts", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    started_s = time.process_time()
+    frame = play(
+        arguments.model, arguments.environment, split=arguments.split, tasks=arguments.tasks,
+        attempts=arguments.attempts, seed=arguments.seed,
+    )  # fmt: skip
+    print(describe(frame), f"{time.process_time() - started_s:.1f} CPU s")
+
+
+def describe(frame: pl.DataFrame) -> dict[str, float]:
+    """What a table of behaviours needs."""
+    by_task = frame.group_by("task_id").agg(pl.col("reward").mean())["reward"]
+    return {
+        "success": round(float((frame["reward"] >= 0.5).mean() or 0), 3),
+        "steps": round(float(frame["num_steps"].mean()), 2),  # pyright: ignore
+        "mixed": round(float(((by_task > 0) & (by_task < 1)).mean() or 0), 3),
+        "tokens": round(float((frame["input_tokens"] + frame["output_tokens"]).mean()), 0),  # pyright: ignore
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -66,7 +66,7 @@ WARMUPS: Mapping[str, Warmup] = {
     "frozen_lake": Warmup(mistake_rate=0.2),
     "sokoban": Warmup(num_tasks=450, runs_per_task=4, mistake_rate=0.4),
     "textcraft": Warmup(num_tasks=600, runs_per_task=3, mistake_rate=0.25),
-    "shop": Warmup(num_tasks=900, runs_per_task=3, mistake_rate=0.3),
+    "shop": Warmup(num_tasks=900, runs_per_task=4, mistake_rate=0.15),
 }
 
 

@@ -43,6 +43,8 @@ class PlayedRun:
     messages: list[Message]
     prompts: list[list[int]] = field(default_factory=list)
     answers: list[list[int]] = field(default_factory=list)
+    num_calls: int = 0
+    """Tools called."""
     reward: float = 0.0
     end: str | None = None
     ids: list[int] = field(default_factory=list)
@@ -62,8 +64,8 @@ def play(
 ) -> pl.DataFrame:
     """Play a split -> one row per run.
 
-    Columns: task_id, cohort, attempt, seed, reward, end, num_steps (the model's answers),
-    input_tokens and output_tokens (summed over its calls).
+    Columns: task_id, cohort, attempt, seed, reward, end, num_steps (answers and tool
+    calls, as in datasets), input_tokens and output_tokens (summed over its calls).
     """
     game = GameEnvironment(environment)
     runs = play_runs(
@@ -78,7 +80,7 @@ def play(
             "seed": [run.attempt.seed for run in runs],
             "reward": [run.reward for run in runs],
             "end": [run.end for run in runs],
-            "num_steps": [len(run.answers) for run in runs],
+            "num_steps": [len(run.answers) + run.num_calls for run in runs],
             "input_tokens": [sum(map(len, run.prompts)) for run in runs],
             "output_tokens": [sum(map(len, run.answers)) for run in runs],
         }
@@ -188,6 +190,7 @@ class Lockstep:
         message = self._prompts.parse(text, has_tools=bool(run.episode.tools))
         run.messages.append(message)
         feedback = run.episode.act(message)
+        run.num_calls += len(message.get("tool_calls", ()))
         run.messages += feedback.messages
         if feedback.end is not None:
             run.end, run.reward = feedback.end, float(feedback.reward)

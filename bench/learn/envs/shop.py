@@ -117,6 +117,10 @@ class Shop(Game):
 
     def think(self, action: Action) -> str:
         colour = self._spec["color"] if self.known else "unknown"
+        fit = [name for name, offer in self.offers.items() if _fits(self._spec, offer)]
+        if self.visited and self.known:
+            fits = f"{' '.join(fit)} fit."
+            return f"{fits} {' '.join([action.tool, *action.arguments.values()])}."
         return f"want {colour} {self._spec['budget']}. {' '.join([action.tool, *action.arguments.values()])}."
 
     def state(self) -> dict[str, Any]:

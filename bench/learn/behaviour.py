@@ -64,8 +64,8 @@ class Warmup:
 WARMUPS: Mapping[str, Warmup] = {
     "bandit": Warmup(runs_per_task=14, mistake_rate=0.3),
     "frozen_lake": Warmup(mistake_rate=0.2),
-    "sokoban": Warmup(num_tasks=450, runs_per_task=4, mistake_rate=0.4),
-    "textcraft": Warmup(num_tasks=600, runs_per_task=3, mistake_rate=0.25),
+    "sokoban": Warmup(num_tasks=450, runs_per_task=5, mistake_rate=0.3),
+    "textcraft": Warmup(num_tasks=600, runs_per_task=3, mistake_rate=0.15),
     "shop": Warmup(num_tasks=900, runs_per_task=4, mistake_rate=0.15),
 }
 

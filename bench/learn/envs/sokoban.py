@@ -67,7 +67,12 @@ class Sokoban(Game):
         self._moves = 0
 
     def begin(self) -> str:
-        return "\n".join([*map(" ".join, self._room), self._observe()])
+        marks = {self.goal: "G", self.position[0]: "P", self.position[1]: "B"}
+        rows = [
+            " ".join(marks.get((r, c), cell) for c, cell in enumerate(row))
+            for r, row in enumerate(self._room)
+        ]
+        return "\n".join([*rows, self._observe()])
 
     def act(self, action: Action) -> Outcome:
         direction = read_argument(action, "direction", list(OFFSETS))
@@ -115,9 +120,8 @@ class Sokoban(Game):
 
     def _observe(self) -> str:
         player, box = self.position
-        places = (("at", player), ("box", box), ("goal", self.goal))
         around = " ".join(f"{d} {self._name(step(player, d))}." for d in OFFSETS)
-        return " ".join([*(f"{name} {r} {c}." for name, (r, c) in places), around])
+        return f"box {tell_way(player, box)}. goal {tell_way(box, self.goal)}. {around}"
 
     def _name(self, cell: Cell) -> str:
         if cell == self.position[1]:
@@ -129,6 +133,17 @@ def step(cell: Cell, direction: str, length: int = 1) -> Cell:
     """The cell in a direction."""
     down, right = OFFSETS[direction]
     return cell[0] + length * down, cell[1] + length * right
+
+
+def tell_way(start: Cell, end: Cell) -> str:
+    """How far it is, in words.
+
+    >>> tell_way((0, 0), (2, 1)), tell_way((3, 3), (3, 2))
+    ('down 2 right 1', 'left 1')
+    """
+    down, right = end[0] - start[0], end[1] - start[1]
+    ways = [("down" if down > 0 else "up", abs(down)), ("right" if right > 0 else "left", abs(right))]
+    return " ".join(f"{way} {length}" for way, length in ways if length)
 
 
 def is_wall(walls: frozenset[Cell], cell: Cell) -> bool:

@@ -5,10 +5,24 @@ from typing import Any
 
 from learn.envs.base import SHIFTED, Action, Game, Outcome, Spec, make_tool, read_argument
 
-RAW = ("log", "iron", "gem", "coal", "wool", "sand", "clay", "bone")
+RAW = ("log", "iron", "gem", "coal", "wool", "sand")
 """What can be got."""
-MADE = ("stick", "blade", "lamp", "rope", "brick", "glass", "bow", "ring")
-"""What can only be crafted."""
+VARIANTS: dict[str, list[list[str]]] = {
+    "stick": [["log"], ["log", "coal"]],
+    "rope": [["wool"], ["wool", "sand"]],
+    "plate": [["iron"], ["iron", "coal"]],
+    "glass": [["sand"], ["sand", "coal"]],
+    "blade": [["stick", "iron"], ["plate", "gem"], ["plate", "coal"]],
+    "bow": [["stick", "wool"], ["rope", "log"], ["rope", "gem"]],
+    "lamp": [["glass", "coal"], ["plate", "wool"], ["glass", "gem"]],
+    "sail": [["rope", "wool"], ["stick", "sand"], ["rope", "coal"]],
+    "sword": [["blade", "gem"], ["blade", "wool"]],
+    "boat": [["sail", "log"], ["sail", "iron"]],
+}
+"""How an item may be made; a task's recipes say which way is right in it."""
+MADE = tuple(VARIANTS)
+GOALS = {2: ("blade", "bow", "lamp", "sail"), 3: ("sword", "boat")}
+"""By depth: crafts that a goal needs one after the other."""
 SPARE_TURNS = 1
 """Turns beyond those that the goal needs."""
 
@@ -25,24 +39,21 @@ class TextCraft(Game):
     def draw(cls, rng: random.Random, split: str) -> Spec | None:
         shifted = split == SHIFTED
         depth = 3 if shifted else rng.choice([2, 2, 3])
-        made = rng.sample(MADE, depth + (3 if shifted else rng.randint(1, 2)))
-        chain, others = made[:depth], made[depth:]
-        recipes = {chain[0]: rng.sample(RAW, rng.randint(1, 2))}
-        for before, item in zip(chain, chain[1:], strict=False):
-            recipes[item] = rng.sample([before, rng.choice(RAW)], 2)
-        for item in others:
-            recipes[item] = rng.sample([rng.choice(chain[:-1]), *rng.sample(RAW, 2)], 2)
-        order = rng.sample(made, len(made))
-        return {"goal": chain[-1], "recipes": {item: recipes[item] for item in order}}
+        goal = rng.choice(GOALS[depth])
+        recipes: dict[str, list[str]] = {}
+        item: str | None = goal
+        while item is not None:  # at most one part of a recipe is crafted itself
+            recipes[item] = rng.choice(VARIANTS[item])
+            item = next((part for part in recipes[item] if part in VARIANTS), None)
+        left = [item for item in MADE if item not in recipes]
+        for other in rng.sample(left, 3 if shifted else rng.randint(1, 2)):
+            recipes[other] = rng.choice(VARIANTS[other])
+        order = rng.sample(list(recipes), len(recipes))
+        return {"goal": goal, "recipes": {item: recipes[item] for item in order}}
 
     @classmethod
     def cohort(cls, spec: Spec) -> str:
-        needed = set()
-        queue = [spec["goal"]]
-        for item in queue:
-            needed.add(item)
-            queue += [part for part in spec["recipes"][item] if part in spec["recipes"]]
-        return f"depth-{len(needed)}"
+        return "depth-3" if spec["goal"] in GOALS[3] else "depth-2"
 
     def __init__(self, spec: Spec, seed: int) -> None:
         del seed  # nothing here is left to chance

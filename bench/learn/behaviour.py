@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
 from learn.envs import GAMES
 from learn.envs.base import Game, draw_tasks
 from learn.envs.protocol import begin_messages, write_message
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 SPECIAL_TOKENS = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
 MARKERS = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
@@ -65,8 +66,8 @@ WARMUPS: Mapping[str, Warmup] = {
     "bandit": Warmup(runs_per_task=14, mistake_rate=0.3),
     "frozen_lake": Warmup(mistake_rate=0.2),
     "sokoban": Warmup(num_tasks=450, runs_per_task=5, mistake_rate=0.3),
-    "textcraft": Warmup(num_tasks=600, runs_per_task=3, mistake_rate=0.15),
-    "shop": Warmup(num_tasks=900, runs_per_task=4, mistake_rate=0.15),
+    "textcraft": Warmup(num_tasks=600, runs_per_task=4, mistake_rate=0.12),
+    "shop": Warmup(num_tasks=900, runs_per_task=4, mistake_rate=0.12),
 }
 
 
@@ -163,7 +164,7 @@ def _texts(conversations: list[list[dict[str, Any]]], game: type[Game]) -> Itera
     marks = re.compile("|".join(map(re.escape, [*SPECIAL_TOKENS, *MARKERS])))
     for messages in conversations:
         text = renderer.apply_chat_template(
-            messages, tools=game.tools, tokenize=False, chat_template=CHAT_TEMPLATE
+            messages, tools=list(game.tools), tokenize=False, chat_template=CHAT_TEMPLATE
         )
         yield from marks.split(str(text))
 
@@ -175,7 +176,7 @@ def encode_run(
 
     Prompt parts and answers are encoded apart, as a server's prompt and response ids are.
     """
-    text = str(tokenizer.apply_chat_template(messages, tools=game.tools, tokenize=False))
+    text = str(tokenizer.apply_chat_template(messages, tools=list(game.tools), tokenize=False))
     ids: list[int] = []
     labels: list[int] = []
     for number, part in enumerate(ANSWER.split(text)):

@@ -10,7 +10,6 @@ Shapes: B rows, Q new tokens, V vocabulary.
 """
 
 import argparse
-import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,15 +17,15 @@ from typing import Any
 
 import polars as pl
 import torch
+
 from learn.behaviour import MAX_ANSWER_TOKENS
 from learn.envs.protocol import GameEnvironment
+from learn.prompts import Prompts
 from starpo_train.attempts import Attempt, number_attempts
 from starpo_train.environments import Message
 from starpo_train.serve.kv import SlotCache
 from starpo_train.serve.loading import load_model
 from starpo_train.serve.sampling import sample_tokens
-from starpo_train.serve.template import ChatRenderer
-from starpo_train.serve.toolparse import AnswerParser, join_pieces
 
 MOST_ROWS = 512
 """Runs at the same time."""
@@ -199,7 +198,7 @@ class Lockstep:
         """First prompts: attempts at one task share theirs, so each is computed once."""
         first: dict[tuple[int, ...], int] = {}
         places = [first.setdefault(tuple(run.ids), len(first)) for run in rows]
-        owners = {place: run for place, run in zip(reversed(places), reversed(rows), strict=True)}
+        owners = dict(zip(reversed(places), reversed(rows), strict=True))
         logits_BV = self._forward([owners[place] for place in range(len(first))])
         self._select(places)
         for run in rows:
@@ -264,67 +263,6 @@ class Lockstep:
                 layer.values[index] = layer.values[sources]
         rows[:] = [rows[slot] for slot in order]
         return set(range(len(active)))
-
-
-class Prompts:
-    """Messages <-> token ids, each piece of text encoded once.
-
-    What lies between two added tokens is encoded by itself anyway, so it can be remembered.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._renderer = ChatRenderer(tokenizer, name=tokenizer.name_or_path)
-        added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
-        self._split = re.compile(f"({'|'.join(map(re.escape, added))})")
-        self._ids: dict[str, list[int]] = {}
-        self._texts: dict[tuple[int, ...], str] = {}
-
-    def build(self, messages: list[Message], tools: Any) -> list[int]:
-        """What the server would make of this request."""
-        text = self._render(messages, tools)
-        ids: list[int] = []
-        for piece in self._split.split(text):
-            if piece not in self._ids:
-                self._ids[piece] = self._tokenizer.encode(piece, add_special_tokens=False)
-            ids += self._ids[piece]
-        return ids
-
-    def _render(self, messages: list[Message], tools: Any) -> str:
-        messages = [self._renderer._adapt(message) for message in messages]  # noqa: SLF001
-        return self._renderer._apply(messages, list(tools))  # noqa: SLF001
-
-    def read(self, ids: list[int]) -> str:
-        """An answer's text, without the token that ends it."""
-        key = tuple(ids)
-        if key not in self._texts:
-            ends = ids[-1:] == [self._tokenizer.eos_token_id]
-            self._texts[key] = self._tokenizer.decode(
-                ids[: len(ids) - ends], skip_special_tokens=True
-            )
-        return self._texts[key]
-
-    def parse(self, text: str, *, has_tools: bool) -> Message:
-        """The message that a client of the server reads."""
-        parser = AnswerParser(tools=has_tools)
-        answer = join_pieces(parser.feed(text) + parser.finish())
-        message: Message = {"role": "assistant"}
-        if answer.content is not None:
-            message["content"] = answer.content
-        if answer.reasoning is not None:
-            message["reasoning_content"] = answer.reasoning
-        if answer.tool_calls:
-            message["tool_calls"] = [
-                {
-                    "id": f"call_{number}",
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
-                }
-                for number, call in enumerate(answer.tool_calls)
-            ]
-        else:
-            message.setdefault("content", "")
-        return message
 
 
 def common_length(held: list[int], prompt: list[int], num_cached: int) -> int:

@@ -31,7 +31,7 @@ class Traffic:
     """Of this process and its server."""
 
 
-def record_traffic(
+def record_traffic(  # noqa: PLR0913 - a plan, in keywords
     environment: str,
     model: Path,
     output: Path,

@@ -69,13 +69,21 @@ class ChatRenderer:
         Raises:
             TemplateError: the template refuses the messages.
         """
+        text = self.render_text(messages, tools)
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        return Prompt(text=text, ids=ids, thinking=text.rstrip().endswith(THINK_OPEN))
+
+    def render_text(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> str:
+        """The prompt's text.
+
+        Raises:
+            TemplateError: the template refuses the messages.
+        """
         messages = [self._adapt(message) for message in messages]
         if tools and not self.knows_tools:
             messages = _add_tools_text(messages, tools)
             tools = None
-        text = self._apply(messages, tools)
-        ids = self._tokenizer.encode(text, add_special_tokens=False)
-        return Prompt(text=text, ids=ids, thinking=text.rstrip().endswith(THINK_OPEN))
+        return self._apply(messages, tools)
 
     def _apply(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> str:
         try:

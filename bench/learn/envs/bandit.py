@@ -8,7 +8,16 @@ import math
 import random
 from typing import Any
 
-from learn.envs.base import SHIFTED, Action, Game, Outcome, Spec, hashed_split, make_tool, read_argument
+from learn.envs.base import (
+    SHIFTED,
+    Action,
+    Game,
+    Outcome,
+    Spec,
+    hashed_split,
+    make_tool,
+    read_argument,
+)
 
 MATERIALS = {
     "golden": 1.8, "silver": 1.4, "copper": 1.0, "glass": 0.6, "stone": 0.2,
@@ -49,7 +58,9 @@ def success_chance(payoffs: list[float]) -> float:
     chances = [1.0]  # by number of pulls that paid
     for chance in payoffs:
         paid = [0.0, *(c * chance for c in chances)]
-        chances = [a + b for a, b in zip(paid, [*(c * (1 - chance) for c in chances), 0.0], strict=True)]
+        chances = [
+            a + b for a, b in zip(paid, [*(c * (1 - chance) for c in chances), 0.0], strict=True)
+        ]
     return sum(c for number, c in enumerate(chances) if 2 * number > len(payoffs))
 
 
@@ -58,7 +69,7 @@ class Bandit(Game):
 
     name = "bandit"
     system = "Pull the arm that pays most often."
-    tools = [make_tool("pull", "arm")]
+    tools = (make_tool("pull", "arm"),)
     max_turns = 6
 
     @classmethod
@@ -82,7 +93,9 @@ class Bandit(Game):
         return splits.pop() if len(splits) == 1 else ""
 
     def __init__(self, spec: Spec, seed: int) -> None:
-        self.arms: dict[str, tuple[str, str]] = dict(zip(ARMS, map(tuple, spec["arms"]), strict=False))
+        self.arms: dict[str, tuple[str, str]] = dict(
+            zip(ARMS, map(tuple, spec["arms"]), strict=False)
+        )
         self.pulls = spec["pulls"]
         self.paid: list[bool] = []
         rng = random.Random(f"bandit/{seed}")

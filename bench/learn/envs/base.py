@@ -56,7 +56,7 @@ class Game(ABC):
 
     name: ClassVar[str]
     system: ClassVar[str]
-    tools: ClassVar[list[dict[str, Any]]]
+    tools: ClassVar[Sequence[dict[str, Any]]]
     max_turns: ClassVar[int]
     """Answers after which every run is over."""
 

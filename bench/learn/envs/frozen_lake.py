@@ -21,7 +21,7 @@ class FrozenLake(Game):
 
     name = "frozen_lake"
     system = "Cross the frozen lake to the goal G. Avoid the holes H."
-    tools = [make_tool("move", "direction")]
+    tools = (make_tool("move", "direction"),)
     max_turns = 8
 
     @classmethod

@@ -10,11 +10,11 @@ from typing import Any
 
 from learn.envs.base import SHIFTED, Action, Game, Outcome, Spec, make_tool, read_argument
 
-PRODUCTS = ("lamp", "chair", "kettle", "jacket", "radio", "tent")
-COLOURS = ("red", "blue", "green", "black")
+PRODUCTS = ("lamp", "chair", "radio", "tent")
+COLOURS = ("red", "blue", "green")
 OFFERS = ("a", "b", "c", "d")
-PRICES = (10, 20, 30, 40, 50, 60)
-SHIFTED_PRICES = (30, 40, 50, 60, 70, 80)
+PRICES = (10, 20, 30, 40)
+SHIFTED_PRICES = (20, 30, 40, 50)
 
 
 class Shop(Game):
@@ -22,12 +22,12 @@ class Shop(Game):
 
     name = "shop"
     system = "Buy what the customer wants. Ask if the color is not said. Check inventory first."
-    tools = [
+    tools = (
         make_tool("visit", "product"),
         make_tool("ask", "about"),
         make_tool("inventory", "offer"),
         make_tool("checkout", "offer"),
-    ]
+    )
     max_turns = 7
 
     @classmethod
@@ -116,12 +116,14 @@ class Shop(Game):
         )
 
     def think(self, action: Action) -> str:
-        colour = self._spec["color"] if self.known else "unknown"
-        fit = [name for name, offer in self.offers.items() if _fits(self._spec, offer)]
-        if self.visited and self.known:
-            fits = f"{' '.join(fit)} fit."
-            return f"{fits} {' '.join([action.tool, *action.arguments.values()])}."
-        return f"want {colour} {self._spec['budget']}. {' '.join([action.tool, *action.arguments.values()])}."
+        """What is known of the offers, and the next step."""
+        step = f"{action.tool} {next(iter(action.arguments.values()))}."
+        if not self.visited:
+            return step
+        if not self.known:
+            return f"color unknown. {step}"
+        fitting = [name for name, offer in self.offers.items() if _fits(self._spec, offer)]
+        return f"fit {' '.join(fitting)}. {step}"
 
     def state(self) -> dict[str, Any]:
         return {
@@ -137,7 +139,9 @@ class Shop(Game):
         if product != self._spec["product"]:
             return "no offers."
         self.visited = True
-        return " ".join(f"{name} {colour} {price}." for name, (colour, price, _) in self.offers.items())
+        return " ".join(
+            f"{name} {colour} {price}." for name, (colour, price, _) in self.offers.items()
+        )
 
     def _ask(self, action: Action) -> str:
         read_argument(action, "about", ("color",))

@@ -27,7 +27,7 @@ class Sokoban(Game):
 
     name = "sokoban"
     system = "Push the box onto the goal."
-    tools = [make_tool("move", "direction")]
+    tools = (make_tool("move", "direction"),)
     max_turns = 8
 
     @classmethod
@@ -36,7 +36,9 @@ class Sokoban(Game):
         walls = frozenset(rng.sample(cells, rng.randint(0, 3)))
         goal = rng.choice([cell for cell in cells if cell not in walls])
         shifted = split == SHIFTED
-        least, most = (SHIFTED_MOVES, cls.max_turns - 1) if shifted else (FEWEST_MOVES, SHIFTED_MOVES - 1)
+        least, most = (
+            (SHIFTED_MOVES, cls.max_turns - 1) if shifted else (FEWEST_MOVES, SHIFTED_MOVES - 1)
+        )
         by_moves: dict[int, list[Position]] = {}
         for position, moves in moves_to_go(walls, goal).items():
             if least <= moves <= most:
@@ -142,7 +144,10 @@ def tell_way(start: Cell, end: Cell) -> str:
     ('down 2 right 1', 'left 1')
     """
     down, right = end[0] - start[0], end[1] - start[1]
-    ways = [("down" if down > 0 else "up", abs(down)), ("right" if right > 0 else "left", abs(right))]
+    ways = [
+        ("down" if down > 0 else "up", abs(down)),
+        ("right" if right > 0 else "left", abs(right)),
+    ]
     return " ".join(f"{way} {length}" for way, length in ways if length)
 
 

@@ -32,7 +32,7 @@ class TextCraft(Game):
 
     name = "textcraft"
     system = "Craft the goal. Get what no recipe makes."
-    tools = [make_tool("get", "item"), make_tool("craft", "item")]
+    tools = (make_tool("get", "item"), make_tool("craft", "item"))
     max_turns = 8
 
     @classmethod

@@ -113,7 +113,12 @@ def test_the_lake_by_hand():
 
 def test_sokoban_by_hand():
     """One push wins; a box in the wrong corner is stuck, and the run goes on."""
-    spec = {"room": ["....", "....", ".#..", "...."], "goal": [0, 3], "player": [0, 1], "box": [0, 2]}
+    spec = {
+        "room": ["....", "....", ".#..", "...."],
+        "goal": [0, 3],
+        "player": [0, 1],
+        "box": [0, 2],
+    }
     game = Sokoban(spec, 0)
     assert game.begin().splitlines() == [
         *(". P B G", ". . . .", ". # . .", ". . . ."),

@@ -33,9 +33,11 @@ def test_play_gives_the_runs_of_the_served_path(small_behaviour: Path, tmp_path:
         for task, number, answers in turns.select(*keys, "response_token_ids").iter_rows()
     } == {(r.attempt.task_id, r.attempt.number): r.answers for r in runs}
     frame = play(small_behaviour, "frozen_lake", **plan)
-    order = {column: kind for column, kind in frame.schema.items()}
-    assert served.select(pl.col(c).cast(k) for c, k in order.items()).sort(keys).equals(
-        frame.sort(keys)
+    order = dict(frame.schema)
+    assert (
+        served.select(pl.col(c).cast(k) for c, k in order.items())
+        .sort(keys)
+        .equals(frame.sort(keys))
     )
 
 

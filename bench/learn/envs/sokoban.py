@@ -12,6 +12,8 @@ from learn.envs.base import SHIFTED, Action, Game, Outcome, Spec, make_tool, rea
 
 SIZE = 4
 OFFSETS = {"up": (-1, 0), "right": (0, 1), "down": (1, 0), "left": (0, -1)}
+COMPASS = {"up": "north", "right": "east", "down": "south", "left": "west"}
+"""Words for the box's way, so that it is not taken for the player's."""
 FEWEST_MOVES, FAR, SHIFTED_MOVES = 1, 4, 6
 """Moves that a task needs at least; from `FAR` on it is in the cohort `far`, from
 `SHIFTED_MOVES` on it is a `shifted` task."""
@@ -98,7 +100,7 @@ class Sokoban(Game):
 
     def think(self, action: Action) -> str:
         where = self._next_push()
-        plan = f"box {where}." if where else "stuck."
+        plan = f"push {COMPASS[where]}." if where else "stuck."
         return f"{plan} go {action.arguments['direction']}."
 
     def state(self) -> dict[str, Any]:
@@ -123,7 +125,8 @@ class Sokoban(Game):
     def _observe(self) -> str:
         player, box = self.position
         around = " ".join(f"{d} {self._name(step(player, d))}." for d in OFFSETS)
-        return f"box {tell_way(player, box)}. goal {tell_way(box, self.goal)}. {around}"
+        goal = " ".join(COMPASS.get(word, word) for word in tell_way(box, self.goal).split())
+        return f"{around} box {tell_way(player, box)}. goal {goal}."
 
     def _name(self, cell: Cell) -> str:
         if cell == self.position[1]:

@@ -66,8 +66,8 @@ WARMUPS: Mapping[str, Warmup] = {
     "bandit": Warmup(runs_per_task=14, mistake_rate=0.3),
     "frozen_lake": Warmup(mistake_rate=0.2),
     "sokoban": Warmup(num_tasks=450, runs_per_task=5, mistake_rate=0.3),
-    "textcraft": Warmup(num_tasks=600, runs_per_task=4, mistake_rate=0.12),
-    "shop": Warmup(num_tasks=900, runs_per_task=4, mistake_rate=0.12),
+    "textcraft": Warmup(num_tasks=600, runs_per_task=5, mistake_rate=0.1),
+    "shop": Warmup(num_tasks=900, runs_per_task=5, mistake_rate=0.1),
 }
 
 

@@ -153,6 +153,6 @@ def make_tool(name: str, argument: str) -> dict[str, Any]:
 def read_argument(action: Action, key: str, allowed: Sequence[str]) -> str:
     """An argument's value, or a ValueError that says what is allowed."""
     value = action.arguments.get(key)
-    if value not in allowed:
+    if value is None or value not in allowed:
         raise ValueError(f"{key} must be one of {' '.join(allowed)}.")
     return value

@@ -71,7 +71,7 @@ class Sokoban(Game):
         self._moves = 0
 
     def begin(self) -> str:
-        marks = {self.goal: "G", self.position[0]: "P", self.position[1]: "B"}
+        marks: dict[Cell, str] = {self.goal: "G", self.position[0]: "P", self.position[1]: "B"}
         rows = [
             " ".join(marks.get((r, c), cell) for c, cell in enumerate(row))
             for r, row in enumerate(self._room)

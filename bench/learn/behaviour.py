@@ -201,8 +201,8 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Any:
             max_position_embeddings=1024,
             tie_word_embeddings=True,
             bos_token_id=None,
-            pad_token_id=tokenizer.convert_tokens_to_ids("<|pad|>"),
-            eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+            pad_token_id=tokenizer.get_vocab()["<|pad|>"],
+            eos_token_id=tokenizer.get_vocab()["<|im_end|>"],
         )
     )
 

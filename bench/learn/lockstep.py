@@ -127,9 +127,9 @@ class Lockstep:
         places = [first.setdefault(tuple(run.ids), len(first)) for run in rows]
         owners = dict(zip(reversed(places), reversed(rows), strict=True))
         logits_BV = self._forward([owners[place] for place in range(len(first))])
-        self._select(places)
         for run in rows:
             run.num_cached = len(run.ids)
+        self._select(places, max(run.num_cached for run in rows))
         return logits_BV[torch.tensor(places)]
 
     def _forward(self, rows: list[PlayedRun]) -> torch.Tensor:
@@ -170,18 +170,22 @@ class Lockstep:
         """Close the gaps of runs that ended."""
         if len(going) < len(rows):
             slots = {id(run): slot for slot, run in enumerate(rows)}
-            self._select([slots[id(run)] for run in going])
+            longest = max(run.num_cached for run in going)
+            self._select([slots[id(run)] for run in going], longest)
 
-    def _select(self, slots: list[int]) -> None:
-        """Slot n becomes what slot `slots[n]` is."""
+    def _select(self, slots: list[int], length: int) -> None:
+        """Slot n becomes what slot `slots[n]` is, up to a length."""
         index = torch.tensor(slots)
         for layer in self._cache.slot_layers:
-            layer.keys = layer.keys[:, :, : layer.length + 1].index_select(0, index)
-            layer.values = layer.values[:, :, : layer.length + 1].index_select(0, index)
+            layer.keys = layer.keys[:, :, :length].index_select(0, index)
+            layer.values = layer.values[:, :, :length].index_select(0, index)
 
     def _move_to_front(self, rows: list[PlayedRun], active: list[int]) -> set[int]:
         """Swap the rows that still sample with the first ones -> their new slots."""
-        order = active + [slot for slot in range(len(rows)) if slot not in set(active)]
+        order = list(range(len(rows)))
+        free = [slot for slot in range(len(active)) if slot not in set(active)]
+        for target, source in zip(free, reversed(active), strict=False):
+            order[target], order[source] = source, target
         moved = [slot for slot, source in enumerate(order) if slot != source]
         index, sources = torch.tensor(moved), torch.tensor([order[slot] for slot in moved])
         if moved:

@@ -62,8 +62,9 @@ def play_runs(
     attempts: int,
     seed: int,
     temperature: float = 1.0,
+    most_rows: int = MOST_ROWS,
 ) -> list[PlayedRun]:
-    """Play a split -> its runs, in the order of `number_attempts`."""
+    """Play a split -> its runs, in the order of `number_attempts`; `most_rows` at once."""
     torch.set_num_threads(1)
     found = environment.tasks(split, tasks, seed)
     numbered = number_attempts(
@@ -73,6 +74,6 @@ def play_runs(
     model, tokenizer = load_model(model_path)
     player = Lockstep(model, tokenizer, environment, temperature=temperature)
     runs: list[PlayedRun] = []
-    for first in range(0, len(numbered), MOST_ROWS):
-        runs += player.play(numbered[first : first + MOST_ROWS])
+    for first in range(0, len(numbered), most_rows):
+        runs += player.play(numbered[first : first + most_rows])
     return runs

@@ -73,7 +73,7 @@ class Sokoban(Game):
     def begin(self) -> str:
         marks: dict[Cell, str] = {self.goal: "G", self.position[0]: "P", self.position[1]: "B"}
         rows = [
-            " ".join(marks.get((r, c), cell) for c, cell in enumerate(row))
+            " ".join(marks.get((r, c)) or str(cell) for c, cell in enumerate(row))
             for r, row in enumerate(self._room)
         ]
         return "\n".join([*rows, self._observe()])

@@ -41,6 +41,28 @@ def test_play_gives_the_runs_of_the_served_path(small_behaviour: Path, tmp_path:
     )
 
 
+def test_runs_do_not_depend_on_their_neighbours(small_behaviour: Path):
+    """Alone or 48 at once, where rows move and finished ones wait for others: the same tokens."""
+    lake = GameEnvironment("frozen_lake")
+    found = [
+        [
+            (run.prompts, run.answers, run.reward, run.end)
+            for run in play_runs(
+                small_behaviour,
+                lake,
+                split="test",
+                tasks=24,
+                attempts=2,
+                seed=1,
+                temperature=1.3,
+                most_rows=most_rows,
+            )
+        ]
+        for most_rows in (1, 48)
+    ]
+    assert found[0] == found[1]
+
+
 def test_recorded_traffic_can_be_trained_on_and_is_not_recorded_twice(
     small_behaviour: Path, tmp_path: Path
 ):

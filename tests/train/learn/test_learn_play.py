@@ -41,24 +41,18 @@ def test_play_gives_the_runs_of_the_served_path(small_behaviour: Path, tmp_path:
     )
 
 
-def test_runs_do_not_depend_on_their_neighbours(small_behaviour: Path):
-    """Alone or 48 at once, where rows move and finished ones wait for others: the same tokens."""
-    lake = GameEnvironment("frozen_lake")
+def test_runs_do_not_depend_on_their_neighbours(tmp_path: Path):
+    """Alone or 64 at once, where rows move and finished ones wait for others: the same tokens."""
+    warmup = Warmup(num_tasks=60, runs_per_task=4)
+    make_behaviour("textcraft", 0, tmp_path, warmup=warmup)
+    game = GameEnvironment("textcraft")
+    plan = {"split": "test", "tasks": 32, "attempts": 2, "seed": 1}
     found = [
         [
             (run.prompts, run.answers, run.reward, run.end)
-            for run in play_runs(
-                small_behaviour,
-                lake,
-                split="test",
-                tasks=24,
-                attempts=2,
-                seed=1,
-                temperature=1.3,
-                most_rows=most_rows,
-            )
+            for run in play_runs(tmp_path, game, most_rows=most_rows, **plan)
         ]
-        for most_rows in (1, 48)
+        for most_rows in (1, 64)
     ]
     assert found[0] == found[1]
 

@@ -43,8 +43,12 @@ def record_traffic(  # noqa: PLR0913 - a plan, in keywords
     policy_id: str = "behaviour",
     temperature: float = 1.0,
     concurrency: int = 64,
+    token_ids: bool = True,
 ) -> Traffic:
-    """Play and record what is not recorded yet -> `output / "dataset"`."""
+    """Play and record what is not recorded yet -> `output / "dataset"`.
+
+    Without `token_ids` the model is like a closed one: text alone.
+    """
     started_s = _cpu_seconds()
     section = EvaluateSection(
         environment="learn.envs.protocol:GameEnvironment",
@@ -52,7 +56,9 @@ def record_traffic(  # noqa: PLR0913 - a plan, in keywords
         model=str(model),
         output=output,
         policy_id=policy_id,
-        sampling=Sampling(temperature=temperature, max_tokens=MAX_ANSWER_TOKENS),
+        sampling=Sampling(
+            temperature=temperature, max_tokens=MAX_ANSWER_TOKENS, token_ids=token_ids
+        ),
         max_turns=GAMES[environment].max_turns,
         split=split,
         tasks=tasks,

@@ -40,9 +40,7 @@ PIECES = "|".join(
     ]
 )
 """What merges stay within: both ends of a tool call, a role, a word, one character."""
-CHAT_TEMPLATE = (
-    Path(__file__).parents[2] / "examples" / "frozen_lake" / "chat_template.jinja"
-).read_text()
+CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text()
 ANSWER = re.compile(r"(?<=<\|im_start\|>assistant\n)(.*?<\|im_end\|>)", re.DOTALL)
 IGNORED = -100
 """Label of tokens that the model only reads."""

@@ -62,7 +62,7 @@ def run_cell(cell: Cell, root: Path, scale: Scale, *, outsider: Outsider | None)
     folder.mkdir(parents=True)
     begun_s = time.process_time()
     base = root / "models" / f"{cell.environment}-seed{cell.seed}"
-    dataset = root / "logs" / f"{cell.environment}-seed{cell.seed}" / cell.data / "dataset"
+    dataset = root / "logs" / f"{cell.environment}-seed{cell.seed}" / cell.data / "data"
     result: dict[str, Any] = {"settings": settings}
     model: Path | None = base
     if cell.method != BEHAVIOUR:

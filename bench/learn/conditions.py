@@ -14,15 +14,16 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from learn.traffic import record_traffic
-
 import starpo_trace
-from starpo_trace.convert.dataset import build_dataset
+from learn.traffic import record_traffic
+from starpo_trace.convert.dataset import TRUST_SOURCES, build_dataset
 from starpo_train.dataset import scan_table
 
 CONDITIONS = ("exact", "closed", "single", "late", "shift")
 DATA_OF = {"shift": "exact"}
 """Conditions that train on another one's data."""
+HELD_BACK = 0.25
+"""Share of a log's tasks that nothing is trained on, for off-policy evaluation."""
 SILENT_SHARE, WRONG_SHARE = 1 / 5, 1 / 7
 """Of the users of `late`: how many say nothing, and how many of the rest are wrong."""
 
@@ -41,25 +42,34 @@ class Log:
 
 def record(
     environment: str, condition: str, *, model: Path, folder: Path, log: Log, seed: int
-) -> Path:
-    """The condition's dataset below `folder`, recorded if it is not there; `late` needs `exact`."""
+) -> None:
+    """The condition's dataset at `folder / condition / "data"`; `late` is made of `exact`."""
     output = folder / condition
     if condition == "late":
-        return collect_late_rewards(folder / "exact", output, seed=seed)
-    tasks, attempts = (log.runs, 1) if condition == "single" else (log.tasks, log.attempts)
-    return record_traffic(
-        environment,
-        model,
-        output,
-        tasks=tasks,
-        attempts=attempts,
-        seed=seed,
-        token_ids=condition != "closed",
-    ).dataset
+        collect_late_rewards(folder / "exact", output, seed=seed)
+        trusted = ("user",)
+    else:
+        tasks, attempts = (log.runs, 1) if condition == "single" else (log.tasks, log.attempts)
+        record_traffic(
+            environment,
+            model,
+            output,
+            tasks=tasks,
+            attempts=attempts,
+            seed=seed,
+            token_ids=condition != "closed",
+        )
+        trusted = TRUST_SOURCES
+    build_dataset(
+        [output / "traces"],
+        output / "data",
+        test_fraction=HELD_BACK,
+        trust_sources=trusted,
+    )
 
 
-def collect_late_rewards(recorded: Path, output: Path, *, seed: int) -> Path:
-    """Copy the traces, let users judge each run once it is over, and trust nobody else."""
+def collect_late_rewards(recorded: Path, output: Path, *, seed: int) -> None:
+    """Copy the traces, and let users judge each run once it is over."""
     traces = output / "traces"
     if traces.exists():
         shutil.rmtree(traces)  # interrupted: begun anew, or some users would speak twice
@@ -88,5 +98,3 @@ def collect_late_rewards(recorded: Path, output: Path, *, seed: int) -> Path:
             raise OSError(f"{traces}: rewards could not be written: {starpo_trace.stats()}")
     finally:
         starpo_trace.uninstrument()
-    build_dataset([traces], output / "dataset", trust_sources=("user",))
-    return output / "dataset"

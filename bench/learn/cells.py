@@ -142,7 +142,7 @@ def estimate(model: Path, dataset: Path) -> dict[str, Any]:
     told = found.describe()
     wis = next(each for each in told["estimates"] if each["name"] == "WIS")
     return {
-        "verdict": told["verdict"]["verdict"],
+        "verdict": told["verdict"]["outcome"],
         "value": wis["value"],
         "behaviour": told["behaviour"]["value"],
     }

@@ -38,6 +38,9 @@ def make_log(root: Path, environment: str, seed: int, condition: str, log: Log) 
 
 def do_cell(root: Path, cell: Cell, scale: Scale) -> dict[str, Any]:
     """`cells/...`."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     needs_trl = cell.method in METHODS and METHODS[cell.method].trl is not None
     return run_cell(cell, root, scale, outsider=_find_outsider(root) if needs_trl else None)
 

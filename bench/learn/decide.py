@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from learn.cells import BEHAVIOUR, RESULT_FILE, Cell
 from scipy.stats import spearmanr
 from scipy.stats import t as student_t
 
+from learn.cells import BEHAVIOUR, RESULT_FILE, Cell
 from starpo_train.gate.decision import decide_release
 from starpo_train.gate.margins import GateConfig
 

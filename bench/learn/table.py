@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import t as student_t
+
 from learn.cells import BEHAVIOUR, RESULT_FILE, Cell
 from learn.conditions import DATA_OF
 from learn.methods import METHODS
-from scipy.stats import t as student_t
 
 SAME_DATA = {"closed": "exact"}
 """TRL's trainers read neither ids nor log-probabilities: their data are the same in both."""

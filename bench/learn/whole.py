@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import conclude
+
 from learn import TUNED_ON, UNSEEN, work
 from learn.cells import BEHAVIOUR, Cell, Scale
 from learn.conditions import CONDITIONS, DATA_OF, Log

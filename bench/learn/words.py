@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from learn.cells import BEHAVIOUR
-from learn.methods import METHODS
 from rich.console import Console
 from rich.table import Table
+
+from learn.cells import BEHAVIOUR
+from learn.methods import METHODS
 
 
 def print_table(figures: Mapping[str, Any]) -> None:

@@ -5,12 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from peers.environments import DEFAULT_CACHE, prepare_environment
+
 from learn.behaviour import make_behaviour
 from learn.cells import Cell, Scale, run_cell
 from learn.conditions import Log, record
 from learn.methods import METHODS
 from learn.outsider import Outsider
-from peers.environments import DEFAULT_CACHE, prepare_environment
 
 _outsider: Outsider | None = None
 

@@ -29,15 +29,27 @@ def claim_output(options: EvaluateSection) -> None:
     path = options.output / CLAIM_FILE
     mine = describe_claim(options)
     if not path.exists():
-        path.write_text(json.dumps(mine, indent=2) + "\n", encoding="utf-8")
+        write_atomically(path, json.dumps(mine, indent=2) + "\n")
         return
-    theirs = json.loads(path.read_text(encoding="utf-8"))
+    theirs = _read_claim(path)
     for key, value in mine.items():
         if theirs.get(key) != value:
             raise ConfigError(
                 f"{options.output}: holds runs with {key} = {theirs.get(key)!r}, not {value!r}; "
                 "choose another evaluate.output, or remove the folder"
             )
+
+
+def _read_claim(path: Path) -> dict[str, Any]:
+    try:
+        claim = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: damaged ({error}); remove it to claim the folder anew"
+        ) from None
+    if not isinstance(claim, dict):
+        raise ConfigError(f"{path}: holds no table of settings; remove it to claim the folder anew")
+    return claim
 
 
 def describe_claim(options: EvaluateSection) -> dict[str, Any]:
@@ -63,7 +75,7 @@ def claim_environment(options: EvaluateSection, version: str | None) -> None:
         ConfigError: the output folder holds runs of another version.
     """
     path = options.output / CLAIM_FILE
-    claim = json.loads(path.read_text(encoding="utf-8"))
+    claim = _read_claim(path)
     if claim.setdefault("environment_version", version) != version:
         raise ConfigError(
             f"{options.output}: holds runs of version {claim['environment_version']!r} of the "

@@ -27,4 +27,11 @@ class EvaluationDisplay(StageDisplay):
             low, high = summary["success_ci95"]
             line += f" [{low:.1%}, {high:.1%}]"
         self._console.print(line, markup=False, soft_wrap=True)
+        if summary["num_missing"]:
+            line = (
+                f"without a reward: {summary['num_missing']} runs, played again at the next start"
+            )
+            if summary["failures"]:
+                line += f"; the last failed with: {summary['failures'][-1]}"
+            self._console.print(line, markup=False, soft_wrap=True)
         self._console.print(f"written: {result.summary_path}", markup=False, soft_wrap=True)

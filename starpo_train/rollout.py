@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -26,17 +26,18 @@ from starpo_trace.convert.dataset import build_dataset
 from starpo_train.attempts import Attempt
 from starpo_train.dataset import scan_table
 from starpo_train.environments.endpoint import Endpoint
-from starpo_train.errors import RolloutError
+from starpo_train.errors import ConfigError, RolloutError
 from starpo_train.evaluation_claim import (
     claim_environment,
     claim_output,
     write_tasks,
 )
 from starpo_train.evaluation_file import EvaluateConfig, EvaluateSection, read_evaluate_config
+from starpo_train.folderlock import hold_folder
 from starpo_train.modelfolder import require_model
 from starpo_train.players import Player, make_player
 from starpo_train.serve.process import ServerProcess
-from starpo_train.stats import estimate_mean
+from starpo_train.stats import estimate_success_rate
 from starpo_train.wholefile import write_atomically
 
 __all__ = ["EvaluateConfig", "EvaluateSection", "Progress", "evaluate", "read_evaluate_config"]
@@ -91,7 +92,8 @@ def evaluate(
     """Play what is not played yet, build the dataset, summarize it.
 
     Raises:
-        ConfigError: the output folder holds another evaluation.
+        ConfigError: the output folder holds another evaluation, or other runs than are asked for, or
+            another process plays it.
         ModelError, CheckpointError: the model is not there, or a checkpoint that is not whole.
         RolloutError: the agent file or environment cannot be used, or its runs keep failing.
         ServerError: the model cannot be served, or the server died.
@@ -101,14 +103,28 @@ def evaluate(
     traces, dataset = options.output / "traces", options.output / "dataset"
     if options.model is not None:
         require_model(options.model, where="evaluate.model")
-    traces.mkdir(parents=True, exist_ok=True)
-    claim_output(options)
-    finished = read_finished(traces, dataset)
+    try:
+        traces.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"evaluate.output = {options.output}: cannot be a folder ({error})"
+        ) from None
+    with hold_folder(options.output, doing="playing this evaluation"):
+        return _evaluate(options, traces, dataset, report)
+
+
+def _evaluate(
+    options: EvaluateSection, traces: Path, dataset: Path, report: Callable[[Progress], None]
+) -> EvaluateResult:
+    has_runs = any(traces.iterdir())
     starpo_trace.instrument(store=traces)  # first: the agent's own line then changes nothing
     try:
         player = make_player(options)
+        claim_output(options)
         claim_environment(options, player.environment[1])
         attempts = player.list_attempts()
+        finished = read_finished(traces, dataset) if has_runs else {}
+        _refuse_others(options, finished, attempts)
         write_tasks(options.output, attempts)
         left = [a for a in attempts if (a.task_id, a.number) not in finished]
         wall_s, tally = 0.0, _Tally(num_done=len(attempts) - len(left))
@@ -170,8 +186,6 @@ def serve_policy(options: EvaluateSection) -> Iterator[tuple[Endpoint, Callable[
 
 def read_finished(traces: Path, dataset: Path) -> dict[tuple[str, int], float]:
     """(task id, attempt) -> reward of every run in the store that has one."""
-    if not any(traces.iterdir()):
-        return {}
     try:
         build_dataset([traces], dataset)
     except ValueError as error:  # a start that was killed before its first span was written
@@ -184,6 +198,20 @@ def read_finished(traces: Path, dataset: Path) -> dict[tuple[str, int], float]:
         .collect()
     )
     return {(task, attempt): reward for task, attempt, reward in rows.iter_rows()}
+
+
+def _refuse_others(
+    options: EvaluateSection, finished: Mapping[tuple[str, int], float], attempts: list[Attempt]
+) -> None:
+    """Runs that are not asked for would be in the dataset all the same."""
+    asked = {(attempt.task_id, attempt.number) for attempt in attempts}
+    if others := sorted(set(finished) - asked):
+        task_id, number = others[0]
+        raise ConfigError(
+            f"{options.output}: holds {len(others)} runs that are not asked for, such as attempt "
+            f"{number} at {task_id!r}; ask for as many tasks and attempts as before or more, or "
+            "choose another evaluate.output"
+        )
 
 
 def play_attempts(
@@ -259,7 +287,7 @@ def summarize_runs(
     """Dataset -> the figures of `summary.json`; null where nothing is known."""
     rows = scan_table(dataset, "trajectories").filter(pl.col("reward").is_not_null()).collect()
     by_task = rows.group_by("task_id").agg((pl.col("reward") >= SUCCESS_REWARD).mean())
-    success = estimate_mean(by_task["reward"].to_numpy()) if by_task.height else None
+    success = estimate_success_rate(by_task["reward"].to_numpy()) if by_task.height else None
     tokens = rows.select((pl.col("input_tokens") + pl.col("output_tokens")).mean()).item()
     turns = rows["num_turns"].sum()
     return {

@@ -1,6 +1,5 @@
 """A run's output folder: who owns it, its checkpoints, its end."""
 
-import fcntl
 import json
 import shlex
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from starpo_train.config import RunConfig, read_run_config
 from starpo_train.dataset import Manifest
 from starpo_train.errors import CheckpointError, ConfigError
 from starpo_train.exported import save_model_folder
+from starpo_train.folderlock import lock_folder
 from starpo_train.installed import installed_version
 from starpo_train.modelcard import CARD_FILE, render_card
 from starpo_train.modelfolder import COMMIT_FILE, find_model_folder
@@ -101,17 +101,7 @@ class RunFolder:
         if not self.exclusive:
             return
         self.close()
-        try:
-            self._lock = (self.path / ".lock").open("w", encoding="utf-8")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
-            raise ConfigError(
-                f"{self.path}: another process is training this run; wait until it has ended, or "
-                "stop it."
-            ) from None
-        except OSError:  # a file system without locks
-            self.close()
+        self._lock = lock_folder(self.path, doing="training this run")
 
     def close(self) -> None:
         """Let other processes go on with the run."""

@@ -62,7 +62,8 @@ class CallEpisode(ABC):
             if not (found and found[-1].end):
                 text, feedback = self._run(call)
                 found.append(feedback)
-            results.append({"role": "tool", "tool_call_id": call["id"], "content": text})
+            sendable = text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate is not
+            results.append({"role": "tool", "tool_call_id": call["id"], "content": sendable})
         return _join(results, found)
 
     def _run(self, call: Mapping[str, Any]) -> tuple[str, Feedback]:
@@ -93,7 +94,7 @@ def read_arguments(
         return {}, f"there is no tool {name!r}; {known}"
     try:
         arguments = json.loads(text or "{}")
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, too
         return {}, f"the arguments of {name} are not JSON ({error})"
     schema = functions[name].get("parameters") or {"type": "object"}
     fault = next(iter(Draft202012Validator(schema).iter_errors(arguments)), None)

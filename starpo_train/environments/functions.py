@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticUserError
+
+from starpo_train.environments.calls import ToolError
 
 _ARGS = re.compile(
     r"^\s*Args:\s*$(.*?)(?=^\s*(?:Returns|Raises|Yields|Example\w*):\s*$|\Z)", re.M | re.S
@@ -30,8 +32,20 @@ class FunctionTool:
     model: type[BaseModel]
 
     def call(self, state: Any, arguments: Mapping[str, Any]) -> Any:
-        """Call it, the arguments as their annotations say."""
-        read = self.model.model_validate(dict(arguments))
+        """Call it, the arguments as their annotations say.
+
+        Raises:
+            ToolError: they are none of these types.
+        """
+        try:
+            read = self.model.model_validate(dict(arguments))
+        except ValidationError as error:  # such as a text that is no date
+            faults = [
+                f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()
+            ]
+            raise ToolError(
+                f"the arguments of {self.name} do not fit: {'; '.join(faults)}"
+            ) from error
         return self.function(state, **{name: getattr(read, name) for name in read.model_fields_set})
 
 

@@ -3,6 +3,7 @@
 The loop an ordinary agent has: ask, act, read what it led to, until it ends.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -126,6 +127,11 @@ def check_feedback(message: Message, feedback: Feedback) -> None:
     Raises:
         ValueError: what is missing.
     """
+    if feedback.end not in (None, "terminated", "truncated"):
+        raise ValueError(f"feedback with end={feedback.end!r}: must be terminated or truncated")
+    for name, value in (("reward", feedback.reward), ("process_reward", feedback.process_reward)):
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"feedback with {name}={value}: must be a finite number")
     if feedback.end is not None and feedback.reward is None:
         raise ValueError(f"feedback with end={feedback.end!r} needs a reward")
     if feedback.end is None and feedback.reward is not None:
@@ -145,6 +151,8 @@ def check_feedback(message: Message, feedback: Feedback) -> None:
 def _cut(episode: Episode, watched: "_Watched", messages: list[Message], *, reason: str) -> Outcome:
     with watched.during("cut"):
         reward = float(episode.cut())
+        if not math.isfinite(reward):
+            raise ValueError(f"cut() gave {reward}: must be a finite number")
     starpo_trace.observe(messages)
     return Outcome(reward=reward, end="truncated", reason=reason)
 

@@ -114,7 +114,7 @@ class ToolEnvironment(ABC):
         )
 
     def solve(self, task: ToolTask) -> list[Message]:
-        """What an agent does that knows the answer: the expected calls, then the outputs."""
+        """What an agent does that knows the answer: the calls, then the outputs, or beside the last."""
         messages: list[Message] = [
             {
                 "role": "assistant",
@@ -129,7 +129,10 @@ class ToolEnvironment(ABC):
             }
             for number, (name, arguments) in enumerate(task.actions)
         ]
-        return [*messages, {"role": "assistant", "content": "\n".join(task.outputs) or "Done."}]
+        outputs = "\n".join(task.outputs)
+        if task.actions and task.actions[-1][0] in self.ending:  # nothing can be said after it
+            return [*messages[:-1], {**messages[-1], "content": outputs or None}]
+        return [*messages, {"role": "assistant", "content": outputs or "Done."}]
 
     def hash_expected(self, task: ToolTask) -> str:
         """Hash of the state after the expected calls on a fresh database.

@@ -208,6 +208,12 @@ def _summarize(
     if obstacles:
         return f"The data does not decide. {obstacles[0]}"
     unclear = [c for c in comparisons if c.decides and c.outcome == "unclear"]
+    if unmeasured := _list_unmeasured(comparisons):
+        return (
+            f"The data does not say whether the candidate stays within margin on "
+            f"{_list_titles(unmeasured)}: {unmeasured[0].note}. More tasks would not decide; record "
+            "it, or leave it out of gate.guardrails."
+        )
     widest = max(unclear, key=lambda c: c.tasks_needed or 0)
     more = ""
     if widest.tasks_needed:
@@ -243,8 +249,16 @@ def _list_titles(comparisons: Sequence[Comparison]) -> str:
 
 
 def _largest_needed(comparisons: Sequence[Comparison]) -> int | None:
+    if _list_unmeasured(comparisons):
+        return None
     unclear = [c for c in comparisons if c.decides and c.outcome == "unclear"]
     return max((c.tasks_needed for c in unclear if c.tasks_needed), default=None)
+
+
+def _list_unmeasured(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """What no number of tasks can decide, because the datasets do not tell it."""
+    unclear = [c for c in comparisons if c.decides and c.outcome == "unclear" and c.note]
+    return [c for c in unclear if c.change is None or c.tasks_needed is None]
 
 
 def _format_rate(rate: float | None) -> str:

@@ -89,6 +89,10 @@ def run_gate(
     if extras.releases is not None:
         list_releases(extras.releases)  # one that cannot be read is an error before the verdict
     _refuse_same_dataset(baseline, candidate)
+    for role in extras.checkpoints:
+        if role not in ("baseline", "candidate", *evidence):
+            known = ", ".join(("baseline", "candidate", *evidence))
+            raise ConfigError(f"--checkpoint {role}=...: no such role; there are {known}.")
     rows = {"candidate": read_rows(candidate), "baseline": read_rows(baseline)}
     inputs = _identify_inputs(baseline, candidate, evidence, extras)
     evaluation = _name_evaluation(rows, {"candidate": candidate, "baseline": baseline})

@@ -1,9 +1,11 @@
 """Environments played with a scripted model behind real HTTP -> what the dataset holds."""
 
+import datetime
 import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from starpo_trace.testing import Reply, ScriptedServer, ToolCall
 from starpo_train import rollout
 from starpo_train.dataset import scan_table
-from starpo_train.environments.calls import read_arguments
+from starpo_train.environments.calls import CallEpisode, ToolError, read_arguments
 from starpo_train.environments.functions import make_function_tool
 from starpo_train.environments.loading import import_file, load_environment
 from starpo_train.environments.play import check_feedback, follow, play_episode
@@ -21,7 +23,15 @@ from starpo_train.environments.protocol import Feedback
 from starpo_train.environments.text_games import clean_ansi
 from starpo_train.errors import ConfigError, RolloutError
 from starpo_train.evals import evaluate_dataset
+from starpo_train.folderlock import hold_folder
 
+ECHO = {
+    "type": "function",
+    "function": {
+        "name": "echo",
+        "parameters": {"type": "object", "properties": {"text": {"type": "string"}}},
+    },
+}
 EXAMPLE = Path(__file__).parents[2] / "examples" / "02_an_environment.py"
 
 GUESS = """
@@ -247,6 +257,44 @@ def test_another_sampling_is_another_evaluation(configure, guess, key, changes):
             rollout.evaluate(configure(server, guess, tasks=1, attempts=1, **changes))
 
 
+def test_fewer_tasks_than_were_played_are_refused(configure, guess, tmp_path):
+    """Their runs would count all the same."""
+    with ScriptedServer(count_up) as server:
+        rollout.evaluate(configure(server, guess))
+        with pytest.raises(
+            ConfigError, match="holds 4 runs that are not asked for, such as attempt"
+        ):
+            rollout.evaluate(configure(server, guess, tasks=2, attempts=1))
+        assert rollout.evaluate(configure(server, guess, tasks=4)).summary["runs_played"] == 2
+
+
+def test_one_process_plays_an_evaluation(configure, guess, tmp_path):
+    """A second one would play every run again."""
+    (tmp_path / "out").mkdir()
+    with (
+        ScriptedServer(count_up) as server,
+        hold_folder(tmp_path / "out", doing="playing"),
+        pytest.raises(ConfigError, match="another process is playing this evaluation"),
+    ):
+        rollout.evaluate(configure(server, guess))
+
+
+def test_a_damaged_claim_is_named(configure, guess, tmp_path):
+    """Nothing is played into a folder of which it is not known whose it is."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "evaluation.json").write_text("")
+    with ScriptedServer(count_up) as server, pytest.raises(ConfigError, match="damaged"):
+        rollout.evaluate(configure(server, guess))
+
+
+def test_a_wrong_name_claims_nothing(configure, guess, tmp_path):
+    """Once it is right, the folder is free."""
+    with ScriptedServer(count_up) as server:
+        with pytest.raises(RolloutError):
+            rollout.evaluate(configure(server, "guess.py:Guest"))
+        assert rollout.evaluate(configure(server, guess)).summary["num_rewarded"] == 6
+
+
 def test_another_version_is_another_evaluation(configure, guess, tmp_path):
     """Its runs are not mixed with those of the one before."""
     with ScriptedServer(count_up) as server:
@@ -334,6 +382,9 @@ def test_an_object_is_an_environment(guess, tmp_path):
     ("feedback", "message"),
     [
         (Feedback(end="terminated"), "needs a reward"),
+        (Feedback(end="done", reward=1.0), "end='done': must be terminated or truncated"),
+        (Feedback(end="terminated", reward=float("nan")), "reward=nan: must be a finite number"),
+        (Feedback(process_reward=float("inf")), "process_reward=inf: must be a finite number"),
         (Feedback(reward=1.0, messages=[{"role": "user", "content": ""}]), "needs an end"),
         (Feedback(messages=[{"role": "user", "content": ""}]), "the call 'c' got no message"),
     ],
@@ -482,6 +533,12 @@ def test_colours_become_brackets():
         ("", "the arguments of f do not fit: 'n' is a required property"),
         ('{"n": "1"}', "the arguments of f do not fit: n: '1' is not of type 'integer'"),
         ("[1]", "the arguments of f do not fit: [1] is not of type 'object'"),
+        (
+            "9" * 5000,
+            "the arguments of f are not JSON (Exceeds the limit (4300 digits) for integer "
+            "string conversion: value has 5000 digits; use sys.set_int_max_str_digits() to increase "
+            "the limit)",
+        ),
     ],
 )
 def test_arguments_are_held_against_the_schema(text, complaint):
@@ -493,6 +550,32 @@ def test_arguments_are_held_against_the_schema(text, complaint):
     }
     tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
     assert read_arguments(tools, "f", text)[1] == complaint
+
+
+def test_what_a_schema_cannot_say_is_the_models_fault_too():
+    """A text that is no date meets the schema; the model is told, and the run goes on."""
+
+    def book(state, day: datetime.date) -> str:
+        return f"{state} {day.isoformat()}"
+
+    tool = make_function_tool(book)
+    assert tool.call("at", {"day": "2026-12-24"}) == "at 2026-12-24"
+    with pytest.raises(ToolError, match="the arguments of book do not fit: day: Input should be a"):
+        tool.call("at", {"day": "tomorrow"})
+
+
+def test_a_result_can_be_sent_whatever_the_model_wrote():
+    """A lone surrogate that a tool echoes would end the next request."""
+
+    class Echo(CallEpisode):
+        tools = (ECHO,)
+
+        def call(self, name, arguments):
+            return arguments["text"], Feedback()
+
+    call = {"id": "c", "function": {"name": "echo", "arguments": '{"text": "a\\ud800"}'}}
+    (result,) = Echo().act({"tool_calls": [call]}).messages
+    assert result["content"] == "a?"
 
 
 def test_a_typed_function_is_a_tool():
@@ -669,6 +752,17 @@ def test_a_simulated_user_is_no_part_of_the_run(configure, tmp_path):
         ["system", "user"],
         ["system", "user", "assistant", "user"],
     ]
+
+
+def test_the_oracle_says_all_beside_a_call_that_ends_the_run(tmp_path):
+    """After it nothing can be said."""
+    (tmp_path / "hotel.py").write_text(HOTEL)
+    environment = load_environment(f"{tmp_path / 'hotel.py'}:Hotel", {})
+    (task,) = [each for each in environment.list_tasks("test", 9, 0) if each.id == "sent"]
+    task = replace(task, outputs=["goodbye"])
+    episode = environment.start(task, 0)
+    (answer,) = environment.solve(task)
+    assert episode.act(answer).reward == 1.0
 
 
 def test_expected_calls_that_fail_are_refused(tmp_path):

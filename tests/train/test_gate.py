@@ -199,6 +199,8 @@ def test_unrecorded_tokens_are_unclear_not_free():
     decision = decide_release(candidate, make_rows([[0]] * 100), config=QUICK)
     tokens = next(c for c in decision.comparisons if c.metric == "tokens_per_trace")
     assert (tokens.outcome, tokens.note) == ("unclear", "10 of 100 tasks do not record it")
+    assert decision.tasks_needed is None
+    assert "More tasks would not decide" in decision.sentence
     assert decision.verdict == "INCONCLUSIVE"
 
 

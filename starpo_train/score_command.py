@@ -31,6 +31,8 @@ def _score(options: argparse.Namespace) -> int:
 
     if options.output is not None and not options.output.parent.is_dir():
         raise ConfigError(f"-o {options.output}: there is no folder {options.output.parent}.")
+    if options.output is not None and options.output.is_dir():
+        raise ConfigError(f"-o {options.output}: a folder; give the name of a file.")
     if options.pass_k is not None and (options.pass_k < 1 or options.level == "step"):
         raise ConfigError(f"--pass-k {options.pass_k}: at least 1, and of whole trajectories.")
     scores = evaluate_dataset(

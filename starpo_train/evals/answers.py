@@ -7,7 +7,9 @@ from typing import Final
 
 from starpo_train.evals.path import drop_thoughts
 
-_NUMBER: Final = re.compile(r"[$€£]?\s*([-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+)\s*%?")
+_NUMBER: Final = re.compile(
+    r"([$€£]?)\s*([-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+)\s*%?"
+)
 _ARTICLES: Final = re.compile(r"\b(?:a|an|the)\b")
 _TRIM: Final = " \t\r\n.,;:!?\"'`*_()[]{}"
 
@@ -18,7 +20,7 @@ def normalize_answer(text: str) -> str:
     >>> normalize_answer("  The **Eiffel  Tower**. ")
     'the **eiffel tower'
     """
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(_TRIM)
+    return _trim(" ".join(unicodedata.normalize("NFKC", text).casefold().split()))
 
 
 def are_same(answer: str, reference: str) -> bool:
@@ -28,12 +30,17 @@ def are_same(answer: str, reference: str) -> bool:
     (True, False)
     >>> are_same("$1,200.00", "1200"), are_same("12", "1200")
     (True, False)
+    >>> are_same(".5", "5"), are_same("€5", "$5"), are_same("$5", "5")
+    (False, False, True)
     """
     left, right = normalize_answer(drop_thoughts(answer)), normalize_answer(reference)
     if left == right:
         return bool(right)
     numbers = [_read_number(drop_thoughts(answer)), _read_number(reference)]
-    return None not in numbers and numbers[0] == numbers[1]
+    if numbers[0] is None or numbers[1] is None:
+        return False
+    (number, currency), (wanted, wanted_currency) = numbers
+    return number == wanted and (currency == wanted_currency or not (currency and wanted_currency))
 
 
 def are_same_words(answer: str, reference: str) -> bool:
@@ -51,13 +58,19 @@ def list_missing(required: Sequence[str], said: Sequence[str]) -> list[str]:
 
     >>> list_missing(["327", "1200"], ["It is 1327, and 1,200 more."])
     ['327']
+    >>> list_missing(["12", "5"], ["€12,50 and -5"])
+    ['12', '5']
     """
     texts = [_prepare(text) for text in said]
     return [
         each
         for each in required
         if not any(
-            re.search(rf"(?<![\w.]){re.escape(_prepare(each))}(?!\w|\.\d)", t) for t in texts
+            re.search(
+                rf"(?<![\w.])(?<!(?<!\w)[-\u2212]){re.escape(_prepare(each))}(?!\w|\.\d|,\d\d?\b)",
+                t,
+            )
+            for t in texts
         )
     ]
 
@@ -72,10 +85,20 @@ def _prepare(text: str) -> str:
     return re.sub(r"(?<=\d),(?=\d{3}\b)", "", plain)
 
 
-def _read_number(text: str) -> float | None:
-    """The number that a text is, with nothing else beside it; a percentage is not its number."""
-    plain = unicodedata.normalize("NFKC", text).strip(" \t\r\n.;:!?\"'`*_()[]{}")
+def _trim(text: str) -> str:
+    """Without punctuation at its ends, but for the point that a number begins with."""
+    end = text.rstrip(_TRIM)
+    start = end.lstrip(_TRIM)
+    cut = end[: len(end) - len(start)]
+    is_number = start[:1].isdigit() and cut.endswith(".") and not cut.endswith("..")
+    return f".{start}" if is_number else start
+
+
+def _read_number(text: str) -> tuple[float, str] | None:
+    """The number that a text is, with nothing else beside it, and its currency; 5% is .05."""
+    plain = _trim(unicodedata.normalize("NFKC", text))
     found = _NUMBER.fullmatch(plain)
     if found is None:
         return None
-    return float(found[1].replace(",", "")) / (100.0 if plain.endswith("%") else 1.0)
+    number = float(found[2].replace(",", "")) / (100.0 if plain.endswith("%") else 1.0)
+    return number, found[1]

@@ -43,7 +43,7 @@ def evaluate_dataset(
     evaluators: Sequence[str | Evaluator] = DEFAULT_EVALUATORS,
     *,
     split: str | None = None,
-    references: Mapping[str, Mapping[str, Any]] | Path | None = None,
+    references: Mapping[str, Mapping[str, Any]] | Path | str | None = None,
     level: Literal["trajectory", "step"] = "trajectory",
 ) -> pl.DataFrame:
     """Every evaluator on every run of a dataset; scores are null where nothing can be said.
@@ -68,7 +68,11 @@ def evaluate_dataset(
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
         raise DataError(f"two evaluators are named {double!r}; give one another name.")
-    given = read_references(references) if isinstance(references, Path) else references or {}
+    given = (
+        read_references(Path(references))
+        if isinstance(references, Path | str)
+        else references or {}
+    )
     rows, num_fitting = [], 0
     for run in read_recorded_runs(Path(path), split=split):
         reference = given.get(run.identity["task_id"], {})

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+import numpy as np
+
 from starpo_train.evals.calls import hash_state
 from starpo_train.evals.path import (
     ActionPath,
@@ -140,6 +142,8 @@ def _read(facts: Mapping[str, Any]) -> EvaluationCase:
 
 def read_number(value: Any, *, low: float = 0.0, high: float = 1.0) -> float | None:
     """A number from `low` to `high`, or None: also for NaN and what is out of range."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) and low <= value <= high else None

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from starpo_train.evals.case import read_number
 
 
@@ -45,7 +47,7 @@ def read_opinion(answer: Any) -> Opinion:
     """
     if isinstance(answer, Mapping):
         score, reason = answer.get("score"), answer.get("reason")
-    elif isinstance(answer, int | float):
+    elif isinstance(answer, int | float | np.generic):
         score, reason = answer, None
     elif hasattr(answer, "score"):
         score, reason = answer.score, getattr(answer, "reason", None)

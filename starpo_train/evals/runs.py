@@ -68,7 +68,7 @@ def read_references(path: Path) -> dict[str, dict[str, Any]]:
         DataError: no such file, a line that is no reference, or two for one task.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); give a file of JSON lines.") from None
     references: dict[str, dict[str, Any]] = {}
@@ -94,11 +94,12 @@ def _gather_facts(
     row: Mapping[str, Any],
     steps: list[tuple[PathStep, list[Any]]],
     goal: str | None,
-    results: Mapping[Any, ToolCall],
+    results: Mapping[Any, list[ToolCall]],
     state: Any,
 ) -> dict[str, Any]:
+    left = {call_id: iter(found) for call_id, found in results.items()}
     answered = [
-        replace(step, calls=tuple(map(_answer, step.calls, ids, [results] * len(ids))))
+        replace(step, calls=tuple(map(_answer, step.calls, ids, [left] * len(ids))))
         for step, ids in steps
     ]
     facts: dict[str, Any] = {
@@ -112,9 +113,9 @@ def _gather_facts(
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def _answer(call: ToolCall, call_id: Any, results: Mapping[Any, ToolCall]) -> ToolCall:
-    """The call with what came of it."""
-    found = results.get(call_id) if call_id is not None else None
+def _answer(call: ToolCall, call_id: Any, left: Mapping[Any, Iterator[ToolCall]]) -> ToolCall:
+    """The call with what came of it; where an id is used again, with the next result of it."""
+    found = next(left.get(call_id, iter(())), None) if call_id is not None else None
     if found is None:
         return call
     is_ok = found.is_ok if call.is_ok is not False else False
@@ -144,8 +145,8 @@ def _read_steps(
 
 def _read_messages(
     manifest: Manifest, wanted: pl.LazyFrame
-) -> dict[str, tuple[str | None, dict[Any, ToolCall]]]:
-    """Trajectory -> (the user's first message, id of a call -> what came of it)."""
+) -> dict[str, tuple[str | None, dict[Any, list[ToolCall]]]]:
+    """Trajectory -> (the user's first message, id of a call -> what came of it, each time)."""
     rows = (
         scan_table(manifest, "messages")
         .join(wanted, on="trajectory_id", how="semi")
@@ -154,14 +155,14 @@ def _read_messages(
         .select("trajectory_id", "message")
         .collect()
     )
-    found: dict[str, tuple[str | None, dict[Any, ToolCall]]] = {}
+    found: dict[str, tuple[str | None, dict[Any, list[ToolCall]]]] = {}
     for key, text in rows.iter_rows():
         goal, results = found.get(key, (None, {}))
         message = json.loads(text)
         if message.get("role") == "user" and goal is None:
             goal = read_path([message]).goal
         for call_id, call in _list_results(message):
-            results.setdefault(call_id, call)
+            results.setdefault(call_id, []).append(call)
         found[key] = (goal, results)
     return found
 

@@ -5,6 +5,7 @@ where it was when it is started again.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -79,7 +80,10 @@ def run_judge(
     rules = read_rules(config)
     references = _read_references(config.items.references)
     anchors = _read_anchors(config)
-    config.judge.output.mkdir(parents=True, exist_ok=True)
+    try:
+        config.judge.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"judge.output = {config.judge.output}: no folder ({error}).") from None
     with closing(build_judge(config, ledger=_name_ledger(config, manifest), clock=clock)) as judge:
         found = Findings(num_items=count_items(manifest, rules))
         try:
@@ -87,7 +91,9 @@ def run_judge(
         except KeyboardInterrupt:
             found.is_interrupted = True
         summary = summarize_judge(judge, config, manifest, found)
-    scores_path = write_scores(config.judge.output / SCORES_FILE, found.judged)
+    scores_path = config.judge.output / SCORES_FILE
+    if found.judged or not scores_path.exists():  # a judge that failed its anchors scored nothing
+        write_scores(scores_path, found.judged)
     if config.rewards.store is not None:
         summary["rewards"] = _write_rewards(config, judge, found.judged, summary)
     summary_path = config.judge.output / SUMMARY_FILE
@@ -235,13 +241,20 @@ def _read_anchors(config: JudgeConfig) -> list[Anchor]:
 
 
 def _read_references(path: Path | None) -> dict[str, str]:
+    """Task -> reference; a reference of null is none."""
     if path is None:
         return {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
         rows = [json.loads(line) for line in lines if line.strip()]
-        return {str(row["task_id"]): str(row["reference"]) for row in rows}
+        found = [(str(row["task_id"]), row["reference"]) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f'items.references = {str(path)!r}: {error!r}; write {{"task_id", "reference"}} a line.'
         ) from None
+    repeated = [task for task, count in Counter(task for task, _ in found).items() if count > 1]
+    if repeated:
+        raise ConfigError(
+            f"items.references = {str(path)!r}: two references for task {repeated[0]!r}; keep one."
+        )
+    return {task: str(reference) for task, reference in found if reference is not None}

@@ -141,6 +141,12 @@ class JudgeConfig:
             ("budget.attempts", self.budget.attempts, 1),
             ("budget.requests_per_s", self.budget.requests_per_s, 0),
             ("budget.timeout_s", self.budget.timeout_s, 0.001),
+            ("budget.longest_wait_s", self.budget.longest_wait_s, 0),
+            ("budget.input_price", self.budget.input_price, 0),
+            ("budget.output_price", self.budget.output_price, 0),
+            ("budget.max_calls", self.budget.max_calls or 0, 0),
+            ("budget.max_tokens", self.budget.max_tokens or 0, 0),
+            ("budget.max_cost", self.budget.max_cost or 0, 0),
         ):
             if value < low:
                 raise ConfigError(f"{where} = {value}: must be at least {low}.")

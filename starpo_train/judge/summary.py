@@ -92,7 +92,7 @@ def list_doubts(
     if anchors is None:
         doubts.append("no anchors were judged, so drift cannot be seen; give anchors.file")
     elif not anchors.is_stable:
-        doubts.append(f"the judge has drifted: {anchors.reason}")
+        doubts.append(f"the anchors did not hold: {anchors.reason}")
     unfinished = Counter(score.status for score in scores if score.status in UNFINISHED)
     num_left = num_items - len(scores) + unfinished.total()
     if num_left:

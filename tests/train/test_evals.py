@@ -359,6 +359,25 @@ def references(tmp_path):
     return file
 
 
+def test_an_id_used_again_has_its_own_result(hand, tmp_path):
+    """Two calls `c` of one run, the first failed: one of two, not none."""
+    pay = [{"id": "c", "name": "pay", "arguments": "{}"}]
+    turns = [hand.turn(None, None, tool_calls=pay, output_node=f"n{2 * k}") for k in range(2)]
+    results = [
+        {
+            "node_id": f"n{2 * k + 1}",
+            "depth": 2 * k + 1,
+            "message": make_message(
+                "tool", {"type": "tool_call_response", "id": "c", "response": response}
+            ),
+        }
+        for k, response in enumerate(("Error: no", "ok"))
+    ]
+    row = hand.trajectory("r", turns, reward=1.0, task_id="t", messages=results)
+    scores = evaluate_dataset(hand.dataset(tmp_path / "again", [row]), ["call_success"])
+    assert scores["score"].to_list() == [0.5]
+
+
 def test_a_dataset_is_scored_run_by_run(dataset, references):
     """Results of calls, tokens, rewards and references all come from their tables."""
     names = ["TrajectoryScore", "TaskCompletion", "ToolSelectionAccuracy", "token_budget"]

@@ -165,6 +165,40 @@ def test_a_judge_that_drifts_is_inconclusive(fake, write_file, tmp_path, capsys)
     assert main(["judge", str(write_file("wide", anchors__tolerance=0.25))]) == 0
 
 
+def test_a_start_whose_anchors_fail_keeps_earlier_scores(fake, write_file, tmp_path):
+    """They were paid for; the summary says that this start is not to be relied on."""
+    path = write_file()
+    assert main(["judge", str(path)]) == 0
+    fake.bias = 0.5
+    assert main(["judge", str(path)]) == 20
+    summary, table = read_output(tmp_path)
+    assert (summary["verdict"], table["score"].to_list()) == ("INCONCLUSIVE", [1.0, 0.0] * 4)
+
+
+def test_references_are_one_a_task_and_null_is_none(fake, write_file, tmp_path, capsys):
+    """The judge is shown no text `None`, and two references for a task are an error."""
+    lines = [
+        '\ufeff{"task_id": "k0", "reference": null}',
+        '{"task_id": "k1", "reference": "a\u2028b"}',
+    ]
+    (tmp_path / "references.jsonl").write_text("\n".join(lines))
+    path = write_file(items__references="references.jsonl")
+    assert main(["judge", str(path)]) == 0
+    asked = json.dumps(fake.requests)
+    assert "None" not in asked
+    assert "u2028b" in asked
+    (tmp_path / "references.jsonl").write_text("\n".join([lines[1], lines[1]]))
+    assert main(["judge", str(path)]) == 2
+    assert "two references for task 'k1'" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("key", ["input_price", "max_calls", "longest_wait_s"])
+def test_a_budget_below_nothing_is_refused(write_file, key):
+    """A negative price would never come to an end."""
+    with pytest.raises(ConfigError, match=f"budget.{key} = -1.*: must be at least 0"):
+        read_judge_config(write_file(**{f"budget__{key}": -1.0 if key != "max_calls" else -1}))
+
+
 def test_no_anchors_no_verdict(write_file, tmp_path):
     """Drift that cannot be seen cannot be excluded."""
     assert main(["judge", str(write_file(anchors__file=None))]) == 20

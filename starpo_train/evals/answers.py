@@ -36,10 +36,10 @@ def are_same(answer: str, reference: str) -> bool:
     left, right = normalize_answer(drop_thoughts(answer)), normalize_answer(reference)
     if left == right:
         return bool(right)
-    numbers = [_read_number(drop_thoughts(answer)), _read_number(reference)]
-    if numbers[0] is None or numbers[1] is None:
+    found, known = _read_number(drop_thoughts(answer)), _read_number(reference)
+    if found is None or known is None:
         return False
-    (number, currency), (wanted, wanted_currency) = numbers
+    (number, currency), (wanted, wanted_currency) = found, known
     return number == wanted and (currency == wanted_currency or not (currency and wanted_currency))
 
 

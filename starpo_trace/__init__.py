@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from starpo_trace.capture.episode import Trajectory, current_trajectory
     from starpo_trace.capture.rewards import reward
-    from starpo_trace.capture.runtime import flush, instrument, stats, uninstrument
+    from starpo_trace.capture.runtime import flush, stats
     from starpo_trace.capture.scopes import trajectory
     from starpo_trace.capture.steps import Step, observe, state, step
+    from starpo_trace.capture.switch import instrument, uninstrument
     from starpo_trace.privacy.redaction import Redaction
     from starpo_trace.privacy.rules import Rule
 
@@ -30,14 +31,14 @@ _HOMES = {
     "Trajectory": "starpo_trace.capture.episode",
     "current_trajectory": "starpo_trace.capture.episode",
     "flush": "starpo_trace.capture.runtime",
-    "instrument": "starpo_trace.capture.runtime",
+    "instrument": "starpo_trace.capture.switch",
     "observe": "starpo_trace.capture.steps",
     "reward": "starpo_trace.capture.rewards",
     "state": "starpo_trace.capture.steps",
     "stats": "starpo_trace.capture.runtime",
     "step": "starpo_trace.capture.steps",
     "trajectory": "starpo_trace.capture.scopes",
-    "uninstrument": "starpo_trace.capture.runtime",
+    "uninstrument": "starpo_trace.capture.switch",
 }
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
 
-from starpo_trace.capture.runtime import instrument, uninstrument
+from starpo_trace.capture.switch import instrument, uninstrument
 from starpo_trace.guard import warn
 
 _SETTINGS: Final = frozenset(signature(instrument).parameters)

@@ -39,7 +39,7 @@ def _start_recording() -> None:
         for name in ("STARPO_RUN_STORE", "STARPO_RUN_PID"):
             os.environ.pop(name, None)
     try:
-        from starpo_trace.capture.runtime import instrument
+        from starpo_trace.capture.switch import instrument
 
         instrument(store=store)
     except ModuleNotFoundError as error:

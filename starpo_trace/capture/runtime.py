@@ -1,27 +1,23 @@
-"""instrument() -> patched SDKs, and a tracer whose destination is chosen at the first span."""
+"""One instrument() -> a tracer whose destination is chosen at the first span, and where metrics go."""
 
 import atexit
-import os
 import threading
 import time
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from starpo_trace import semconv
-from starpo_trace.config import CaptureConfig, HistoryMode, read_config, read_timeout
-from starpo_trace.guard import Guard, mask_logs_with, warn, warn_once
-from starpo_trace.privacy import KEY_FILE_VARIABLE, KEY_VARIABLE, REDACTION_VARIABLE
+from starpo_trace.config import CaptureConfig, HistoryMode, read_timeout
+from starpo_trace.guard import Guard, warn, warn_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from opentelemetry.metrics import MeterProvider
     from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
     from opentelemetry.trace import Tracer, TracerProvider
 
     from starpo_trace.capture.destination import Destination
     from starpo_trace.capture.meters import Meters
-    from starpo_trace.privacy.redaction import Redaction
     from starpo_trace.privacy.redactor import Redactor
 
 
@@ -205,6 +201,7 @@ class Runtime:
         from opentelemetry import trace
 
         from starpo_trace.capture.destination import build_own_provider, is_set_by_user
+        from starpo_trace.capture.leaving import finish_at_exit, report_losses_at_exit
 
         config = self.config
         has_explicit_destination = config.store is not None or config.endpoint is not None
@@ -213,152 +210,26 @@ class Runtime:
         elif not has_explicit_destination and is_set_by_user(trace.get_tracer_provider()):
             self._provider = trace.get_tracer_provider()
         else:
-            atexit.register(_report_losses_at_exit)  # before the provider's own, so it runs last
+            atexit.register(report_losses_at_exit)  # before the provider's own, so it runs last
             own = build_own_provider(config)
             self._provider = self._own_provider = own.provider
             self._destinations = own.destinations
             self.history_mode = own.history_mode
         # After the provider has registered its own, so that ours runs first.
-        atexit.register(_finish_at_exit)
+        atexit.register(finish_at_exit)
         return self._provider
 
 
 _runtime: Runtime | None = None
 _was_instrumented = False
-_switch_lock = threading.RLock()
 
 
-def instrument(  # noqa: PLR0913 (one keyword per setting)
-    *,
-    store: str | os.PathLike[str] | None = None,
-    endpoint: str | None = None,
-    tracer_provider: "TracerProvider | None" = None,
-    history: str | None = None,
-    policy_id: str | None = None,
-    sample: float | None = None,
-    max_content_bytes: int | None = None,
-    redaction: "Redaction | bool" = True,
-    metrics: "MeterProvider | bool" = True,
-) -> None:
-    """Record every LLM call of this process from now on. Calling it again changes nothing.
-
-    Spans go to the first of these that applies, decided when the first span begins: the given
-    `tracer_provider`; the given `store` folder and / or OTLP/HTTP `endpoint`; the global tracer
-    provider, when the program has set one; the endpoint in `OTEL_EXPORTER_OTLP_ENDPOINT`; the
-    local store in `STARPO_STORE`, else `./.starpo/traces`.
-
-    Args:
-        store: Folder of a local trace store.
-        endpoint: Full OTLP/HTTP traces URL, like `http://collector:4318/v1/traces`.
-        tracer_provider: Provider to use; it is never shut down by Starpo.
-        history: `"full"` (each call's whole prompt), `"delta"` (only what is new) or `"off"`.
-            Default: delta into the local store, full elsewhere; off whenever
-            `OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT` says so.
-        policy_id: Checkpoint or prompt version of trajectories that name none.
-        sample: Share of trajectories to record, whole ones, in every process that has a part of
-            them; default `STARPO_SAMPLE`, else all.
-        max_content_bytes: Longest content attribute; in a longer one the longest strings are
-            replaced by marks, and the trajectory is fit for no training. Default
-            `STARPO_MAX_CONTENT_BYTES`, else no limit.
-        redaction: What is masked before anything is recorded: True for the built-in secret rules,
-            a `Redaction` for more, False for nothing. `STARPO_REDACTION` (on | off) wins.
-        metrics: Where runs are counted (docs/live.md): True for the global MeterProvider, when the
-            program has set one, else the OTLP endpoint in `OTEL_EXPORTER_OTLP_ENDPOINT`; a provider
-            for that one, False for nowhere. `STARPO_METRICS=off` wins.
-
-    Raises:
-        ConfigError: an argument cannot be used. A variable that cannot is only warned of.
-    """
+def replace_runtime(runtime: Runtime | None) -> Runtime | None:
+    """Make this the instrumentation in force -> the one before it."""
     global _runtime, _was_instrumented  # noqa: PLW0603 (one instrumentation per process)
-    config = read_config(
-        store=store,
-        endpoint=endpoint,
-        tracer_provider=tracer_provider,
-        history=history,
-        policy_id=policy_id,
-        sample=sample,
-        max_content_bytes=max_content_bytes,
-        redaction=redaction,
-        metrics=metrics,
-    )
-    with _switch_lock:
-        if _runtime is not None:
-            given = (store, endpoint, tracer_provider, history, policy_id)
-            more = (sample, max_content_bytes)
-            more += tuple(None if each is True else each for each in (redaction, metrics))
-            is_asked_for_more = any(given) or any(each is not None for each in more)
-            if is_asked_for_more and _runtime.config != config:
-                warn_once(
-                    "instrument again",
-                    "instrument() was called again with other arguments, which are ignored; "
-                    "call uninstrument() first",
-                )
-            return
-        begun = Runtime(config)
-        names = (REDACTION_VARIABLE, KEY_VARIABLE, KEY_FILE_VARIABLE)
-        if redaction is not True or not os.environ.keys().isdisjoint(names):
-            _ = begun.redactor  # a setting that cannot be used is said here, not at the first call
-        _runtime = begun
-        _was_instrumented = True
-        mask_logs_with(_mask_log)
-        with Guard("patching the installed SDKs"):
-            from starpo_trace.capture.patches import apply_patches
-
-            apply_patches()
-        with Guard("preparing for the end of the process"):
-            from starpo_trace.store.exiting import Farewell, install_sigterm_handler
-            from starpo_trace.store.forking import before_child_leaves
-
-            before_child_leaves(_leave_process)
-            install_sigterm_handler(
-                Farewell(
-                    finish=_finish_at_exit,
-                    deliver=_runtime.shut_down,
-                    flush=flush,
-                    is_interrupted=_runtime.is_interrupted_here,
-                )
-            )
-
-
-def uninstrument() -> None:
-    """Undo `instrument()`: put back every patched attribute, flush, close what it opened.
-
-    A run in progress ends here, as abandoned.
-    """
-    global _runtime
-    with _switch_lock:
-        with Guard("ending the runs in progress"):
-            from starpo_trace.capture.episode import abandon_open_trajectories
-
-            abandon_open_trajectories("uninstrumented")
-        runtime, _runtime = _runtime, None
-        if runtime is None:
-            return
-        with Guard("removing patches"):
-            from starpo_trace.capture.patches import remove_patches
-            from starpo_trace.store.exiting import remove_sigterm_handler
-
-            remove_patches()
-            remove_sigterm_handler()
-        with Guard("closing open spans"):
-            from starpo_trace.capture.invocation import finish_open_calls
-
-            finish_open_calls()
-        with Guard("exporting the last metrics"):
-            runtime.leave_metrics()
-        with Guard("closing the span destination"):
-            runtime.shut_down()
-        atexit.unregister(_finish_at_exit)
-        atexit.unregister(_report_losses_at_exit)
-
-
-def _mask_log(text: str) -> str:
-    from starpo_trace.privacy.build import mask_by_default
-
-    if _runtime is None:
-        return mask_by_default(text)
-    redactor = _runtime.redactor
-    return text if redactor is None else redactor.redact_text(text)
+    before, _runtime = _runtime, runtime
+    _was_instrumented = _was_instrumented or runtime is not None
+    return before
 
 
 def get_runtime() -> Runtime | None:
@@ -408,68 +279,6 @@ def stats() -> dict[str, int]:
     """
     runtime = _runtime
     return {} if runtime is None else runtime.read_stats()
-
-
-def _finish_at_exit() -> None:
-    with Guard("ending what the exiting process left open"):
-        from starpo_trace.capture.episode import abandon_open_trajectories
-        from starpo_trace.capture.invocation import finish_open_calls
-
-        finish_open_calls()
-        abandon_open_trajectories()
-    runtime = _runtime
-    if runtime is not None:
-        with Guard("exporting the last metrics"):
-            runtime.leave_metrics()
-
-
-def _leave_process() -> None:
-    """What `atexit` does, for processes that leave without it."""
-    runtime = _runtime
-    if runtime is not None:
-        _finish_at_exit()
-        runtime.shut_down()
-
-
-class _Forking(threading.local):
-    runtime: Runtime | None = None
-
-
-_forking = _Forking()
-
-
-def _before_fork() -> None:
-    _forking.runtime = _runtime
-    if _runtime is not None:
-        _runtime.before_fork()
-
-
-def _after_fork_in_parent() -> None:
-    runtime, _forking.runtime = _forking.runtime, None
-    if runtime is not None:
-        runtime.after_fork()
-
-
-def _after_fork_in_child() -> None:
-    global _switch_lock  # noqa: PLW0603 (a thread of the parent may hold it)
-    _switch_lock = threading.RLock()
-    if _runtime is not None:
-        _runtime.after_fork_in_child()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_after_fork_in_parent,
-        after_in_child=_after_fork_in_child,
-    )
-
-
-def _report_losses_at_exit() -> None:
-    runtime = _runtime
-    if runtime is not None:
-        with Guard("counting lost spans"):
-            runtime.report_losses(is_final=True)
 
 
 def _read_version() -> str:

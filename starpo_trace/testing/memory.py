@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor, TracerPr
 from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
 
 from starpo_trace import semconv
-from starpo_trace.capture.runtime import instrument, uninstrument
+from starpo_trace.capture.switch import instrument, uninstrument
 from starpo_trace.testing.scripted import ToolCall
 from starpo_trace.testing.tree import render_tree
 

@@ -161,9 +161,9 @@ def test_what_cannot_be_recorded_runs(tmp_path):
     """An `instrument()` that raises is one line; the program is not stopped."""
     (tmp_path / "app.py").write_text("print('ran')")
     (tmp_path / "sitecustomize.py").write_text(
-        "import starpo_trace.capture.runtime as runtime\n"
+        "import starpo_trace.capture.switch as switch\n"
         "def instrument(**_): raise RuntimeError('broken on purpose')\n"
-        "runtime.instrument = instrument\n"
+        "switch.instrument = instrument\n"
     )
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     done = run(tmp_path, "-m", "starpo_trace.cli", "run", "app.py", PYTHONPATH=path)

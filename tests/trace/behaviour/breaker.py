@@ -19,14 +19,14 @@ from pathlib import Path
 import agents
 import openai  # noqa: F401 (imported before it is patched)
 
-from starpo_trace.capture.runtime import instrument, uninstrument
+from starpo_trace.capture.switch import instrument, uninstrument
 
 PACKAGES = ("starpo_trace.capture", "starpo_trace.privacy", "starpo_trace.store")
 MODULES = ("starpo_trace.messages", "starpo_trace.mergepatch", "starpo_trace.limits")
 QUICK = [name for name in agents.BY_NAME if name not in {"cancelled", "timeout", "retries"}]
 DOORS = {
     # What the program itself calls or is handed; each guards what is behind it.
-    "starpo_trace.capture.runtime": ("instrument", "uninstrument"),
+    "starpo_trace.capture.switch": ("instrument", "uninstrument"),
     "starpo_trace.capture.scopes": ("trajectory", "TrajectoryScope."),
     "starpo_trace.capture.episode": ("Trajectory.__init__", "Trajectory.end"),
     "starpo_trace.capture.history": ("History.__init__",),

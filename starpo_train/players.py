@@ -1,7 +1,7 @@
 """Runs to play -> futures of their rewards, whoever has the loop: an agent file, we, or others."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -101,9 +101,7 @@ class AgentPlayer:
     ) -> set[Future[float | None]]:
         """One thread a run."""
 
-        def play(attempt: Attempt) -> float | None:
-            if stop.is_set():
-                return None
+        def play(attempt: Attempt) -> float:
             cohort = attempt.task.get("cohort")
             with _record(self._options, self._path.stem, attempt, cohort, *self.environment) as run:
                 result = self._agent.play(client, endpoint.model, attempt.task, attempt.seed)
@@ -112,7 +110,7 @@ class AgentPlayer:
                 run.end(result.get("end", "terminated"))
             return reward
 
-        return {pool.submit(play, attempt) for attempt in attempts}
+        return _submit_each(pool, attempts, stop, play)
 
 
 class EnvironmentPlayer:
@@ -163,9 +161,7 @@ class EnvironmentPlayer:
         """One thread a run."""
         options = self._options
 
-        def play(attempt: Attempt) -> float | None:
-            if stop.is_set():
-                return None
+        def play(attempt: Attempt) -> float:
             with self._begin(attempt) as run:
                 outcome = play_episode(
                     self._make_agent(attempt, endpoint, client),
@@ -178,7 +174,7 @@ class EnvironmentPlayer:
                 run.end(outcome.end, reason=outcome.reason)
             return outcome.reward
 
-        return {pool.submit(play, attempt) for attempt in attempts}
+        return _submit_each(pool, attempts, stop, play)
 
     def _make_agent(self, attempt: Attempt, endpoint: Endpoint, client: Any) -> Ask:
         if self._options.player == "null":
@@ -267,6 +263,20 @@ class _Run:
     def fail(self, error: BaseException) -> None:
         if not self.future.done():
             self.future.set_exception(error)
+
+
+def _submit_each(
+    pool: Executor,
+    attempts: Sequence[Attempt],
+    stop: threading.Event,
+    play: Callable[[Attempt], float],
+) -> set[Future[float | None]]:
+    """One thread a run; those that have not begun when it is to stop never do."""
+
+    def play_or_leave(attempt: Attempt) -> float | None:
+        return None if stop.is_set() else play(attempt)
+
+    return {pool.submit(play_or_leave, attempt) for attempt in attempts}
 
 
 def _record(

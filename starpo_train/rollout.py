@@ -23,6 +23,7 @@ import polars as pl
 
 import starpo_trace
 from starpo_trace.convert.dataset import build_dataset
+from starpo_trace.errors import DatasetError, SourceError
 from starpo_train.attempts import Attempt
 from starpo_train.dataset import scan_table
 from starpo_train.environments.endpoint import Endpoint
@@ -188,9 +189,11 @@ def read_finished(traces: Path, dataset: Path) -> dict[tuple[str, int], float]:
     """(task id, attempt) -> reward of every run in the store that has one."""
     try:
         build_dataset([traces], dataset)
-    except ValueError as error:  # a start that was killed before its first span was written
+    except SourceError as error:  # a start that was killed before its first span was written
         logger.warning("%s: nothing readable yet (%s); every run is played", traces, error)
         return {}
+    except DatasetError as error:  # playing all of them again would store each run twice
+        raise RolloutError(f"what is played already cannot be read: {error}") from error
     rows = (
         scan_table(dataset, "trajectories")
         .filter(pl.col("reward").is_not_null() & pl.col("attempt").is_not_null())

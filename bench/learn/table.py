@@ -64,6 +64,18 @@ def read_success(root: Path, cell: Cell, condition: str) -> float | str:
     return result["shifted" if condition == "shift" else "test"]
 
 
+def read_place(
+    root: Path, environment: str, condition: str, seeds: Sequence[int]
+) -> dict[str, list[float | str]]:
+    """Method -> what each seed came to, of the methods that every seed has."""
+    found: dict[str, list[float | str]] = {}
+    for method in (BEHAVIOUR, *METHODS):
+        cells = [find_cell(environment, condition, method, seed) for seed in seeds]
+        if all((root / cell.place / RESULT_FILE).exists() for cell in cells):
+            found[method] = [read_success(root, cell, condition) for cell in cells]
+    return found
+
+
 def build_rows(
     root: Path, environments: Iterable[str], conditions: Sequence[str], seeds: Sequence[int]
 ) -> list[dict[str, Any]]:
@@ -71,14 +83,7 @@ def build_rows(
     rows = []
     for environment in environments:
         for condition in conditions:
-            found = {
-                method: [
-                    read_success(root, find_cell(environment, condition, method, seed), condition)
-                    for seed in seeds
-                ]
-                for method in (BEHAVIOUR, *METHODS)
-                if _is_there(root, environment, condition, method, seeds)
-            }
+            found = read_place(root, environment, condition, seeds)
             rows += compare_methods(environment, condition, found)
     return rows
 
@@ -123,14 +128,7 @@ def judge_auto(
     found = []
     for environment in environments:
         for condition in conditions:
-            values = {
-                method: [
-                    read_success(root, find_cell(environment, condition, method, seed), condition)
-                    for seed in seeds
-                ]
-                for method in (BEHAVIOUR, *METHODS)
-                if _is_there(root, environment, condition, method, seeds)
-            }
+            values = read_place(root, environment, condition, seeds)
             numbers = {
                 name: [float(v) for v in each]
                 for name, each in values.items()
@@ -164,12 +162,3 @@ def judge_auto(
                 }
             )
     return found
-
-
-def _is_there(
-    root: Path, environment: str, condition: str, method: str, seeds: Sequence[int]
-) -> bool:
-    return all(
-        (root / find_cell(environment, condition, method, seed).place / RESULT_FILE).exists()
-        for seed in seeds
-    )

@@ -44,13 +44,16 @@ class Sampling:
             request["top_p"] = self.top_p
         if self.stop:
             request["stop"] = list(self.stop)
+        return request | self.build_extras()
+
+    def build_extras(self) -> dict[str, Any]:
+        """The part that other packages' loops take as it is: log-probabilities, token ids, `extra`."""
+        extras: dict[str, Any] = {}
         body = dict(self.extra)
         if self.token_ids:
-            request["logprobs"] = True
+            extras["logprobs"] = True
             body["return_token_ids"] = True
-        if body:
-            request["extra_body"] = body
-        return request
+        return {**extras, "extra_body": body} if body else extras
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -281,13 +281,7 @@ def _sampling_args(sampling: Sampling) -> dict[str, Any]:
         args["top_p"] = sampling.top_p
     if sampling.stop:
         args["stop_seqs"] = list(sampling.stop)
-    body = dict(sampling.extra)
-    if sampling.token_ids:
-        args["logprobs"] = True
-        body["return_token_ids"] = True
-    if body:
-        args["extra_body"] = body
-    return args
+    return args | sampling.build_extras()
 
 
 def _find_task(spec: str, args: Mapping[str, Any]) -> Callable[[], Any]:

@@ -46,7 +46,7 @@ if "BREAK" in os.environ:
 """
 BROKEN = [
     "starpo_trace.capture.exchange:describe_request",
-    "starpo_trace.capture.invocation:LLMCall.finish",
+    "starpo_trace.capture.llmcall:LLMCall.finish",
     "starpo_trace.capture.patches.openai_chat:read_chat_request",
     "starpo_trace.messages:chain_hashes",
     "starpo_trace.store.sink:SpanSink._deliver",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from learn.conditions import Log
-from learn.methods import METHODS, write_run_file
+from learn.methods import METHODS, Method, write_run_file
 from learn.outsider import Outsider
 from learn.play import play
 
@@ -95,10 +95,6 @@ def train_cell(
     cell: Cell, folder: Path, *, base: Path, dataset: Path, scale: Scale, outsider: Outsider | None
 ) -> tuple[Path | None, dict[str, Any]]:
     """The trained model's folder, or None where the method is refused; and what was said."""
-    from starpo_train.config import read_run_config
-    from starpo_train.errors import DataError, ProvenanceError, TrainingError
-    from starpo_train.run import train
-
     method = METHODS[cell.method]
     if method.trl is not None:
         if outsider is None:
@@ -106,18 +102,26 @@ def train_cell(
         return outsider.train(
             method, folder=folder, base=base, dataset=dataset, seed=cell.seed, epochs=scale.epochs
         )
-    path = write_run_file(
-        method, folder, base=base, dataset=dataset, seed=cell.seed, epochs=scale.epochs
-    )
+    return fit(method, folder, base=base, dataset=dataset, seed=cell.seed, epochs=scale.epochs)
+
+
+def fit(
+    method: Method, folder: Path, *, base: Path, dataset: Path, seed: int, epochs: int
+) -> tuple[Path | None, dict[str, Any]]:
+    """Train with Starpo; as `train_cell`."""
+    from starpo_train.config import read_run_config
+    from starpo_train.errors import DataError, ProvenanceError, TrainingError
+    from starpo_train.run import train
+
+    path = write_run_file(method, folder, base=base, dataset=dataset, seed=seed, epochs=epochs)
     try:
         train(read_run_config(path))
     except (ProvenanceError, DataError) as error:
         return None, {"refused": str(error)}
     except TrainingError as error:
         return None, {"failed": str(error)}
-    records = [
-        json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
     start = records[0]
     final = json.loads((folder / "run" / "final.json").read_text())
     steps = [record for record in records if "loss" in record]

@@ -23,6 +23,7 @@ class Method:
     """`[algorithm]` of the run file."""
     train: dict[str, Any] = field(default_factory=dict)
     """What `[train]` says other than the rest."""
+    learning_rate: float = LEARNING_RATE
     trl: str | None = None
     """Trained by TRL instead: sft | dpo | kto."""
 
@@ -63,7 +64,7 @@ def write_run_file(
         "algorithm": method.algorithm,
         "train": {
             "epochs": epochs,
-            "learning_rate": LEARNING_RATE,
+            "learning_rate": method.learning_rate,
             "trajectories_per_step": TRAJECTORIES_PER_STEP,
             "threads": 1,
         }

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from learn.methods import LEARNING_RATE, TRAJECTORIES_PER_STEP, Method
+from learn.methods import TRAJECTORIES_PER_STEP, Method
 
 FORMS = {
     "sft": ["--as", "trl", "--min-reward", "0.5"],
@@ -54,7 +54,7 @@ class Outsider:
                 "settings": {
                     "num_train_epochs": epochs,
                     "per_device_train_batch_size": TRAJECTORIES_PER_STEP,
-                    "learning_rate": LEARNING_RATE,
+                    "learning_rate": method.learning_rate,
                     "lr_scheduler_type": "constant",
                     "max_length": 1024,
                     **method.train,

@@ -1,8 +1,8 @@
 """The name of a method -> the run file that trains it, or the TRL trainer that does.
 
 Whatever a method needs beside the data is the same for all: the model that the traffic was recorded
-with, passes over the data, trajectories per step. The learning rate is each method's own, the best of
-three on the environments that are tuned on; so is what its authors leave open (`TUNED`).
+with, passes over the data, trajectories per step, the schedule. The learning rate and what the loss
+leaves open are each method's own, the best that was tried on the environments that are tuned on (`tried.toml`).
 """
 
 import json
@@ -29,9 +29,22 @@ class Method:
 
 
 METHODS = {
-    "auto": Method(title="Starpo, `auto`", algorithm={"name": "auto"}),
-    "starpo": Method(title="StarPO, GRPO form", algorithm={"name": "starpo"}),
-    "starpo_s": Method(title="StarPO-S", algorithm={"name": "starpo", "group_filter": "starpo_s"}),
+    "auto": Method(title="Starpo, `auto`", algorithm={"name": "auto"}, learning_rate=5e-4),
+    "starpo": Method(
+        title="StarPO, by token",
+        algorithm={
+            "name": "starpo",
+            "advantage": "dr_grpo",
+            "aggregation": "token-mean",
+            "clip_high": 2.0,
+        },
+        learning_rate=3e-4,
+    ),
+    "starpo_s": Method(
+        title="StarPO-S",
+        algorithm={"name": "starpo", "group_filter": "starpo_s"},
+        learning_rate=2e-4,
+    ),
     "grpo": Method(
         title="GRPO, offline",
         algorithm={
@@ -40,16 +53,21 @@ METHODS = {
             "aggregation": "seq-mean-token-mean",
             "clip_high": 0.2,
         },
+        learning_rate=2e-4,
     ),
-    "topr": Method(title="TOPR", algorithm={"name": "topr"}),
+    "topr": Method(title="TOPR", algorithm={"name": "topr"}, learning_rate=5e-4),
     "filtered_bc": Method(title="filtered BC", algorithm={"name": "filtered_bc"}),
-    "awr": Method(title="AWR", algorithm={"name": "awr"}),
-    "dro": Method(title="DRO", algorithm={"name": "dro"}),
-    "kto": Method(title="KTO", algorithm={"name": "kto"}),
-    "dpo": Method(title="DPO", algorithm={"name": "dpo"}),
+    "awr": Method(
+        title="AWR",
+        algorithm={"name": "awr", "beta": 0.2, "aggregation": "token-mean"},
+        learning_rate=5e-4,
+    ),
+    "dro": Method(title="DRO", algorithm={"name": "dro", "beta": 0.1}, learning_rate=3e-4),
+    "kto": Method(title="KTO", algorithm={"name": "kto", "beta": 1.0}, learning_rate=5e-4),
+    "dpo": Method(title="DPO", algorithm={"name": "dpo", "beta": 1.0}, learning_rate=3e-4),
     "trl_sft": Method(title="TRL SFT on successes", trl="sft"),
-    "trl_dpo": Method(title="TRL DPO", trl="dpo"),
-    "trl_kto": Method(title="TRL KTO", trl="kto"),
+    "trl_dpo": Method(title="TRL DPO", trl="dpo", learning_rate=3e-4),
+    "trl_kto": Method(title="TRL KTO", trl="kto", learning_rate=3e-4),
 }
 
 
@@ -65,6 +83,7 @@ def write_run_file(
         "train": {
             "epochs": epochs,
             "learning_rate": method.learning_rate,
+            "schedule": "cosine",
             "trajectories_per_step": TRAJECTORIES_PER_STEP,
             "threads": 1,
         }

@@ -55,7 +55,7 @@ class Outsider:
                     "num_train_epochs": epochs,
                     "per_device_train_batch_size": TRAJECTORIES_PER_STEP,
                     "learning_rate": method.learning_rate,
-                    "lr_scheduler_type": "constant",
+                    "lr_scheduler_type": "cosine",
                     "max_length": 1024,
                     **method.train,
                 },

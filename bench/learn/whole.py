@@ -27,7 +27,7 @@ from learn.cells import BEHAVIOUR, Cell, Scale
 from learn.conditions import CONDITIONS, DATA_OF, Log
 from learn.decide import judge_candidates, rank_ope, summarize
 from learn.methods import METHODS
-from learn.table import build_rows, find_cell, judge_auto
+from learn.table import Place, find_cell, is_run
 from learn.targets import list_targets
 from learn.words import print_table
 
@@ -55,6 +55,7 @@ class Plan:
             for environment in self.environments
             for condition in self.conditions
             for method in (BEHAVIOUR, *self.methods)
+            if is_run(condition, method)
         }
         return list(cells)
 
@@ -112,13 +113,12 @@ class _Progress:
 
 def collect(plan: Plan) -> dict[str, Any]:
     """What is written down -> the figures."""
-    rows = build_rows(plan.root, plan.environments, plan.conditions, plan.seeds)
-    auto = judge_auto(plan.root, plan.environments, plan.conditions, plan.seeds)
+    places = [Place(plan.root, each, plan.conditions, plan.seeds) for each in plan.environments]
     candidates = [cell for cell in plan.list_cells() if cell.method != BEHAVIOUR]
     judged = judge_candidates(plan.root, candidates)
     return {
-        "rows": rows,
-        "auto": auto,
+        "rows": [row for place in places for row in place.list_rows()],
+        "auto": [row for place in places for row in place.judge_auto()],
         "gate": summarize(judged),
         "ope": rank_ope(plan.root, candidates, judged),
     }

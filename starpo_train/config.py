@@ -15,7 +15,18 @@ Aggregation = Literal[
     "seq-mean-token-sum",
     "seq-mean-token-sum-norm",
 ]
-AlgorithmName = Literal["auto", "starpo", "topr", "awr", "awac", "dro", "kto", "dpo", "filtered_bc"]
+AlgorithmName = Literal[
+    "auto",
+    "starpo",
+    "topr",
+    "topr_reference",
+    "awr",
+    "awac",
+    "dro",
+    "kto",
+    "dpo",
+    "filtered_bc",
+]
 AdvantageName = Literal[
     "grpo",
     "dr_grpo",
@@ -54,9 +65,10 @@ class DataSection:
     """Which rows of the dataset: train | test."""
     models: tuple[str, ...] = ()
     """Train only turns sampled by these models; empty: every turn."""
-    truncated: Literal["keep", "drop"] = "keep"
+    truncated: Literal["auto", "keep", "drop", "drop_failed"] = "auto"
     """Trajectories cut by a limit: keep (their recorded reward counts; bi-level GAE bootstraps
-    from the critic) or drop."""
+    from the critic), drop, or drop_failed, those below the threshold: that time ran out does not say
+    which turn was wrong. auto: drop_failed for `algorithm.name = "auto"`, else keep."""
     logprobs: Literal["raw", "processed"] = "raw"
     """What the server returned for turns sampled at a temperature other than 1: raw, those of
     temperature 1 (vLLM's default), from which no ratio can be formed; or processed, those of the

@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from starpo_train.config import AlgorithmSection
 from starpo_train.dataset import Manifest, Trajectory, read_manifest
 from starpo_train.errors import DataError, ProvenanceError
 from starpo_train.guards import GuardFinding, run_guards
@@ -20,10 +21,13 @@ from starpo_train.provenance import (
     Choice,
     DataFacts,
     Ruling,
+    Terms,
     choose_algorithm,
     describe_data,
     judge_algorithms,
 )
+from starpo_train.targets import find_threshold
+from starpo_train.truncation import leave_out_truncated
 
 _STYLES = {"refuse": "bold red", "hold_back": "red", "warn": "yellow", "review": "cyan"}
 
@@ -90,7 +94,9 @@ def explain_data(
     facts = describe_data(trajectories)
     choice, refusal = None, None
     try:
-        choice = choose_algorithm("auto", facts)
+        threshold = find_threshold(AlgorithmSection(), trajectories)
+        kept = leave_out_truncated(trajectories, "drop_failed", threshold=threshold)
+        choice = choose_algorithm("auto", describe_data(kept), Terms(good_from=threshold))
     except (ProvenanceError, DataError) as error:
         refusal = str(error)
     return DataExplanation(

@@ -24,7 +24,7 @@ _OTHER: Final = ("see docs/training.md", "record it again, whole")
 
 REASONS: Final = {
     "truncated": (
-        "cut by a limit, and data.truncated = 'drop'",
+        "cut by a limit: all with data.truncated = 'drop', else those that failed",
         "set data.truncated = 'keep'",
     ),
     "no_reward": (

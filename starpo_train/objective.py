@@ -23,11 +23,13 @@ from starpo_train.losses.ppo_clip import compute_ppo_clip_loss
 from starpo_train.losses.sapo import compute_sapo_loss
 from starpo_train.losses.topr import compute_topr_loss
 
+WITH_BASELINE: Final = ("awr", "dro", "topr", "topr_reference")
+"""Algorithms on rewards less a baseline (`algorithm.baseline`)."""
 WITH_RATIOS: Final = ("starpo", "topr")
 """Algorithms that weigh by pi / mu, and so need what was recorded of mu."""
-ON_TRAJECTORIES: Final = ("topr", "dro", "kto", "dpo")
+ON_TRAJECTORIES: Final = ("topr", "topr_reference", "dro", "kto", "dpo")
 """Algorithms whose loss is of the trajectories' log-probabilities."""
-WITH_REFERENCE: Final = ("dro", "kto", "dpo")
+WITH_REFERENCE: Final = ("topr_reference", "dro", "kto", "dpo")
 """Algorithms that compare with the model the run began with."""
 PREFERENCE_BETA: Final = 0.1
 
@@ -152,6 +154,8 @@ class Objective:
             return compute_topr_loss(logprobs_N, behaviour_N, terms.outcomes_N)
         beta = PREFERENCE_BETA if self.section.beta is None else self.section.beta
         reference_N = _require(terms.reference_N, "log-probabilities of the reference")
+        if self.algorithm == "topr_reference":
+            return compute_topr_loss(logprobs_N, reference_N, terms.outcomes_N)
         if self.algorithm == "dro":
             return compute_dro_loss(logprobs_N, reference_N, terms.outcomes_N, tau=beta)
         if self.algorithm == "kto":

@@ -46,6 +46,7 @@ from starpo_train.temperature import (
     forget_tempered,
 )
 from starpo_train.trainingdata import TrainingData
+from starpo_train.truncation import Truncated, leave_out_truncated
 from starpo_train.unused import list_unused
 
 
@@ -62,22 +63,16 @@ def prepare_training_data(
         ModelError: messages must be rendered and the model has no chat template.
     """
     everything = read_dataset_trajectories(config.data.dataset, split=config.data.split)
-    trajectories = [
-        t for t in everything if config.data.truncated == "keep" or t.end != "truncated"
-    ]
+    threshold = find_threshold(config.algorithm, everything)
+    trajectories = leave_out_truncated(everything, _find_truncated(config), threshold=threshold)
     _require_models(config, trajectories)
     fit = compare_conventions(policy, trajectories, models=config.data.models)
-    if config.data.logprobs == "processed":
-        trajectories = [accept_processed(trajectory) for trajectory in trajectories]
-    estimates = None
-    if config.data.behaviour is not None:
-        estimates = read_behaviour(config.data.behaviour, dataset=config.data.dataset)
-        require_convention(estimates, config.data)
-        trajectories = [accept_rescored(trajectory, estimates) for trajectory in trajectories]
+    trajectories, estimates = _read_logprobs(config, trajectories)
     left_out = LeftOut()
     left_out["truncated"] += len(everything) - len(trajectories)
     facts = describe_data(trajectories, models=config.data.models, estimates=estimates)
-    choice = _choose(config, facts, fit)
+    choice = _choose(config, facts, fit, threshold=threshold)
+    left_out.threshold = threshold
     chosen = _select(trajectories, choice, config, left_out, estimates)
     findings: Counter[str] = Counter()
     with_ratios = choice.algorithm in WITH_RATIOS
@@ -98,7 +93,9 @@ def prepare_training_data(
         _require_logprobs(tokenized, config)
     objective = Objective(algorithm=choice.algorithm, section=config.algorithm)
     _require_some(tokenized.trajectories, choice, config, left_out)
-    targets = assign_targets(tokenized, objective, config, policy, kept=kept or {})
+    targets = assign_targets(
+        tokenized, objective, config, policy, threshold=threshold, kept=kept or {}
+    )
     left_out["no_advantage"] += len(tokenized.trajectories) - len(targets.tokenized.trajectories)
     tokenized = targets.tokenized
     _require_some(tokenized.trajectories, choice, config, left_out)
@@ -151,7 +148,28 @@ def prepare_training_data(
     )
 
 
-def _choose(config: RunConfig, facts: DataFacts, fit: ConventionFit | None) -> Choice:
+def _read_logprobs(
+    config: RunConfig, trajectories: list[Trajectory]
+) -> tuple[list[Trajectory], Behaviour | None]:
+    """Trajectories with the log-probabilities that may stand for theirs, and those of a fitted model."""
+    if config.data.logprobs == "processed":
+        trajectories = [accept_processed(trajectory) for trajectory in trajectories]
+    if config.data.behaviour is None:
+        return trajectories, None
+    estimates = read_behaviour(config.data.behaviour, dataset=config.data.dataset)
+    require_convention(estimates, config.data)
+    return [accept_rescored(trajectory, estimates) for trajectory in trajectories], estimates
+
+
+def _find_truncated(config: RunConfig) -> Truncated:
+    if config.data.truncated != "auto":
+        return config.data.truncated
+    return "drop_failed" if config.algorithm.name == "auto" else "keep"
+
+
+def _choose(
+    config: RunConfig, facts: DataFacts, fit: ConventionFit | None, *, threshold: float
+) -> Choice:
     algorithm = config.algorithm
     try:
         return choose_algorithm(
@@ -161,6 +179,7 @@ def _choose(config: RunConfig, facts: DataFacts, fit: ConventionFit | None) -> C
                 needs_groups=needs_groups(algorithm),
                 accept_estimated=algorithm.estimated_logprobs == "accept",
                 has_threshold=algorithm.reward_threshold is not None,
+                good_from=threshold,
             ),
         )
     except ProvenanceError as error:
@@ -218,7 +237,6 @@ def _select(
     estimates: Behaviour | None,
 ) -> list[Trajectory]:
     chosen = []
-    threshold = left_out.threshold = find_threshold(config.algorithm, trajectories)
     models = config.data.models
     for trajectory in trajectories:
         if trajectory.reward is None:
@@ -231,7 +249,9 @@ def _select(
             reason = name_reason(trajectory.reasons, trajectory.usable_for)
         else:
             cloned = choice.algorithm == "filtered_bc"
-            reason = "below_threshold" if cloned and trajectory.reward < threshold else None
+            reason = (
+                "below_threshold" if cloned and trajectory.reward < left_out.threshold else None
+            )
         if reason is None:
             chosen.append(trajectory)
         else:

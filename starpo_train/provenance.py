@@ -78,6 +78,8 @@ class Terms:
     """Log-probabilities of a fitted behaviour model will do."""
     has_threshold: bool = False
     """algorithm.reward_threshold says what is good."""
+    good_from: float | None = None
+    """Reward from which on a trajectory is good; None: the middle of the range."""
 
 
 def explain_inexact(trajectory: Trajectory, *, models: Sequence[str] = ()) -> str | None:
@@ -200,10 +202,13 @@ def choose_algorithm(requested: str, facts: DataFacts, terms: Terms | None = Non
 
 
 def _choose_automatically(facts: DataFacts, rulings: dict[str, Ruling]) -> Choice:
-    """StarPO, else TOPR, where most of the data has log-probabilities; else AWR; else cloning."""
+    """TOPR, with the reference in mu's place where most of the data lacks it; else cloning.
+
+    Measured in docs/learning.md.
+    """
     refused = []
     few = facts.num_exact < _MOST_USED * facts.num_usable
-    for name in ("starpo", "topr", "awr", "filtered_bc"):
+    for name in ("topr", "topr_reference", "filtered_bc"):
         ruling = rulings[name]
         if not ruling.legal:
             refused.append(f"{name} refused ({ruling.reason})")
@@ -237,6 +242,18 @@ def _refuse_topr(facts: DataFacts, terms: Terms) -> str | None:
 
 def _refuse_weighted(facts: DataFacts, terms: Terms) -> str | None:
     return _refuse_unusable(facts, terms) or _refuse_equal(facts.usable_range)
+
+
+def _refuse_kto(facts: DataFacts, terms: Terms) -> str | None:
+    refusal = _refuse_weighted(facts, terms)
+    low, high = facts.usable_range
+    if refusal is None and terms.good_from is not None and not low < terms.good_from <= high:
+        kind = "good" if low >= terms.good_from else "bad"
+        return (
+            f"every trajectory is {kind}, from algorithm.reward_threshold = {terms.good_from:g} on; "
+            "set one between the rewards"
+        )
+    return refusal
 
 
 def _refuse_dpo(facts: DataFacts, terms: Terms) -> str | None:
@@ -332,23 +349,24 @@ def _describe_use(algorithm: str, facts: DataFacts, terms: Terms) -> str:
 _REFUSALS: Final[dict[str, Callable[[DataFacts, Terms], str | None]]] = {
     "starpo": _refuse_starpo,
     "topr": _refuse_topr,
+    "topr_reference": _refuse_weighted,
     "awr": _refuse_weighted,
     "awac": _refuse_weighted,
     "dro": _refuse_weighted,
-    "kto": _refuse_weighted,
+    "kto": _refuse_kto,
     "dpo": _refuse_dpo,
     "filtered_bc": _refuse_cloning,
 }
 """The table of what is legal for which data: algorithm -> why it is refused, or None.
 
-====================  =====================  =========  =======
-log-probabilities     exact, of exact ids    estimated  missing
-====================  =====================  =========  =======
-starpo                yes                    opt-in     no
-topr                  yes                    opt-in     no
-awr awac dro kto dpo  yes                    yes        yes
-filtered_bc           yes                    yes        yes
-====================  =====================  =========  =======
+==============================  ===================  =========  =======
+log-probabilities               exact, of exact ids  estimated  missing
+==============================  ===================  =========  =======
+starpo topr                     yes                  opt-in     no
+topr_reference                  yes                  yes        yes
+awr awac dro kto dpo            yes                  yes        yes
+filtered_bc                     yes                  yes        yes
+==============================  ===================  =========  =======
 """
 
 ALGORITHMS: Final = tuple(_REFUSALS)

@@ -26,7 +26,7 @@ from starpo_train.dataset import Trajectory
 from starpo_train.errors import DataError
 from starpo_train.losses.awr import compute_awr_weights
 from starpo_train.losses.overlong import compute_overlong_penalty
-from starpo_train.objective import Objective
+from starpo_train.objective import WITH_BASELINE, Objective
 from starpo_train.policy import Policy
 from starpo_train.preference import make_pairs, mismatch_rows
 from starpo_train.scoring import score_rows
@@ -59,11 +59,13 @@ def assign_targets(
     config: RunConfig,
     policy: Policy,
     *,
+    threshold: float,
     kept: Mapping[str, Tensor],
 ) -> Targets:
     """Credit, baselines, pairs and the reference's scores, as far as the objective takes them.
 
-    `kept` holds what an earlier life of the run asked of the model that it began with.
+    A trajectory is good from `threshold` on; `kept` holds what an earlier life of the run asked of the
+    model that it began with.
 
     Raises:
         DataError: no pair is left.
@@ -80,7 +82,6 @@ def assign_targets(
     elif objective.algorithm == "awac":
         _assign_turn_weights(targets, config, policy, kept)
     targets.outcomes_N = _compare_rewards(targets, objective, config, policy, kept)
-    threshold = find_threshold(config.algorithm, targets.tokenized.trajectories)
     targets.desirable_N = read_rewards(targets.tokenized).numpy() >= threshold
     _require_differences(targets, objective)
     if objective.algorithm == "awr":
@@ -125,7 +126,7 @@ def map_to_range(rewards_N: np.ndarray) -> np.ndarray:
 
 def _require_differences(targets: Targets, objective: Objective) -> None:
     """Refuse what would clone all alike, or push nothing anywhere."""
-    if objective.algorithm in ("awr", "dro", "topr") and not targets.outcomes_N.any():
+    if objective.algorithm in WITH_BASELINE and not targets.outcomes_N.any():
         raise DataError(
             f"algorithm.name = {objective.algorithm!r}: no reward differs from what it is compared "
             "with (the mean of its task's attempts); compare all trajectories with "
@@ -229,10 +230,10 @@ def _compare_rewards(
     rewards_N = read_rewards(targets.tokenized).numpy()
     baseline = config.algorithm.baseline
     if baseline == "auto":
-        baseline = "none" if objective.algorithm == "topr" else "task_mean"
+        baseline = "none" if objective.algorithm.startswith("topr") else "task_mean"
     if baseline == "none":
         return map_to_range(rewards_N)
-    if baseline == "task_mean" or objective.algorithm not in ("awr", "dro", "topr"):
+    if baseline == "task_mean" or objective.algorithm not in WITH_BASELINE:
         return compare_with_task(targets.tokenized)
     values_N, values_K, facts = fit_first_values(
         targets.tokenized, config, policy, critic_values_K=kept.get(CRITIC)

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Final
 
 from starpo_train.config import AlgorithmSection
+from starpo_train.objective import WITH_BASELINE
 
 Uses = Callable[[str, AlgorithmSection], bool]
 """Algorithm and settings -> whether a setting changes anything."""
@@ -52,7 +53,7 @@ _USES: Final[dict[str, Uses]] = {
     "kl_coef": _of("starpo"),
     "kl_estimator": _of_starpo(lambda s: s.kl_coef > 0),
     "estimated_logprobs": _of("starpo", "topr"),
-    "baseline": _of("awr", "dro", "topr"),
+    "baseline": _of(*WITH_BASELINE),
     "beta": _of("awr", "awac", "dro", "kto", "dpo"),
     "weight_max": _of("awr", "awac"),
     "pairs_per_task": _of("dpo"),

@@ -29,7 +29,7 @@ class Method:
 
 
 METHODS = {
-    "auto": Method(title="Starpo, `auto`", algorithm={"name": "auto"}, learning_rate=5e-4),
+    "auto": Method(title="Starpo, `auto`", algorithm={"name": "auto"}),
     "starpo": Method(
         title="StarPO, by token",
         algorithm={

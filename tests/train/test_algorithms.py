@@ -133,9 +133,9 @@ def test_how_a_step_is_packed_does_not_change_its_gradient(configure, branched, 
         gradient, sums, _ = measure_gradient(config)
         gradients.append((gradient, sums["loss"]))
     (one, loss), (other, other_loss) = gradients
-    assert loss == pytest.approx(other_loss, rel=1e-5, abs=1e-6)
+    assert loss == pytest.approx(other_loss, rel=1e-4, abs=5e-6)  # float32; processors differ
     assert float(one.norm()) > 1e-6
-    assert float((one - other).norm()) < 1e-4 * float(one.norm())
+    assert float((one - other).norm()) < 2e-4 * float(one.norm())
 
 
 @pytest.mark.parametrize("name", ["topr", "dro", "kto", "dpo"])
@@ -260,7 +260,7 @@ def test_ratios_are_refused_where_nothing_was_recorded(configure, hand, tmp_path
     with pytest.raises(ProvenanceError, match=r"topr' is refused: importance ratios need"):
         train(configure(dataset=dataset, algorithm={"name": "topr"}))
     result = train(configure(dataset=dataset, algorithm={"name": "auto"}))
-    assert read_metrics(result.metrics_path)[0]["algorithm"] == "awr"
+    assert read_metrics(result.metrics_path)[0]["algorithm"] == "topr_reference"
 
 
 def test_topr_counts_a_good_run_whole_and_a_bad_one_as_far_as_it_is_likely(configure, branched):
@@ -378,7 +378,7 @@ def test_rewards_must_differ_where_they_are_used(configure, hand, tmp_path):
     """The runs with log-probabilities are all worth 1: `auto` takes what uses the others, too."""
     dataset = make_runs(hand, tmp_path, {"a": [1.0] * 4, "b": [0.0, 1.0]}, exact=("a",))
     start = read_metrics(train(configure(dataset=dataset, algorithm={"name": "auto"})).metrics_path)
-    assert start[0]["algorithm"] == "awr"
+    assert start[0]["algorithm"] == "topr_reference"
     with pytest.raises(ProvenanceError, match=r"'topr' is refused: every reward is 1"):
         train(configure("topr", dataset=dataset, algorithm={"name": "topr"}))
 
@@ -395,7 +395,7 @@ def test_failures_alone_are_not_cloned(configure, hand, tmp_path):
 def test_kto_needs_good_ones_and_bad_ones(configure):
     """A threshold above every reward leaves none that is good."""
     config = configure(algorithm={"name": "kto", "reward_threshold": 5.0})
-    with pytest.raises(DataError, match=r"every trajectory is bad; set algorithm.reward_threshold"):
+    with pytest.raises(ProvenanceError, match=r"every trajectory is bad, .*; set one between"):
         train(config)
 
 

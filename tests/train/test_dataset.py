@@ -170,11 +170,11 @@ def read_rewarded(hand, path, rewards, *, logprobs=True, **columns):
     )
 
 
-def test_auto_picks_starpo_on_exact_data(hand, tmp_path):
+def test_auto_picks_topr_on_exact_data(hand, tmp_path):
     """Exact ids, exact log-probabilities and rewards that differ."""
     facts = describe_data(read_rewarded(hand, tmp_path, [1.0, 0.0]))
     choice = choose_algorithm("auto", facts)
-    assert choice.algorithm == "starpo"
+    assert choice.algorithm == "topr"
     assert "2 of 2 trajectories have a reward, exact ids" in choice.reason
 
 
@@ -187,10 +187,20 @@ def test_without_logprobs_starpo_is_refused_and_bc_allowed(hand, tmp_path):
         choose_algorithm("starpo", facts)
     assert choose_algorithm("filtered_bc", facts).algorithm == "filtered_bc"
     auto = choose_algorithm("auto", facts)
-    assert auto.algorithm == "awr"
-    assert "starpo refused (importance ratios" in auto.reason
+    assert auto.algorithm == "topr_reference"
+    assert "topr refused (importance ratios" in auto.reason
     equal = describe_data(read_rewarded(hand, tmp_path / "equal", [1.0, 1.0], logprobs=False))
-    assert choose_algorithm("auto", equal).algorithm == "filtered_bc"
+    cloned = choose_algorithm("auto", equal)
+    assert cloned.algorithm == "filtered_bc"
+    assert "topr_reference refused (every reward is 1" in cloned.reason
+
+
+def test_kto_is_refused_where_the_threshold_leaves_nothing_bad(hand, tmp_path):
+    """Rewards differ, and all of them are good."""
+    facts = describe_data(read_rewarded(hand, tmp_path, [1.0, 0.8]))
+    with pytest.raises(ProvenanceError, match=r"every trajectory is good, .* = 0\.5 on"):
+        choose_algorithm("kto", facts, Terms(good_from=0.5))
+    assert choose_algorithm("kto", facts, Terms(good_from=0.9)).algorithm == "kto"
 
 
 def test_estimated_logprobs_are_not_exact(hand, tmp_path):

@@ -149,6 +149,29 @@ def test_truncated_runs_can_be_left_out(configure, hand, tmp_path):
     assert (start["num_trajectories"], start["left_out"]) == (2, {"truncated": 1})
 
 
+def test_auto_leaves_out_what_failed_because_it_was_cut(configure, hand, tmp_path):
+    """A cut success counts; a named algorithm gets all; `keep` is heard by `auto`, too."""
+    turn = hand.turn(PROMPT, [GOOD, END], [-5.0, -5.0])
+    ends = {"a": (1.0, "terminated"), "b": (0.0, "terminated"), "c": (1.0, "truncated")}
+    ends |= {"d": (0.0, "truncated")}
+    rows = [hand.trajectory(t, [turn], reward=reward, end=end) for t, (reward, end) in ends.items()]
+    dataset = hand.dataset(tmp_path / "data", rows)
+
+    def read_start(name, **sections):
+        result = train(configure(name, dataset=dataset, **sections))
+        start = read_metrics(result.metrics_path)[0]
+        return start["algorithm"], start["num_trajectories"], start["left_out"]
+
+    assert read_start("auto", algorithm={"name": "auto"}) == ("topr", 3, {"truncated": 1})
+    assert read_start("kto", algorithm={"name": "kto"}) == ("kto", 4, {})
+    kept = {"algorithm": {"name": "auto"}, "data": {"truncated": "keep"}}
+    assert read_start("keep", **kept) == ("topr", 4, {})
+    del rows[1]
+    cloned = hand.dataset(tmp_path / "data of cut", rows)
+    result = train(configure("cut", dataset=cloned, algorithm={"name": "auto"}))
+    assert read_metrics(result.metrics_path)[0]["algorithm"] == "filtered_bc"
+
+
 def test_bilevel_gae_uses_turn_order_across_branches(configure, hand, tmp_path):
     """Equal states, so V is the mean return: later turns of a success are worth more.
 

@@ -56,7 +56,7 @@ def test_explain_says_what_the_data_allows(dataset, capsys):
     output = " ".join(capsys.readouterr().out.split())
     assert "starpo yes 16 of 16 trajectories have a reward, exact ids" in output
     assert "filtered_bc yes" in output
-    assert "auto: starpo; 16 of 16" in output
+    assert "auto: topr; 16 of 16" in output
 
 
 def test_unknown_key_is_one_clear_line(tmp_path, capsys):

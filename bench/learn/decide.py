@@ -4,9 +4,10 @@ The gate sees half of a candidate's unseen tasks, the truth is measured on the o
 is truly better or worse when the 95 % interval of its paired difference there leaves out 0.
 """
 
-import json
+import math
+import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import polars as pl
 from scipy.stats import spearmanr
 from scipy.stats import t as student_t
 
-from learn.cells import BEHAVIOUR, RESULT_FILE, Cell
+from learn.cells import BEHAVIOUR, Cell
 from starpo_train.gate.decision import decide_release
 from starpo_train.gate.margins import GateConfig
 
@@ -50,37 +51,28 @@ def measure_difference(
     return mean, mean - half, mean + half
 
 
-def judge_candidates(root: Path, cells: Iterable[Cell]) -> list[dict[str, Any]]:
-    """One record for each candidate on each kind of unseen tasks."""
-    found = []
-    for cell in cells:
-        for split in cell.splits:
-            if not (root / cell.place / f"{split}.parquet").exists():
-                continue
-            base = Cell(
-                environment=cell.environment, data="exact", method=BEHAVIOUR, seed=cell.seed
-            )
-            seen, truth = read_halves(root, cell, split)
-            base_seen, base_truth = read_halves(root, base, split)
-            mean, low, high = measure_difference(truth, base_truth)
-            verdict = decide_release(seen, base_seen, config=CONFIG).verdict.value
-            found.append(
-                {
-                    "environment": cell.environment,
-                    "data": cell.data,
-                    "method": cell.method,
-                    "seed": cell.seed,
-                    "split": split,
-                    "truth": round(mean, 4),
-                    "truly": "better" if low > 0 else "worse" if high < 0 else "unclear",
-                    "verdict": verdict,
-                }
-            )
-    return found
+def judge(root: Path, cell: Cell) -> list[dict[str, Any]]:
+    """A candidate -> of each kind of unseen tasks: the truth, and what the gate says."""
+    judged = []
+    for split in cell.splits:
+        base = Cell(environment=cell.environment, data="exact", method=BEHAVIOUR, seed=cell.seed)
+        seen, truth = read_halves(root, cell, split)
+        base_seen, base_truth = read_halves(root, base, split)
+        mean, low, high = measure_difference(truth, base_truth)
+        judged.append(
+            {
+                "split": split,
+                "truth": round(mean, 4),
+                "truly": "better" if low > 0 else "worse" if high < 0 else "unclear",
+                "verdict": decide_release(seen, base_seen, config=CONFIG).verdict.value,
+            }
+        )
+    return judged
 
 
-def summarize(judged: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Verdicts by truth, and the shares that are aimed at."""
+    judged = [each for record in records for each in record.get("judged", ())]
     counts = Counter((each["truly"], each["verdict"]) for each in judged)
     worse = sum(n for (truly, _), n in counts.items() if truly == "worse")
     better = sum(n for (truly, _), n in counts.items() if truly == "better")
@@ -100,35 +92,39 @@ def summarize(judged: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def rank_ope(root: Path, cells: Iterable[Cell], judged: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Spearman's correlation of what off-policy evaluation expects with the truth, where it answers."""
-    truth = {
-        (each["environment"], each["data"], each["method"], each["seed"]): each["truth"]
-        for each in judged
-        if each["split"] == "test"
-    }
+def rank_ope(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Spearman's correlation of what off-policy evaluation expects with the truth, where it answers.
+
+    Within an environment and seed, then the mean over those of three candidates and more: that some
+    environments are harder than others is no merit of the estimate.
+    """
     verdicts: Counter[str] = Counter()
-    pairs = {"answered": [], "all with an estimate": []}
-    for cell in cells:
-        path = root / cell.place / RESULT_FILE
-        told = json.loads(path.read_text()).get("ope") if path.exists() else None
+    pairs: dict[str, dict[tuple[str, int], list[tuple[float, float]]]] = {
+        "answered": {},
+        "all with an estimate": {},
+    }
+    for record in records:
+        told = record.get("ope")
         if told is None or "failed" in told:
             continue
         verdicts[told["verdict"]] += 1
         if told["value"] is None:
             continue
-        pair = (
-            told["value"] - told["behaviour"],
-            truth[cell.environment, cell.data, cell.method, cell.seed],
-        )
-        pairs["all with an estimate"].append(pair)
+        truth = next(each["truth"] for each in record["judged"] if each["split"] == "test")
+        place = record["environment"], record["seed"]
+        pair = told["value"] - told["behaviour"], truth
+        pairs["all with an estimate"].setdefault(place, []).append(pair)
         if told["verdict"] != "inconclusive":
-            pairs["answered"].append(pair)
+            pairs["answered"].setdefault(place, []).append(pair)
     return {"verdicts": dict(verdicts)} | {name: _correlate(found) for name, found in pairs.items()}
 
 
-def _correlate(pairs: list[tuple[float, float]]) -> dict[str, Any]:
-    if len(pairs) < 3:
-        return {"candidates": len(pairs), "spearman": None}
-    value = float(spearmanr(*zip(*pairs, strict=True)).statistic)
-    return {"candidates": len(pairs), "spearman": round(value, 3)}
+def _correlate(found: Mapping[tuple[str, int], list[tuple[float, float]]]) -> dict[str, Any]:
+    groups = [pairs for pairs in found.values() if len(pairs) >= 3]
+    values = [float(spearmanr(*zip(*pairs, strict=True)).statistic) for pairs in groups]
+    known = [value for value in values if math.isfinite(value)]
+    return {
+        "candidates": sum(map(len, found.values())),
+        "groups": len(known),
+        "spearman": round(statistics.fmean(known), 3) if known else None,
+    }

@@ -23,6 +23,7 @@ class Method:
     """`[algorithm]` of the run file."""
     train: dict[str, Any] = field(default_factory=dict)
     """What `[train]` says other than the rest."""
+    diagnostics: dict[str, Any] = field(default_factory=dict, repr=False)
     learning_rate: float = LEARNING_RATE
     trl: str | None = None
     """Trained by TRL instead: sft | dpo | kto."""
@@ -88,6 +89,7 @@ def write_run_file(
             "threads": 1,
         }
         | method.train,
+        "diagnostics": method.diagnostics,
     }
     lines = []
     for name, values in sections.items():

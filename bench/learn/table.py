@@ -1,23 +1,22 @@
-"""Cells -> success on unseen tasks, differences with intervals, and what they say of `auto`.
+"""Records -> success on unseen tasks, differences with intervals, and what they say of `auto`.
 
 Seeds are what is drawn: each has its own model, log and tasks, and an interval holds the noise of
 training, of the log and of the tasks. A difference is paired by seed; how much it varies is pooled over
 the environment's conditions, so Student's t has that many times four degrees of freedom.
 """
 
-import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from scipy.stats import t as student_t
 
-from learn.cells import BEHAVIOUR, RESULT_FILE, Cell
+from learn.cells import BEHAVIOUR, Cell
 from learn.conditions import DATA_OF
 from learn.methods import METHODS
+from learn.records import Record
 
 SAME_DATA = {"closed": "exact"}
 """TRL's trainers read neither ids nor log-probabilities: their data are the same in both."""
@@ -80,37 +79,33 @@ def is_run(condition: str, method: str) -> bool:
     return method == BEHAVIOUR or METHODS[method].trl is None or condition not in ("single", "late")
 
 
-def read_success(root: Path, cell: Cell, condition: str) -> float | str:
+def read_success(record: Record, condition: str) -> float | str:
     """Share of successes on the condition's unseen tasks, or `refused` or `failed`."""
-    result = json.loads((root / cell.place / RESULT_FILE).read_text())
     for word in ("refused", "failed"):
-        if word in result:
+        if word in record:
             return word
-    return result["shifted" if condition == "shift" else "test"]
-
-
-def read_place(
-    root: Path, environment: str, condition: str, seeds: Sequence[int]
-) -> dict[str, list[float | str]]:
-    """Method -> what each seed came to, of the methods that every seed has."""
-    found: dict[str, list[float | str]] = {}
-    for method in (BEHAVIOUR, *METHODS):
-        cells = [find_cell(environment, condition, method, seed) for seed in seeds]
-        if all((root / cell.place / RESULT_FILE).exists() for cell in cells):
-            found[method] = [read_success(root, cell, condition) for cell in cells]
-    return found
+    return record["shifted" if condition == "shift" else "test"]
 
 
 class Place:
-    """One environment: method -> success by seed, in every condition."""
+    """One environment: method -> success by seed, in every condition, of the methods every seed has."""
 
     def __init__(
-        self, root: Path, environment: str, conditions: Sequence[str], seeds: Sequence[int]
+        self,
+        records: Mapping[tuple[str, str, str, int], Record],
+        environment: str,
+        conditions: Sequence[str],
+        seeds: Sequence[int],
     ) -> None:
         self.environment = environment
-        self.found = {
-            condition: read_place(root, environment, condition, seeds) for condition in conditions
-        }
+        self.found: dict[str, dict[str, list[float | str]]] = {}
+        for condition in conditions:
+            found = self.found[condition] = {}
+            for method in (BEHAVIOUR, *METHODS):
+                cells = [find_cell(environment, condition, method, seed) for seed in seeds]
+                keys = [(cell.environment, cell.data, cell.method, cell.seed) for cell in cells]
+                if is_run(condition, method) and all(key in records for key in keys):
+                    found[method] = [read_success(records[key], condition) for key in keys]
 
     def has_numbers(self, condition: str, method: str) -> bool:
         """Whether the method ran in every seed."""
@@ -132,7 +127,11 @@ class Place:
         rows = []
         for condition, found in self.found.items():
             for method, values in found.items():
-                row = {"environment": self.environment, "condition": condition, "method": method}
+                row: dict[str, Any] = {
+                    "environment": self.environment,
+                    "condition": condition,
+                    "method": method,
+                }
                 words = [value for value in values if isinstance(value, str)]
                 if words:
                     rows.append(row | {"result": words[0], "in_seeds": len(words)})

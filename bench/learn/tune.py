@@ -1,6 +1,6 @@
 """What was tried on the environments that may be tuned on: settings -> success on `tuning` tasks.
 
-    python bench/learn/tune.py [--output DIR] [--tried FILE] [--json FILE] [--seeds 100 101 102]
+    python bench/learn tune [--output DIR] [--tried FILE] [--json FILE] [--seeds 100 101 102]
 
 `tried.toml` names the settings; those that are not in DIR yet are trained and played. Models, logs and
 tasks are others than those of the table: seeds from 100 on, the split `tuning`.
@@ -8,7 +8,6 @@ tasks are others than those of the table: seeds from 100 on, the split `tuning`.
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import sys
@@ -20,13 +19,6 @@ from hashlib import blake2b
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":
-    BENCH = Path(__file__).resolve().parents[1]
-    PLACES = [str(BENCH), str(BENCH.parent)]
-    sys.path[:0] = PLACES
-    os.environ["PYTHONPATH"] = os.pathsep.join(PLACES)  # for worker processes
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from learn import TUNED_ON, work
 from learn.cells import fit
@@ -182,7 +174,3 @@ def describe(values: list[float | str]) -> str:
         return words[0]
     numbers = [100 * float(value) for value in values]
     return f"{statistics.fmean(numbers):.1f} ({' '.join(f'{n:.0f}' for n in numbers)})"
-
-
-if __name__ == "__main__":
-    main()

@@ -1,11 +1,12 @@
 """Does it learn? Logged traffic -> every method -> unseen tasks -> the gate's verdicts and the truth.
 
-    python bench/learn [--quick] [--json FILE] [--output DIR] [--workers 2] [--only ENV ...]
+    python bench/learn [--quick] [--json FILE] [--output DIR] [--records FILE] [--only ENV ...]
 
 Five small games (`envs/`), two of which no setting was chosen on (`UNSEEN`), five ways for a log to reach the
 trainer (`conditions.py`), thirteen methods (`methods.py`), five seeds, each with its own behaviour model,
 log and tasks. Every step is a folder below DIR (default `learn-output`) and is not done twice: interrupt
-it, run it again, and it goes on. `--quick`: two games, two conditions, two seeds, without TRL.
+it, run it again, and it goes on. FILE (default DIR/records.jsonl) holds a line for every cell; what is in
+it is not done again, so seeds can be run on several machines. `--quick`: two games, two conditions, two seeds, without TRL.
 
 Figures: success on unseen tasks with paired 95 % intervals over seeds; `auto` beside the best single
 method, filtered BC and the recorded policy; the gate's and off-policy evaluation's answers beside the truth.
@@ -13,7 +14,7 @@ method, filtered BC and the recorded policy; the gate's and off-policy evaluatio
 
 import argparse
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -23,15 +24,17 @@ from typing import Any
 from figures import conclude
 
 from learn import TUNED_ON, UNSEEN, work
-from learn.cells import BEHAVIOUR, Cell, Scale
-from learn.conditions import CONDITIONS, DATA_OF, Log
-from learn.decide import judge_candidates, rank_ope, summarize
+from learn.cells import BEHAVIOUR, Cell, Scale, describe
+from learn.conditions import CONDITIONS, Log
+from learn.decide import rank_ope, summarize
 from learn.methods import METHODS
+from learn.records import Record, find_key, read_records, write_records
 from learn.table import Place, find_cell, is_run
 from learn.targets import list_targets
 from learn.words import print_table
 
 FULL = Scale(log=Log(tasks=128, attempts=4), test_tasks=200, test_attempts=2, epochs=4)
+RECORDS_FILE = "records.jsonl"
 QUICK = Scale(log=Log(tasks=64, attempts=4), test_tasks=100, test_attempts=2, epochs=4)
 
 
@@ -46,6 +49,8 @@ class Plan:
     seeds: tuple[int, ...]
     scale: Scale
     workers: int
+    records: Path | None = None
+    """What is done, if not in `root`."""
 
     def list_cells(self) -> list[Cell]:
         """Each training once, seed by seed, so that an early stop leaves whole tables."""
@@ -60,20 +65,39 @@ class Plan:
         return list(cells)
 
 
-def do_all(plan: Plan) -> None:
-    """Behaviour models, logs, cells."""
-    pairs = [(environment, seed) for seed in plan.seeds for environment in plan.environments]
-    data = dict.fromkeys(DATA_OF.get(condition, condition) for condition in plan.conditions)
-    order = [each for each in CONDITIONS if each in data or each == "exact"]
+def do_all(plan: Plan) -> list[Record]:
+    """Behaviour models, logs, cells, as far as they are not in the records -> the records."""
+    path = plan.root / RECORDS_FILE if plan.records is None else plan.records
+    records = read_records(path)
+    known = {(*find_key(record), record["settings"]) for record in records}
+    cells = [
+        cell
+        for cell in plan.list_cells()
+        if (cell.environment, cell.data, cell.method, cell.seed, describe(cell, plan.scale))
+        not in known
+    ]
+    if not cells:
+        return records
+    pairs = list(dict.fromkeys((cell.environment, cell.seed) for cell in cells))
+    recorded = [
+        Cell(environment=environment, data="exact", method=BEHAVIOUR, seed=seed)
+        for environment, seed in pairs
+    ]
+    logs = {(cell.environment, cell.seed, cell.data) for cell in cells}
+    logs |= {(*pair, "exact") for pair in pairs}  # `late` is made of it
     context = get_context("spawn")
     with ProcessPoolExecutor(plan.workers, mp_context=context) as pool:
         run = _Progress(pool)
         run("behaviour models", [(work.make_model, plan.root, *pair) for pair in pairs])
-        for condition in order:  # `late` is made of `exact`
-            jobs = [(work.make_log, plan.root, *pair, condition, plan.scale.log) for pair in pairs]
-            run(f"logs: {condition}", jobs)
-        jobs = [(work.do_cell, plan.root, cell, plan.scale) for cell in plan.list_cells()]
-        run("cells", jobs)
+        for data in dict.fromkeys(("exact", *CONDITIONS)):
+            places = [pair for pair in pairs if (*pair, data) in logs]
+            jobs = [(work.make_log, plan.root, *pair, data, plan.scale.log) for pair in places]
+            run(f"logs: {data}", jobs)
+        wanted = list(dict.fromkeys([*recorded, *cells]))
+        run("cells", [(work.do_cell, plan.root, cell, plan.scale) for cell in wanted])
+        records += run("verdicts", [(work.tell_cell, plan.root, cell) for cell in wanted])
+    write_records(path, records)
+    return read_records(path)
 
 
 class _Progress:
@@ -82,7 +106,9 @@ class _Progress:
     def __init__(self, pool: ProcessPoolExecutor) -> None:
         self._pool = pool
 
-    def __call__(self, title: str, jobs: Iterable[tuple[Callable[..., Any], Any]]) -> None:
+    def __call__(self, title: str, jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
+        if not jobs:
+            return []
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -109,18 +135,22 @@ class _Progress:
             except BaseException:
                 self._pool.shutdown(wait=False, cancel_futures=True)
                 raise
+        return [future.result() for future in futures]
 
 
-def collect(plan: Plan) -> dict[str, Any]:
-    """What is written down -> the figures."""
-    places = [Place(plan.root, each, plan.conditions, plan.seeds) for each in plan.environments]
-    candidates = [cell for cell in plan.list_cells() if cell.method != BEHAVIOUR]
-    judged = judge_candidates(plan.root, candidates)
+def collect(plan: Plan, records: Sequence[Record]) -> dict[str, Any]:
+    """Records of the plan's cells -> the figures."""
+    found = {find_key(record): record for record in records}
+    places = [Place(found, each, plan.conditions, plan.seeds) for each in plan.environments]
+    keys = [(cell.environment, cell.data, cell.method, cell.seed) for cell in plan.list_cells()]
+    planned = [found[key] for key in keys if key in found]
     return {
         "rows": [row for place in places for row in place.list_rows()],
         "auto": [row for place in places for row in place.judge_auto()],
-        "gate": summarize(judged),
-        "ope": rank_ope(plan.root, candidates, judged),
+        "gate": summarize(planned),
+        "ope": rank_ope(planned),
+        "cells": len(planned),
+        "cpu_hours": round(sum(record["cpu_s"] for record in planned) / 3600, 2),
     }
 
 
@@ -133,6 +163,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--output", type=Path, default=Path("learn-output"))
+    parser.add_argument("--records", type=Path, metavar="FILE")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", nargs="+", metavar="ENV", default=(*TUNED_ON, *UNSEEN))
     parser.add_argument("--methods", nargs="+", default=tuple(METHODS), choices=tuple(METHODS))
@@ -147,6 +178,7 @@ def main() -> None:
         seeds=tuple(options.seeds),
         scale=FULL,
         workers=options.workers,
+        records=options.records,
     )
     if options.quick:
         plan = Plan(
@@ -158,8 +190,7 @@ def main() -> None:
             scale=QUICK,
             workers=options.workers,
         )
-    do_all(plan)
-    figures = collect(plan)
+    figures = collect(plan, do_all(plan))
     print_table(figures)
     conclude(
         "learn",

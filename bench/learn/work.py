@@ -12,6 +12,7 @@ from learn.cells import Cell, Scale, run_cell
 from learn.conditions import Log, record
 from learn.methods import METHODS
 from learn.outsider import Outsider
+from learn.records import Record, make_record
 
 _outsider: Outsider | None = None
 
@@ -44,6 +45,11 @@ def do_cell(root: Path, cell: Cell, scale: Scale) -> dict[str, Any]:
     disable_progress_bar()
     needs_trl = cell.method in METHODS and METHODS[cell.method].trl is not None
     return run_cell(cell, root, scale, outsider=_find_outsider(root) if needs_trl else None)
+
+
+def tell_cell(root: Path, cell: Cell) -> Record:
+    """A cell that is done -> its record."""
+    return make_record(root, cell)
 
 
 def _find_outsider(root: Path) -> Outsider:

@@ -272,6 +272,7 @@ SERIES = {
     # 1, 3, 1, 3: each is 2 from its neighbours, the 1 before them 1; half of 18 need 9 of them
     "entropy_erratic": ("entropy", [1.0] * 25 + [3.0, 1.0] * 5, 34),
     "gradient_spike": ("grad_norm", [1.0] * 12 + [11.0] * 3, 15),
+    "left_the_data": ("approx_kl", [0.0, 0.2, 0.2, 0.1, 0.2, 0.16, 0.2], 7),
     "input_forgotten": ("retrieval_excess", [0.5, 0.4, -0.01, -0.02, 0.0], 5),
 }
 
@@ -323,6 +324,7 @@ def make_healthy_run(rng):
         yield {
             "entropy": entropy,
             "grad_norm": norm,
+            "approx_kl": 0.05 * math.exp(0.5 * float(rng.standard_normal())),
             "in_group_reward_std": deviation,
             "algorithm": "starpo",
             "advantage_mean_abs": 0.5,
@@ -337,6 +339,14 @@ def test_healthy_runs_are_left_alone():
         for record in make_healthy_run(rng):
             history = extend_history(history, record)
             assert judge_history(history, record) == []
+
+
+def test_a_policy_far_from_its_data_is_stopped():
+    """Three steps running, not single ones; data of another policy is far from the start."""
+    series = [0.0, 0.05, 0.9, 0.05, 0.12, 0.3, 0.25, 0.21, 0.4]
+    assert find_rules(series, "approx_kl") == {"left_the_data": 8}
+    assert find_rules([0.5, 0.6, 0.9, 1.0, 1.1, 1.0], "approx_kl") == {}
+    assert find_rules([0.5, 0.6, 0.9, 1.3, 1.4, 1.16], "approx_kl") == {"left_the_data": 6}
 
 
 def test_cloning_may_end_without_entropy():
@@ -378,26 +388,26 @@ ABSURD = {"epochs": 20, "trajectories_per_step": 4, "learning_rate": 1.0}
 
 
 def test_a_run_that_collapses_is_stopped_with_a_checkpoint(configure):
-    """At a learning rate of 1 two steps throw the policy off its data; ten without a gradient end it."""
+    """At a learning rate of 1 two steps throw the policy off its data."""
     result = train(configure(train=ABSURD, diagnostics={"early_stop": True}))
     (stop,) = of_event(result, "early_stop")
-    assert result.stopped_by == stop["rule"] == "gradient_gone"
-    assert stop["step"] == result.num_steps < 20
+    assert result.stopped_by == stop["rule"] == "left_the_data"
+    assert stop["step"] == result.num_steps < 10
     assert not result.interrupted
     final = json.loads((result.metrics_path.parent / "final.json").read_text())
-    assert (final["step"], final["early_stop"]) == (result.num_steps, "gradient_gone")
+    assert (final["step"], final["early_stop"]) == (result.num_steps, "left_the_data")
     assert (result.final_path / "COMMIT").is_file()
     again = train(read_resumed_config(result.metrics_path.parent), resume=True)
-    assert (again.already_finished, again.stopped_by) == (True, "gradient_gone")
+    assert (again.already_finished, again.stopped_by) == (True, "left_the_data")
 
 
 def test_without_early_stop_a_rule_is_told_once(configure):
-    """The same run goes on to its end without a gradient, and says so once."""
+    """The same run goes on to its end, at last without a gradient; each rule says so once."""
     result = train(configure(train=ABSURD))
     assert (result.num_steps, result.stopped_by) == (40, None)
     assert of_event(result, "early_stop") == []
     rules = [record["rule"] for record in of_event(result, "alarm")]
-    assert rules == ["gradient_gone"]
+    assert rules == ["left_the_data", "gradient_gone"]
 
 
 def strip(records):

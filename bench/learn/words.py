@@ -13,17 +13,20 @@ from learn.methods import METHODS
 def print_table(figures: Mapping[str, Any]) -> None:
     """Success of every method by environment and condition, then the gate's answers."""
     console = Console()
-    places = list(dict.fromkeys((r["environment"], r["condition"]) for r in figures["rows"]))
     found = {(r["environment"], r["condition"], r["method"]): r for r in figures["rows"]}
-    table = Table(title="Success on unseen tasks, %  (difference to filtered BC)")
-    table.add_column("method")
-    for environment, condition in places:
-        table.add_column(f"{environment}\n{condition}", justify="right")
-    for method in (BEHAVIOUR, *METHODS):
-        cells = [_describe(found.get((*place, method))) for place in places]
-        if any(cells):
-            table.add_row(method, *cells)
-    console.print(table)
+    for environment in dict.fromkeys(row["environment"] for row in figures["rows"]):
+        conditions = dict.fromkeys(
+            row["condition"] for row in figures["rows"] if row["environment"] == environment
+        )
+        table = Table(title=f"{environment}: success on unseen tasks, % (less that of filtered BC)")
+        table.add_column("method")
+        for condition in conditions:
+            table.add_column(condition, justify="right")
+        for method in (BEHAVIOUR, *METHODS):
+            cells = [_describe(found.get((environment, each, method))) for each in conditions]
+            if any(cells):
+                table.add_row(method, *cells)
+        console.print(table)
     gate = figures["gate"]
     console.print(f"gate on {gate['candidates']} candidates: {gate['verdicts']}", highlight=False)
     console.print(f"off-policy evaluation: {figures['ope']}", highlight=False)

@@ -2,7 +2,8 @@
 
 Whatever a method needs beside the data is the same for all: the model that the traffic was recorded
 with, passes over the data, trajectories per step, the schedule. The learning rate and what the loss
-leaves open are each method's own, the best that was tried on the environments that are tuned on (`tried.toml`).
+leaves open are each method's own, the best that was tried on FrozenLake and TextCraft (`tried.toml`); none
+were tried for GRPO and StarPO-S, which have those of StarPO's default form, nor for TRL's trainers.
 """
 
 import json

@@ -40,7 +40,7 @@ TESTS_crewai_a_year_ago := $(TESTS_crewai)
 TESTS_coexistence := tests/frameworks/test_launch.py tests/frameworks/test_coexistence.py
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-seeds test test-frameworks matrix oracles prometheus check format clean FORCE
+.PHONY: demo demo-seeds learn-quick test test-frameworks matrix oracles prometheus check format clean FORCE
 
 demo: $(VENV)/.demo-ready $(if $(filter smollm2,$(MODEL)),$(VENV)/.smollm2-ready)
 	$(BIN)/python examples/frozen_lake/demo.py --model $(MODEL) --seed $(SEED)
@@ -51,6 +51,10 @@ test: check $(LITELLM)/.ready $(PEERS)/.ready $(PHOENIX)/.ready $(MLFLOW)/.ready
 	$(BIN)/python -m pytest -q $(PEER_TESTS)
 	$(INSPECT)/bin/python -m pytest -q -W ignore $(INSPECT_TESTS)
 	$(VERIFIERS)/bin/python -m pytest -q -W ignore $(VERIFIERS_TESTS)
+
+# Does it learn? Two games, two seeds: that everything runs (docs/learning.md has the whole).
+learn-quick: $(VENV)/.test-ready
+	$(BIN)/python bench/learn --quick
 
 # Every framework, at the newest version and the most used at one about a year old, beside other
 # instrumentations and however they are launched. `make test` runs those that go with the openai SDK.

@@ -4,6 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
+def list_quick_targets(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a run of two seeds can decide: that everything ran, and that `auto` did no harm."""
+    worse = sum(row["worse_than_behaviour"] for row in figures["auto"])
+    failed = sum(row.get("result") == "failed" for row in figures["rows"])
+    return [
+        _at_most("auto worse than the recorded policy, cells", worse, 0),
+        _at_most("trainings that failed", failed, 0),
+        _at_least("places where auto ran", len(figures["auto"]), 4),
+    ]
+
+
 def list_targets(figures: Mapping[str, Any], *, unseen: Sequence[str]) -> list[dict[str, Any]]:
     """`auto`'s targets, on all environments and on those that nothing was chosen on; the gate's."""
     targets = []

@@ -30,7 +30,7 @@ from learn.decide import rank_ope, summarize
 from learn.methods import METHODS
 from learn.records import Record, find_key, read_records, write_records
 from learn.table import Place, find_cell, is_run
-from learn.targets import list_targets
+from learn.targets import list_quick_targets, list_targets
 from learn.words import print_table
 
 FULL = Scale(log=Log(tasks=128, attempts=4), test_tasks=200, test_attempts=2, epochs=4)
@@ -194,7 +194,7 @@ def main() -> None:
     print_table(figures)
     conclude(
         "learn",
-        list_targets(figures, unseen=UNSEEN),
+        list_quick_targets(figures) if options.quick else list_targets(figures, unseen=UNSEEN),
         {"scale": repr(plan.scale), "seeds": list(plan.seeds), **figures},
         begun_s=begun_s,
         is_quick=options.quick,

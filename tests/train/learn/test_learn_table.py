@@ -7,7 +7,7 @@ from learn.cells import BEHAVIOUR
 from learn.decide import rank_ope, summarize
 from learn.records import find_key, read_records, write_records
 from learn.table import Place, compare, estimate, find_cell, is_run
-from learn.targets import list_targets
+from learn.targets import list_quick_targets, list_targets
 
 SEEDS = (0, 1, 2)
 
@@ -139,3 +139,16 @@ def test_records_are_read_as_written(tmp_path):
     ]  # fmt: skip
     assert again[3]["test"] == 0.9
     assert len(path.read_text().splitlines()) == len({json.dumps(r) for r in again}) == 6
+
+
+def test_a_quick_run_fails_where_something_failed_or_did_harm():
+    """Two seeds decide nothing finer."""
+    good = {"worse_than_behaviour": False}
+    figures = {"auto": [good] * 4, "rows": [{"success": {}}]}
+    assert all(target["met"] for target in list_quick_targets(figures))
+    for spoilt in (
+        {"auto": [good] * 3 + [{"worse_than_behaviour": True}]},
+        {"auto": [good] * 3},
+        {"rows": [{"result": "failed"}]},
+    ):
+        assert not all(target["met"] for target in list_quick_targets(figures | spoilt))

@@ -25,6 +25,7 @@ class Method:
     train: dict[str, Any] = field(default_factory=dict)
     """What `[train]` says other than the rest."""
     diagnostics: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What `[diagnostics]` says; it is not in the hash of a cell's settings, which has none."""
     learning_rate: float = LEARNING_RATE
     trl: str | None = None
     """Trained by TRL instead: sft | dpo | kto."""

@@ -89,7 +89,7 @@ def do_all(plan: Plan) -> list[Record]:
     with ProcessPoolExecutor(plan.workers, mp_context=context) as pool:
         run = _Progress(pool)
         run("behaviour models", [(work.make_model, plan.root, *pair) for pair in pairs])
-        for data in dict.fromkeys(("exact", *CONDITIONS)):
+        for data in CONDITIONS:
             places = [pair for pair in pairs if (*pair, data) in logs]
             jobs = [(work.make_log, plan.root, *pair, data, plan.scale.log) for pair in places]
             run(f"logs: {data}", jobs)

@@ -198,7 +198,7 @@ def find_left_data(window: Window) -> str | None:
     """KL(mu | pi) in three steps running above 0.15 nats per token, and twice what it was at the start.
 
     In twelve runs of bench/learn (six methods, two games) it was below 0.13 but for single steps; two
-    policies that had lost their skill were at 0.2 to 1.2, a third lost it at 0.02 to 0.14, unseen by
+    policies that had lost their skill were at 0.2 to 1.2, a third lost it below 0.15, unseen by
     this rule. Data of another policy is far from the start.
     """
     limit = 0.15 + 2.0 * max(window.first[0], 0.0)

@@ -234,6 +234,10 @@ class DiagnosticsSection:
     prompts."""
     samples: int = 64
     """Turns that it is measured on."""
+    held_back: int = 64
+    """Score up to so many good trajectories of the dataset's split `test`, and as many bad ones, before
+    the first step, at each checkpoint and at the end; 0: none. A run that loses the good ones stops, and
+    its result is the last checkpoint that had not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,6 +293,7 @@ class RunConfig:
             ("algorithm.overlong_buffer", self.algorithm.overlong_buffer),
             ("train.threads", self.train.threads),
             ("diagnostics.every_steps", self.diagnostics.every_steps),
+            ("diagnostics.held_back", self.diagnostics.held_back),
             ("algorithm.gigpo_omega", self.algorithm.gigpo_omega),
         ):
             if count < 0:

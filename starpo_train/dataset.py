@@ -136,6 +136,17 @@ def has_version(path: Path, digest: str) -> bool:
     return (path / VERSIONS_FOLDER / f"{digest}.json").is_file()
 
 
+def has_split(path: Path, split: str) -> bool:
+    """Whether the dataset has a trajectory in the split that its recipe keeps.
+
+    Raises:
+        DataError: no dataset.
+    """
+    is_kept = pl.col("excluded_because").list.len().fill_null(0) == 0
+    rows = _scan(read_manifest(path), "trajectories").filter(is_kept, pl.col("split") == split)
+    return not rows.head(1).collect().is_empty()
+
+
 def _find_manifest(path: Path) -> tuple[Path, Path]:
     """Dataset's folder, or `FOLDER@DIGEST` for one of its versions -> folder and manifest file."""
     folder, _, digest = str(path).rpartition("@")

@@ -4,7 +4,12 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+STEP: Final = "step"
+"""Stands for the event of a step's record, which has none."""
+MEASURED: Final = (STEP, "diagnostics", "held_back")
+"""Events whose records hold numbers over the steps."""
 
 
 class MetricsWriter:

@@ -24,6 +24,7 @@ from starpo_train.dataset import Trajectory, read_manifest
 from starpo_train.dataset import read_trajectories as read_dataset_trajectories
 from starpo_train.drift import sample_drift
 from starpo_train.errors import DataError, ProvenanceError
+from starpo_train.heldback import read_held_back
 from starpo_train.leftout import LeftOut, name_reason
 from starpo_train.objective import WITH_RATIOS, Objective
 from starpo_train.policy import Policy
@@ -143,6 +144,7 @@ def prepare_training_data(
         reference_R=targets.reference_R,
         mismatched=targets.mismatched,
         mismatched_reference_R=targets.mismatched_reference_R,
+        held_back=read_held_back(config, policy, threshold=threshold),
         kept=targets.kept,
         facts=summary,
     )

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from starpo_train.bars import BarDisplay
 from starpo_train.changes import describe_changes
+from starpo_train.diagnostics.unlearning import describe_change
 from starpo_train.provenance import DataFacts
 from starpo_train.trainer import TrainResult
 
@@ -15,6 +16,7 @@ _DESCRIBED = {
     "pack_split": "out of memory: going on with {tokens_per_pack:,} tokens per pack instead of "
     "{tokens_per_pack_before:,}; set train.tokens_per_pack to that, or see docs/training.md",
     "early_stop": "stopped early by {rule}: {reason}; docs/diagnostics.md says what to do",
+    "rollback": "the result is {checkpoint}, the last one that still found successful runs likely",
     "alarm": "warning: step {step}: {rule}: {reason}; see docs/diagnostics.md",
     "tracker_failed": "{tracker} gets no more metrics ({error}); metrics.jsonl has them all",
 }
@@ -42,6 +44,9 @@ class TrainingDisplay(BarDisplay):
         """Take the record of the start, of a step or of an event."""
         if record.get("event") == "diagnostics":
             self._console.print(_describe_measurement(record), markup=False, soft_wrap=True)
+            return
+        if record.get("event") == "held_back":
+            self._console.print(describe_change(record), markup=False, soft_wrap=True)
             return
         if record.get("event") in _DESCRIBED:
             line = _DESCRIBED[record["event"]].format_map(record)

@@ -109,7 +109,7 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
-    def save_checkpoint(
+    def save_checkpoint(  # noqa: PLR0913 - all that is committed, in keywords
         self,
         policy: Policy,
         *,
@@ -120,10 +120,12 @@ class RunFolder:
         config: RunConfig,
         facts: dict[str, Any],
         last_step: dict[str, Any],
+        spared: Path | None = None,
     ) -> Path:
         """Commit a checkpoint and remove those the run no longer keeps; every rank calls it.
 
-        `facts` about the data and the metrics of the last step are for its card.
+        `facts` about the data and the metrics of the last step are for its card; `spared` is an older
+        checkpoint that is not removed.
         """
         weights = gather_weights(policy)
         lineage = {
@@ -153,7 +155,8 @@ class RunFolder:
         )
         if policy.ranks.is_first and config.train.keep_checkpoints > 0:
             for old in list_checkpoints(self.checkpoints_path)[: -config.train.keep_checkpoints]:
-                remove_checkpoint(old)
+                if old != spared:
+                    remove_checkpoint(old)
         return folder
 
     @property
@@ -168,10 +171,16 @@ class RunFolder:
         self.final_path.unlink(missing_ok=True)
 
     def write_final(self, checkpoint: Path, *, step: int, stopped_by: str | None = None) -> None:
-        """Name the checkpoint that the run ended with, and the rule that ended it before its time."""
-        values = {"checkpoint": checkpoint.relative_to(self.path).as_posix(), "step": step}
+        """Name the run's result, the rule that ended it before its time, and the step it had come to."""
+        of_checkpoint = int(checkpoint.name.removeprefix("step_"))
+        values: dict[str, Any] = {
+            "checkpoint": checkpoint.relative_to(self.path).as_posix(),
+            "step": of_checkpoint,
+        }
         if stopped_by is not None:
             values["early_stop"] = stopped_by
+        if of_checkpoint != step:
+            values["stopped_at_step"] = step
         write_atomically(self.final_path, json.dumps(values) + "\n")
 
 
@@ -217,7 +226,7 @@ def read_resumed_config(run: Path) -> RunConfig:
 
 
 def find_model(name: str) -> str:
-    """Model folder or hub name as it is; a run's folder -> its newest checkpoint.
+    """Model folder or hub name as it is; a run's folder -> its result, else its newest checkpoint.
 
     Raises:
         CheckpointError: the run has none.
@@ -225,6 +234,8 @@ def find_model(name: str) -> str:
     run = RunFolder(Path(name))
     if not run.config_path.is_file():
         return name
+    if run.final_path.is_file():
+        return str(read_final_path(run.path))
     committed = list_checkpoints(run.checkpoints_path)
     if not committed:
         raise CheckpointError(f"{name}: the run has no committed checkpoint yet; resume it first.")

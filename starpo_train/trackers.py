@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 
 from starpo_train.config import RunConfig
 from starpo_train.errors import ConfigError
-from starpo_train.metrics import MetricsWriter, SilentWriter, read_metrics
+from starpo_train.metrics import MEASURED, STEP, MetricsWriter, SilentWriter, read_metrics
 from starpo_train.tomlfile import to_json_dict
 
 CLOSE_TIMEOUT_S: Final = 30.0
@@ -82,7 +82,7 @@ class TrackedMetrics:
         self._metrics.close()
 
     def _track(self, record: dict[str, Any]) -> None:
-        if record.get("event", "diagnostics") != "diagnostics" or "step" not in record:
+        if record.get("event", STEP) not in MEASURED or "step" not in record:
             return
         if "event" not in record:
             self.last_step = record

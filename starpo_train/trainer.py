@@ -140,7 +140,9 @@ class Trainer:
                 self.folder.reopen()
             while not self._is_finished() and not stop.requested:
                 self._train_epoch(stop)
-            final = self._commit()
+            if self._is_finished() and not already_finished:
+                self._score_held_back()
+            final = self._find_result(self._commit())
             if self._is_finished() and self._ranks.is_first:
                 self.folder.write_final(
                     final, step=self.position.step, stopped_by=self._watch.stopped_by
@@ -179,12 +181,12 @@ class Trainer:
                 break
             if stop.requested:
                 return
-            if every and position.step % every == 0:
-                self._commit()
+            if every and position.step % every == 0 and not self._commit_scored():
+                break
         position.epoch, position.batch = position.epoch + 1, 0
         self._proximal = None
         if every and position.step % every == 0 and not self._is_finished():
-            self._commit()
+            self._commit_scored()
 
     def train_step(self, trajectories: list[int]) -> dict[str, Any] | None:
         """One optimizer step on some trajectories; None when a limit of drift forbids it."""
@@ -298,6 +300,47 @@ class Trainer:
             self._report(news)
         return self._watch.stopped_by is not None
 
+    def _score_held_back(self) -> bool:
+        """Score runs of tasks held back; whether the run may go on."""
+        step = self.position.step
+        if self._watch.can_score(step):
+            score = partial(self._watch.score_held_back, step, self.position.epoch)
+            record = self._budget.run(score, self.config)
+            self._report_split(step)
+            self._report(record)
+            for news in self._watch.judge(record):
+                self._report(news)
+        if self._watch.stopped_by is not None:
+            self.position.finished = True
+        return not self.position.finished
+
+    def _commit_scored(self) -> bool:
+        """Commit a checkpoint on the way, unless it has lost the good runs; whether the run may go on."""
+        if self._score_held_back():
+            self._commit()
+        return not self.position.finished
+
+    def _find_result(self, last: Path) -> Path:
+        """The last checkpoint; where the run was stopped and has lost the good runs, one from before."""
+        healthy = self._find_healthy()
+        if self._watch.stopped_by is None or healthy is None or healthy == last:
+            return last
+        self._report(
+            {
+                "event": "rollback",
+                "step": self.position.step,
+                "epoch": self.position.epoch,
+                "checkpoint": healthy.name,
+            }
+        )
+        return healthy
+
+    def _find_healthy(self) -> Path | None:
+        """The last checkpoint that was scored and had not lost the good runs; None: there is none."""
+        step = self._watch.healthy_at
+        path = self.folder.checkpoints_path / f"step_{step or 0:06d}"
+        return path if step and (step == self.position.step or path.is_dir()) else None
+
     def _clip_gradients(self, trajectories: list[int]) -> float:
         grad_norm = self._optimizer.clip_gradients()
         if not math.isfinite(grad_norm):
@@ -337,6 +380,7 @@ class Trainer:
         self._report_split(self.position.step)
         if self.position.step == 0:
             self._has_collapsed({})
+            self._score_held_back()
 
     def _report_split(self, step: int) -> None:
         if (news := self._budget.take_news()) is not None:
@@ -375,6 +419,7 @@ class Trainer:
             config=self.config,
             facts=self.data.facts,
             last_step=self._metrics.last_step,
+            spared=self._find_healthy(),
         )
         return self._checkpoint
 

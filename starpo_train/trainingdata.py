@@ -21,6 +21,17 @@ if TYPE_CHECKING:  # a step needs no data library
     from starpo_train.provenance import Choice
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldBack:
+    """Trajectories that are scored and not trained on."""
+
+    trajectory_ids_N: list[str]
+    rows: list[TokenSequence]
+    rows_of_N: list[list[int]]
+    is_good_N: np.ndarray
+    """bool: the reward is at or above the threshold."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
     """What the training loop goes through."""
@@ -52,6 +63,8 @@ class TrainingData:
     """Answers to other prompts, one for each trajectory (KTO)."""
     mismatched_reference_R: list[np.ndarray] = field(default_factory=list)
     """float32 [A] for each of them."""
+    held_back: HeldBack | None = None
+    """Trajectories of the other split, to be scored; None: there are none, or none were asked for."""
     kept: dict[str, Tensor]
     """What the starting model was asked for, so that a resumed run has the same."""
     facts: dict[str, Any]

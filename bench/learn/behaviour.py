@@ -2,9 +2,10 @@
 
     python -m learn.behaviour frozen_lake --seed 0 --output MODEL
 
-A Qwen3 of 64 x 4 with its own tokenizer is shown runs of a careless demonstrator on the split
-`warmup`: it knows the best action, but some of the time it does not look. How often, and how long
-the model learns, was chosen per environment so that it succeeds in 25 to 60 % of unseen tasks.
+A Qwen3 of 64 x 4 with its own tokenizer, or a pretrained model (`bases.py`), is shown runs of a careless
+demonstrator on the split `warmup`: it knows the best action, but some of the time it does not look. How
+often, and how long the model learns, was chosen per environment so that it succeeds in 25 to 60 % of unseen
+tasks.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from learn.bases import TINY, Base, load_pretrained
 from learn.envs import GAMES
 from learn.envs.base import Game, draw_tasks
 from learn.envs.protocol import begin_messages, write_message
@@ -67,10 +69,14 @@ WARMUPS: Mapping[str, Warmup] = {
     "textcraft": Warmup(num_tasks=600, runs_per_task=5, mistake_rate=0.1),
     "shop": Warmup(num_tasks=900, runs_per_task=5, mistake_rate=0.1),
 }
+PRETRAINED_WARMUP = Warmup(
+    num_tasks=48, runs_per_task=1, mistake_rate=0.2, batch_size=1, learning_rate=5e-4
+)
+"""After so few demonstrations its own mistakes come on top."""
 
 
 def make_behaviour(
-    name: str, seed: int, output: Path, *, warmup: Warmup | None = None
+    name: str, seed: int, output: Path, *, base: Base = TINY, warmup: Warmup | None = None
 ) -> dict[str, Any]:
     """Write a model folder -> what it took. The same seed gives the same weights, on one thread.
 
@@ -78,10 +84,11 @@ def make_behaviour(
         name: Environment.
         seed: Of the demonstrations, the weights and their order.
         output: Folder to write.
-        warmup: Default the environment's own.
+        base: What the model is made of.
+        warmup: Default the environment's own; of a pretrained model, `PRETRAINED_WARMUP`.
     """
     started_s = time.process_time()
-    options = warmup or WARMUPS[name]
+    options = warmup or (WARMUPS[name] if base.model is None else PRETRAINED_WARMUP)
     game = GAMES[name]
     torch.set_num_threads(1)
     torch.manual_seed(seed)
@@ -91,9 +98,12 @@ def make_behaviour(
         for task in draw_tasks(game, "warmup", options.num_tasks, seed)
         for _ in range(options.runs_per_task)
     ]
-    tokenizer = make_tokenizer(conversations, game)
+    if base.model is None:
+        tokenizer = make_tokenizer(conversations, game)
+        model = make_model(tokenizer)
+    else:
+        model, tokenizer = load_pretrained(base.model, CHAT_TEMPLATE)
     examples = [encode_run(tokenizer, messages, game) for messages in conversations]
-    model = make_model(tokenizer)
     losses = train_on_runs(model, examples, options, rng)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
@@ -168,7 +178,7 @@ def _texts(conversations: list[list[dict[str, Any]]], game: type[Game]) -> Itera
 
 
 def encode_run(
-    tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, Any]], game: type[Game]
+    tokenizer: Any, messages: list[dict[str, Any]], game: type[Game]
 ) -> tuple[list[int], list[int]]:
     """Messages -> (token ids, labels); only what the assistant says has labels.
 
@@ -209,7 +219,7 @@ def train_on_runs(
     model: Any, examples: list[tuple[list[int], list[int]]], options: Warmup, rng: random.Random
 ) -> list[float]:
     """Supervised training in place -> loss of every step."""
-    weights = list(model.parameters())
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(
         weights, lr=options.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, foreach=True
     )

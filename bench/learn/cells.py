@@ -7,11 +7,12 @@ the same settings. Its weights are thrown away: the runs on unseen tasks are wha
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from learn.bases import TINY, Base
 from learn.conditions import Log
 from learn.methods import METHODS, Method, write_run_file
 from learn.outsider import Outsider
@@ -30,6 +31,8 @@ class Scale:
     test_tasks: int
     test_attempts: int
     epochs: int
+    base: Base = field(default=TINY, repr=False)
+    """What models are made of; the tiny one is not in the hash of a cell's settings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,18 +105,41 @@ def train_cell(
         return outsider.train(
             method, folder=folder, base=base, dataset=dataset, seed=cell.seed, epochs=scale.epochs
         )
-    return fit(method, folder, base=base, dataset=dataset, seed=cell.seed, epochs=scale.epochs)
+    return fit(
+        method,
+        folder,
+        base=base,
+        dataset=dataset,
+        seed=cell.seed,
+        epochs=scale.epochs,
+        made_of=scale.base,
+    )
 
 
 def fit(
-    method: Method, folder: Path, *, base: Path, dataset: Path, seed: int, epochs: int
+    method: Method,
+    folder: Path,
+    *,
+    base: Path,
+    dataset: Path,
+    seed: int,
+    epochs: int,
+    made_of: Base = TINY,
 ) -> tuple[Path | None, dict[str, Any]]:
     """Train with Starpo; as `train_cell`."""
     from starpo_train.config import read_run_config
     from starpo_train.errors import DataError, ProvenanceError, TrainingError
     from starpo_train.run import train
 
-    path = write_run_file(method, folder, base=base, dataset=dataset, seed=seed, epochs=epochs)
+    path = write_run_file(
+        method,
+        folder,
+        base=base,
+        dataset=dataset,
+        seed=seed,
+        epochs=epochs,
+        made_of=made_of,
+    )
     try:
         train(read_run_config(path))
     except (ProvenanceError, DataError) as error:
@@ -155,7 +181,8 @@ def estimate(model: Path, dataset: Path) -> dict[str, Any]:
 def describe(cell: Cell, scale: Scale) -> str:
     """A hash of all that the cell is made with, but for the code."""
     method = None if cell.method == BEHAVIOUR else METHODS[cell.method]
-    return blake2b(repr((cell, method, scale)).encode(), digest_size=8).hexdigest()
+    made_with = (cell, method, scale) if scale.base == TINY else (cell, method, scale, scale.base)
+    return blake2b(repr(made_with).encode(), digest_size=8).hexdigest()
 
 
 def read_result(folder: Path, settings: str) -> dict[str, Any] | None:

@@ -2,9 +2,10 @@
 
     python bench/learn collapse [--output DIR] [--json FILE] [--seeds 0 1 2]
 
-Each recipe ruins FrozenLake's policy when nothing stops it. It runs twice: with the diagnostics' early
-stop, whose last checkpoint plays unseen tasks, and without, where every third step's does. Models and
-logs are the table's.
+Each recipe ruins a policy when nothing stops it. It runs twice, with a checkpoint every third step: with
+the diagnostics' early stop, where the run's result plays unseen tasks, and without, where every checkpoint
+does. Models and logs are the table's. The held-back rule's limit was chosen on seeds 100 and 101,
+and on FrozenLake's seed 0.
 """
 
 import argparse
@@ -23,15 +24,20 @@ from learn.methods import Method
 from learn.play import play
 from learn.whole import FULL
 
-ENVIRONMENT = "frozen_lake"
-EPOCHS = 6
+EPOCHS = 4
 EVERY_STEPS = 3
 TASKS, ATTEMPTS = 100, 2
-RECIPES: Mapping[str, tuple[dict[str, Any], float]] = {
-    "StarPO at ten times its rate": ({"name": "starpo"}, 2e-3),
-    "KTO at twice its rate, a tenth of its beta": ({"name": "kto", "beta": 0.1}, 1e-3),
+RECIPES: Mapping[str, tuple[str, dict[str, Any], float]] = {
+    "FrozenLake, StarPO at ten times its rate": ("frozen_lake", {"name": "starpo"}, 2e-3),
+    "FrozenLake, KTO at twice its rate, a tenth of its beta": (
+        "frozen_lake",
+        {"name": "kto", "beta": 0.1},
+        1e-3,
+    ),
+    "TextCraft, StarPO at ten times its rate": ("textcraft", {"name": "starpo"}, 2e-3),
+    "Sokoban, KTO as in the table": ("sokoban", {"name": "kto", "beta": 1.0}, 5e-4),
 }
-"""Name -> algorithm and learning rate."""
+"""Name -> environment, algorithm and learning rate."""
 
 
 def run_recipe(root: Path, recipe: str, seed: int) -> dict[str, Any]:
@@ -41,24 +47,29 @@ def run_recipe(root: Path, recipe: str, seed: int) -> dict[str, Any]:
     if written.exists():
         return json.loads(written.read_text())
     shutil.rmtree(folder, ignore_errors=True)
-    base = root / "models" / f"{ENVIRONMENT}-seed{seed}"
+    environment = RECIPES[recipe][0]
+    base = root / "models" / f"{environment}-seed{seed}"
     stopped = fit_recipe(root, folder / "stopped", recipe, seed, early_stop=True)
     going = fit_recipe(root, folder / "going", recipe, seed, early_stop=False)
-    success = {0: measure(base, seed)}
+    success = {0: measure(base, environment, seed)}
     for checkpoint in sorted((going / "checkpoints").iterdir()):
-        success[int(checkpoint.name.removeprefix("step_"))] = measure(checkpoint, seed)
+        success[int(checkpoint.name.removeprefix("step_"))] = measure(checkpoint, environment, seed)
     final = json.loads((stopped / "final.json").read_text())
-    kls = [
-        json.loads(x).get("approx_kl") for x in (going / "metrics.jsonl").read_text().splitlines()
-    ]
+    records = [json.loads(line) for line in (going / "metrics.jsonl").read_text().splitlines()]
     result = {
         "recipe": recipe,
         "seed": seed,
         "success": {str(step): value for step, value in sorted(success.items())},
-        "kl": [round(kl, 4) for kl in kls if kl is not None],
+        "kl": [round(r["approx_kl"], 4) for r in records if r.get("approx_kl") is not None],
+        "held_back": [
+            {key: r[key] for key in ("step", "good_change", "bad_change", "good_lost_excess")}
+            for r in records
+            if r.get("event") == "held_back"
+        ],
         "stopped_by": final.get("early_stop"),
-        "stopped_at_step": final["step"],
-        "success_when_stopped": measure(stopped / final["checkpoint"], seed),
+        "stopped_at_step": final.get("stopped_at_step", final["step"]),
+        "result_of_step": final["step"],
+        "success_of_result": measure(stopped / final["checkpoint"], environment, seed),
     }
     shutil.rmtree(stopped)
     shutil.rmtree(going)
@@ -66,22 +77,27 @@ def run_recipe(root: Path, recipe: str, seed: int) -> dict[str, Any]:
     return result
 
 
+def is_collapsed(run: Mapping[str, Any]) -> bool:
+    """Whether success falls to half of the recorded policy's when nothing stops it."""
+    return min(run["success"].values()) <= 0.5 * run["success"]["0"]
+
+
 def fit_recipe(root: Path, folder: Path, recipe: str, seed: int, *, early_stop: bool) -> Path:
     """One training -> its folder."""
     folder.mkdir(parents=True)
-    algorithm, learning_rate = RECIPES[recipe]
+    environment, algorithm, learning_rate = RECIPES[recipe]
     method = Method(
         title=recipe,
         algorithm=algorithm,
         learning_rate=learning_rate,
         train={
-            "checkpoint_every_steps": 0 if early_stop else EVERY_STEPS,
+            "checkpoint_every_steps": EVERY_STEPS,
             "keep_checkpoints": 0,
             "schedule": "constant",
         },
         diagnostics={"early_stop": early_stop},
     )
-    place = f"{ENVIRONMENT}-seed{seed}"
+    place = f"{environment}-seed{seed}"
     fit(
         method,
         folder,
@@ -93,9 +109,9 @@ def fit_recipe(root: Path, folder: Path, recipe: str, seed: int, *, early_stop: 
     return folder / "run"
 
 
-def measure(model: Path, seed: int) -> float:
+def measure(model: Path, environment: str, seed: int) -> float:
     """Success on unseen tasks."""
-    runs = play(model, ENVIRONMENT, split="test", tasks=TASKS, attempts=ATTEMPTS, seed=seed)
+    runs = play(model, environment, split="test", tasks=TASKS, attempts=ATTEMPTS, seed=seed)
     return float((runs["reward"] >= 0.5).mean() or 0.0)
 
 
@@ -112,20 +128,27 @@ def main() -> None:
     root = options.output.resolve()
     found = []
     for seed in options.seeds:
-        work.make_model(root, ENVIRONMENT, seed)
-        work.make_log(root, ENVIRONMENT, seed, "exact", FULL.log)
-        for recipe in RECIPES:
+        for recipe, (environment, _, _) in RECIPES.items():
+            work.make_model(root, environment, seed)
+            work.make_log(root, environment, seed, "exact", FULL.log)
             found.append(run_recipe(root, recipe, seed))
             print(json.dumps(found[-1]), flush=True)
-    kept = min(run["success_when_stopped"] / run["success"]["0"] for run in found)
-    fallen = max(min(run["success"].values()) / run["success"]["0"] for run in found)
-    names = (
-        "success when stopped over success at the start, least of the runs",
-        "the same where it is least without a stop, largest of the runs",
-    )
+    collapsed = [run for run in found if is_collapsed(run)]
+    kept = [run["success_of_result"] / run["success"]["0"] for run in collapsed]
+    least = min(kept, default=0.0)
     targets = [
-        {"name": names[0], "value": round(kept, 3), "target": 0.5, "met": kept >= 0.5},
-        {"name": names[1], "value": round(fallen, 3), "target": 0.5, "met": fallen < 0.5},
+        {
+            "name": "success of the result over the recorded policy's, least of the runs that collapse",
+            "value": round(least, 3),
+            "target": 0.5,
+            "met": least >= 0.5,
+        },
+        {
+            "name": "runs that collapse when nothing stops them",
+            "value": len(collapsed),
+            "target": 3,
+            "met": len(collapsed) >= 3,
+        },
     ]
     conclude(
         "learn collapse",

@@ -41,7 +41,14 @@ class Log:
 
 
 def record(
-    environment: str, condition: str, *, model: Path, folder: Path, log: Log, seed: int
+    environment: str,
+    condition: str,
+    *,
+    model: Path,
+    folder: Path,
+    log: Log,
+    seed: int,
+    concurrency: int = 64,
 ) -> None:
     """The condition's dataset at `folder / condition / "data"`; `late` is made of `exact`."""
     output = folder / condition
@@ -57,6 +64,7 @@ def record(
             tasks=tasks,
             attempts=attempts,
             seed=seed,
+            concurrency=concurrency,
             token_ids=condition != "closed",
         )
         trusted = TRUST_SOURCES

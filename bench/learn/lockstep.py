@@ -206,6 +206,7 @@ def common_length(held: list[int], prompt: list[int], num_cached: int) -> int:
 
 def draw_uniforms(seed: int) -> list[float]:
     """The uniform numbers that the server draws for a request with this seed."""
-    generator = torch.Generator()
+    generator = torch.Generator("cpu")
     generator.manual_seed(seed % 2**31)
-    return torch.rand(MAX_ANSWER_TOKENS + 24, generator=generator, dtype=torch.float64).tolist()
+    count = MAX_ANSWER_TOKENS + 24
+    return torch.rand(count, generator=generator, dtype=torch.float64, device="cpu").tolist()

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-TRAJECTORIES_PER_STEP = 32
+from learn.bases import TINY, Base
+
 LEARNING_RATE = 1e-3
 
 
@@ -75,19 +76,26 @@ METHODS = {
 
 
 def write_run_file(
-    method: Method, folder: Path, *, base: Path, dataset: Path, seed: int, epochs: int
+    method: Method,
+    folder: Path,
+    *,
+    base: Path,
+    dataset: Path,
+    seed: int,
+    epochs: int,
+    made_of: Base = TINY,
 ) -> Path:
-    """`folder/run.toml`, whose run goes to `folder/run`."""
+    """`folder/run.toml`, whose run goes to `folder/run`; the model at `base` is `made_of` something."""
     sections = {
         "run": {"output": str(folder / "run"), "seed": seed},
         "data": {"dataset": str(dataset)},
-        "model": {"path": str(base)},
+        "model": {"path": str(base), "lora_rank": made_of.lora_rank},
         "algorithm": method.algorithm,
         "train": {
             "epochs": epochs,
-            "learning_rate": method.learning_rate,
+            "learning_rate": method.learning_rate * made_of.rate_factor,
             "schedule": "cosine",
-            "trajectories_per_step": TRAJECTORIES_PER_STEP,
+            "trajectories_per_step": made_of.trajectories_per_step,
             "threads": 1,
         }
         | method.train,

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from learn.methods import TRAJECTORIES_PER_STEP, Method
+from learn.bases import TINY
+from learn.methods import Method
 
 FORMS = {
     "sft": ["--as", "trl", "--min-reward", "0.5"],
@@ -53,7 +54,7 @@ class Outsider:
                 "seed": seed,
                 "settings": {
                     "num_train_epochs": epochs,
-                    "per_device_train_batch_size": TRAJECTORIES_PER_STEP,
+                    "per_device_train_batch_size": TINY.trajectories_per_step,
                     "learning_rate": method.learning_rate,
                     "lr_scheduler_type": "cosine",
                     "max_length": 1024,

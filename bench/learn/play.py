@@ -11,6 +11,7 @@ import torch
 from learn.envs.protocol import GameEnvironment
 from learn.lockstep import Lockstep, PlayedRun
 from starpo_train.attempts import number_attempts
+from starpo_train.model import choose_device
 from starpo_train.serve.loading import load_model
 
 MOST_ROWS = 512
@@ -72,8 +73,10 @@ def play_runs(
         where=environment.name, attempts=attempts, seed=seed,
     )  # fmt: skip
     model, tokenizer = load_model(model_path)
-    player = Lockstep(model, tokenizer, environment, temperature=temperature)
+    device = choose_device("auto")
+    player = Lockstep(model.to(device), tokenizer, environment, temperature=temperature)
     runs: list[PlayedRun] = []
-    for first in range(0, len(numbered), most_rows):
-        runs += player.play(numbered[first : first + most_rows])
+    with device:  # tensors are made there
+        for first in range(0, len(numbered), most_rows):
+            runs += player.play(numbered[first : first + most_rows])
     return runs

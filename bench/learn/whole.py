@@ -1,6 +1,7 @@
 """Does it learn? Logged traffic -> every method -> unseen tasks -> the gate's verdicts and the truth.
 
     python bench/learn [--quick] [--json FILE] [--output DIR] [--records FILE] [--only ENV ...]
+    python bench/learn --model smollm2 --output learn-smollm2 --only frozen_lake --conditions exact
 
 Five small games (`envs/`), two of which no setting was chosen on (`UNSEEN`), five ways for a log to reach the
 trainer (`conditions.py`), thirteen methods (`methods.py`), five seeds, each with its own behaviour model,
@@ -16,7 +17,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 from figures import conclude
 
 from learn import TUNED_ON, UNSEEN, work
+from learn.bases import make_pretrained_base
 from learn.cells import BEHAVIOUR, Cell, Scale, describe
 from learn.conditions import CONDITIONS, Log
 from learn.decide import rank_ope, summarize
@@ -35,6 +37,8 @@ from learn.words import print_table
 
 FULL = Scale(log=Log(tasks=128, attempts=4), test_tasks=200, test_attempts=2, epochs=4)
 RECORDS_FILE = "records.jsonl"
+SMALL = Scale(log=Log(tasks=32, attempts=4), test_tasks=50, test_attempts=2, epochs=2)
+"""With a pretrained model."""
 QUICK = Scale(log=Log(tasks=64, attempts=4), test_tasks=100, test_attempts=2, epochs=4)
 
 
@@ -88,10 +92,17 @@ def do_all(plan: Plan) -> list[Record]:
     context = get_context("spawn")
     with ProcessPoolExecutor(plan.workers, mp_context=context) as pool:
         run = _Progress(pool)
-        run("behaviour models", [(work.make_model, plan.root, *pair) for pair in pairs])
+        run(
+            "behaviour models",
+            [(work.make_model, plan.root, *pair, plan.scale.base) for pair in pairs],
+        )
+        concurrency = plan.scale.base.concurrency
         for data in CONDITIONS:
             places = [pair for pair in pairs if (*pair, data) in logs]
-            jobs = [(work.make_log, plan.root, *pair, data, plan.scale.log) for pair in places]
+            jobs = [
+                (work.make_log, plan.root, *pair, data, plan.scale.log, concurrency)
+                for pair in places
+            ]
             run(f"logs: {data}", jobs)
         wanted = list(dict.fromkeys([*recorded, *cells]))
         run("cells", [(work.do_cell, plan.root, cell, plan.scale) for cell in wanted])
@@ -166,17 +177,25 @@ def main() -> None:
     parser.add_argument("--records", type=Path, metavar="FILE")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", nargs="+", metavar="ENV", default=(*TUNED_ON, *UNSEEN))
-    parser.add_argument("--methods", nargs="+", default=tuple(METHODS), choices=tuple(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS))
     parser.add_argument("--conditions", nargs="+", default=CONDITIONS, choices=CONDITIONS)
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2, 3, 4))
+    parser.add_argument("--model", metavar="smollm2|FOLDER", help="instead of tiny models")
     options = parser.parse_args()
+    scale, methods = FULL, options.methods or tuple(METHODS)
+    if options.model:
+        if options.quick:
+            parser.error("--quick is of the tiny models; leave out --quick or --model")
+        scale = replace(SMALL, base=make_pretrained_base(options.model))
+        if options.methods is None:  # TRL's trainers are given tiny models only
+            methods = tuple(name for name, method in METHODS.items() if method.trl is None)
     plan = Plan(
         root=options.output.resolve(),
         environments=tuple(options.only),
         conditions=tuple(options.conditions),
-        methods=tuple(options.methods),
+        methods=tuple(methods),
         seeds=tuple(options.seeds),
-        scale=FULL,
+        scale=scale,
         workers=options.workers,
         records=options.records,
     )
@@ -195,7 +214,7 @@ def main() -> None:
     conclude(
         "learn",
         list_quick_targets(figures) if options.quick else list_targets(figures, unseen=UNSEEN),
-        {"scale": repr(plan.scale), "seeds": list(plan.seeds), **figures},
+        {"scale": repr(plan.scale), "model": options.model, "seeds": list(plan.seeds), **figures},
         begun_s=begun_s,
         is_quick=options.quick,
         path=options.json,

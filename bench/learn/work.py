@@ -7,6 +7,7 @@ from typing import Any
 
 from peers.environments import DEFAULT_CACHE, prepare_environment
 
+from learn.bases import TINY, Base
 from learn.behaviour import make_behaviour
 from learn.cells import Cell, Scale, run_cell
 from learn.conditions import Log, record
@@ -17,24 +18,39 @@ from learn.records import Record, make_record
 _outsider: Outsider | None = None
 
 
-def make_model(root: Path, environment: str, seed: int) -> None:
+def make_model(root: Path, environment: str, seed: int, base: Base = TINY) -> None:
     """`models/ENVIRONMENT-seedN`."""
     folder = root / "models" / f"{environment}-seed{seed}"
     if (folder / "made.json").exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
-    told = make_behaviour(environment, seed, folder)
+    told = make_behaviour(environment, seed, folder, base=base)
     (folder / "made.json").write_text(json.dumps(told, default=str) + "\n")
 
 
-def make_log(root: Path, environment: str, seed: int, condition: str, log: Log) -> None:
+def make_log(
+    root: Path,
+    environment: str,
+    seed: int,
+    condition: str,
+    log: Log,
+    concurrency: int = TINY.concurrency,
+) -> None:
     """`logs/ENVIRONMENT-seedN/CONDITION`."""
     folder = root / "logs" / f"{environment}-seed{seed}"
     marker = folder / condition / "made.json"
     if marker.exists():
         return
     model = root / "models" / f"{environment}-seed{seed}"
-    record(environment, condition, model=model, folder=folder, log=log, seed=seed)
+    record(
+        environment,
+        condition,
+        model=model,
+        folder=folder,
+        log=log,
+        seed=seed,
+        concurrency=concurrency,
+    )
     marker.write_text("{}\n")
 
 

@@ -181,7 +181,7 @@ def _fit(config: BehaviourConfig, fold: int, chosen: list[int], progress: Progre
         model=config.model,
         algorithm=AlgorithmSection(name="filtered_bc", aggregation="token-mean"),
         train=config.train,
-        diagnostics=DiagnosticsSection(early_stop=False),  # all folds are fitted alike
+        diagnostics=DiagnosticsSection(early_stop=False, held_back=0),  # all folds are fitted alike
     )
     folder = RunFolder(run.run.output)
     resume = folder.config_path.is_file()

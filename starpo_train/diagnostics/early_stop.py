@@ -13,6 +13,7 @@ from typing import Any, Final
 
 NUM_FIRST: Final = 10
 NUM_LAST: Final = 24
+GOOD_LOST: Final = "good_runs_lost"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,7 @@ _PLAIN: Final = (
     "in_group_reward_std",
     "validation_success",
     "retrieval_excess",
+    "good_lost_excess",
 )
 
 
@@ -220,6 +222,16 @@ def find_forgotten_input(window: Window) -> str | None:
     return "three measurements running, answers do not tell their prompts apart any more"
 
 
+def find_lost_good(window: Window) -> str | None:
+    """Good trajectories of tasks held back have become too unlikely (`summarize_change`)."""
+    if window.last[-1] <= 0.0:
+        return None
+    return (
+        "successful runs of tasks held back have become much less likely: the policy is unlearning what "
+        "worked"
+    )
+
+
 def _list_jumps(values: Sequence[float]) -> list[float]:
     triples = zip(values, values[1:], values[2:], strict=False)
     return [abs(middle - (left + right) / 2) for left, middle, right in triples]
@@ -236,4 +248,5 @@ RULES: Final = (
     Rule(name="gradient_spike", metric="grad_norm", find=find_gradient_spike),
     Rule(name="left_the_data", metric="approx_kl", find=find_left_data),
     Rule(name="input_forgotten", metric="retrieval_excess", find=find_forgotten_input),
+    Rule(name=GOOD_LOST, metric="good_lost_excess", find=find_lost_good),
 )

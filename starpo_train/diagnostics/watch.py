@@ -13,6 +13,7 @@ import numpy as np
 
 from starpo_train.config import RunConfig
 from starpo_train.diagnostics.early_stop import (
+    GOOD_LOST,
     Finding,
     Window,
     extend_history,
@@ -27,6 +28,7 @@ from starpo_train.diagnostics.mi_proxy import (
 )
 from starpo_train.diagnostics.sampling import AnswerSample, sample_answers
 from starpo_train.diagnostics.scoring import CrossScores, score_crosswise
+from starpo_train.diagnostics.unlearning import measure_logprobs, summarize_change
 from starpo_train.diagnostics.variance import compute_deviations, measure_step_deviation
 from starpo_train.policy import Policy
 from starpo_train.trainingdata import TrainingData
@@ -61,11 +63,19 @@ class Watch:
         self._broken: list[str] = list(state.get("broken", ()))
         self._stopped_by: str | None = state.get("stopped_by")
         self._sample: AnswerSample | None = None
+        self._scored_before: list[float] = list(state.get("scored_before", ()))
+        self._scored_at: int | None = state.get("scored_at")
+        self._healthy_at: int | None = state.get("healthy_at")
 
     @property
     def stopped_by(self) -> str | None:
         """Rule that ended the run; None: none has."""
         return self._stopped_by
+
+    @property
+    def healthy_at(self) -> int | None:
+        """Last step at which runs held back were scored and not found lost; None: there was none."""
+        return self._healthy_at
 
     def snapshot(self) -> dict[str, Any]:
         """All that a resumed run needs to judge as this one would have."""
@@ -75,6 +85,9 @@ class Watch:
             "measured_at": self._measured_at,
             "broken": self._broken,
             "stopped_by": self._stopped_by,
+            "scored_before": self._scored_before,
+            "scored_at": self._scored_at,
+            "healthy_at": self._healthy_at,
         }
 
     def describe_step(self, trajectories: Sequence[int]) -> dict[str, float]:
@@ -120,6 +133,33 @@ class Watch:
             }
         )
 
+    def can_score(self, step: int) -> bool:
+        """Whether there are runs held back, with what they were before the first step, to be scored."""
+        return (
+            self._data.held_back is not None
+            and step != self._scored_at
+            and (step == 0 or bool(self._scored_before))
+        )
+
+    def score_held_back(self, step: int, epoch: int, config: RunConfig) -> dict[str, Any]:
+        """Record of how likely runs of tasks held back are now; every rank calls it."""
+        started = time.perf_counter()
+        held_back = self._data.held_back
+        assert held_back is not None  # noqa: S101 (`can_score` says so)
+        now_N = measure_logprobs(
+            self._policy, held_back, tokens_per_pack=config.train.tokens_per_pack
+        )
+        if step == 0:
+            self._scored_before = now_N.tolist()
+        self._scored_at = step
+        return {
+            "event": "held_back",
+            "step": step,
+            "epoch": epoch,
+            **summarize_change(held_back, np.array(self._scored_before), now_N),
+            "scored_in_s": time.perf_counter() - started,
+        }
+
     def judge(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Remember the record of a step or measurement; records of rules newly broken.
 
@@ -133,6 +173,8 @@ class Watch:
             fresh = fresh[:1]
             self._stopped_by = fresh[0].rule
         self._broken += [finding.rule for finding in fresh]
+        if record.get("event") == "held_back" and GOOD_LOST not in [f.rule for f in found]:
+            self._healthy_at = record["step"]
         return [
             {
                 "event": "early_stop" if self._section.early_stop else "alarm",

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from starpo_train.dataset import read_manifest, scan_table
 from starpo_train.errors import DataError
-from starpo_train.metrics import read_metrics
+from starpo_train.metrics import MEASURED, STEP, read_metrics
 from starpo_train.report import svg
 
 CURVES = {
@@ -25,6 +25,7 @@ CURVES = {
     "learning_rate": ("Learning rate", "as scheduled"),
     "in_group_reward_std": ("Reward deviation", "within the tasks of the step"),
     "mi_per_sequence": ("Mutual information", "nats that an answer shares with its prompt"),
+    "good_change": ("Good runs held back", "nats per token since the start; a fall is unlearning"),
     "retrieval_at_1": ("Prompt found", "share of answers likeliest behind their own prompt"),
 }
 
@@ -124,9 +125,7 @@ def view_run(path: Path) -> RunView:
     records = [record for record in read_metrics(file) if isinstance(record, dict)]
     steps = [r for r in records if "event" not in r and _is_number(r.get("step"))]
     measured = [
-        r
-        for r in records
-        if r.get("event", "diagnostics") == "diagnostics" and _is_number(r.get("step"))
+        r for r in records if r.get("event", STEP) in MEASURED and _is_number(r.get("step"))
     ]
     broken = [r for r in records if r.get("event") in _BROKEN and _is_number(r.get("step"))]
     marks = [(r["step"], str(r.get("rule"))) for r in broken]

@@ -274,6 +274,7 @@ SERIES = {
     "gradient_spike": ("grad_norm", [1.0] * 12 + [11.0] * 3, 15),
     "left_the_data": ("approx_kl", [0.0, 0.2, 0.2, 0.1, 0.2, 0.16, 0.2], 7),
     "input_forgotten": ("retrieval_excess", [0.5, 0.4, -0.01, -0.02, 0.0], 5),
+    "good_runs_lost": ("good_lost_excess", [-0.1, 0.0, 0.01], 3),
 }
 
 

@@ -1,0 +1,264 @@
+"""Runs of tasks held back are scored as a run goes on; one that loses the good ones goes back."""
+
+import json
+
+import numpy as np
+import pytest
+
+from starpo_train.diagnostics.unlearning import summarize_change
+from starpo_train.heldback import choose_held_back
+from starpo_train.metrics import read_metrics
+from starpo_train.model import load_policy
+from starpo_train.run import train
+from starpo_train.run_folder import find_model, read_final_path, read_resumed_config
+from starpo_train.trainingdata import HeldBack
+
+GOOD, BAD, END = 40, 50, 1
+NUM_TEST = 10
+FAST = {"epochs": 6, "trajectories_per_step": 4, "learning_rate": 1e-4}
+CHECKED = FAST | {"checkpoint_every_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def policy(model_folder):
+    from starpo_train.config import ModelSection
+
+    return load_policy(ModelSection(path=str(model_folder), device="cpu"))
+
+
+@pytest.fixture
+def make_dataset(hand, model_folder, policy, tmp_path):
+    """What is worth 1 in training, and what in the tasks held back."""
+
+    def make(name, *, held_back, num_test=NUM_TEST):
+        trajectories = []
+        tasks = [("train", n, GOOD) for n in range(2)]
+        tasks += [("test", n, held_back) for n in range(num_test)]
+        for split, number, worth in tasks:
+            prompt = [0, 20, 21, (60 if split == "train" else 70) + number]
+            for attempt in range(4):
+                answer = [GOOD if attempt % 2 == 0 else BAD, END]
+                logprobs = hand.score(policy, prompt, answer).tolist()
+                trajectories.append(
+                    hand.trajectory(
+                        f"{split}{number}-{attempt}",
+                        [hand.turn(prompt, answer, logprobs)],
+                        reward=float(answer[0] == worth),
+                        task_id=f"{split}{number}",
+                        split=split,
+                    )
+                )
+        return hand.dataset(tmp_path / name, trajectories)
+
+    return make
+
+
+def read_events(run, event):
+    return [r for r in read_metrics(run / "metrics.jsonl") if r.get("event") == event]
+
+
+def measure_by_hand(hand, model, *, answer, held_back_task=0):
+    from starpo_train.config import ModelSection
+
+    loaded = load_policy(ModelSection(path=str(model), device="cpu"))
+    prompt = [0, 20, 21, 70 + held_back_task]
+    return float(hand.score(loaded, prompt, [answer, END]).sum())
+
+
+def test_the_change_is_what_transformers_own_forward_pass_says(configure, make_dataset, hand):
+    """Log-probability of runs held back, at the end less that before the first step, over tokens."""
+    config = configure(
+        dataset=make_dataset("data", held_back=GOOD),
+        train=FAST | {"epochs": 2},
+        diagnostics={"early_stop": True},
+    )
+    result = train(config)
+    before, after = read_events(result.final_path.parents[1], "held_back")
+    assert (before["step"], before["good_change"], before["bad_change"]) == (0, 0.0, 0.0)
+    assert after["step"] == result.num_steps
+    assert (after["num_good"], after["num_bad"]) == (2 * NUM_TEST, 2 * NUM_TEST)
+    for kind, answer in (("good", GOOD), ("bad", BAD)):
+        change = [
+            measure_by_hand(hand, result.final_path, answer=answer, held_back_task=n)
+            - measure_by_hand(hand, config.model.path, answer=answer, held_back_task=n)
+            for n in range(NUM_TEST)
+        ]
+        assert after[f"{kind}_change"] == pytest.approx(np.mean(change) / 2, abs=2e-5)
+    assert after["good_change"] > 0 > after["bad_change"]
+    assert after["good_lost_excess"] < 0
+    assert result.stopped_by is None
+
+
+def test_a_run_that_unlearns_goes_back_to_the_checkpoint_before(configure, make_dataset):
+    """Where it pushes down what succeeds elsewhere it stops; its result still found that likely."""
+    config = configure(
+        dataset=make_dataset("data", held_back=BAD),
+        train=CHECKED,
+        diagnostics={"early_stop": True},
+    )
+    result = train(config)
+    run = config.run.output
+    assert result.stopped_by == "good_runs_lost"
+    (stop,) = read_events(run, "early_stop")
+    scored = read_events(run, "held_back")
+    assert [r["step"] for r in scored] == list(range(stop["step"] + 1))
+    assert scored[-1]["good_lost_excess"] > 0
+    assert all(r["good_lost_excess"] <= 0 for r in scored[:-1])
+    healthy = stop["step"] - 1
+    assert healthy >= 1
+    final = json.loads((run / "final.json").read_text())
+    assert final == {
+        "checkpoint": f"checkpoints/step_{healthy:06d}",
+        "step": healthy,
+        "early_stop": "good_runs_lost",
+        "stopped_at_step": stop["step"],
+    }
+    assert result.final_path == read_final_path(run) == run / final["checkpoint"]
+    assert find_model(str(run)) == str(result.final_path)
+    (rollback,) = read_events(run, "rollback")
+    assert rollback["checkpoint"] == result.final_path.name
+    again = train(read_resumed_config(run), resume=True)
+    assert (again.already_finished, again.final_path) == (True, result.final_path)
+
+
+def test_the_healthy_checkpoint_outlives_the_last(configure, make_dataset):
+    """`keep_checkpoints = 1` would keep the damaged one."""
+    config = configure(
+        dataset=make_dataset("data", held_back=BAD),
+        train=CHECKED | {"keep_checkpoints": 1},
+        diagnostics={"early_stop": True},
+    )
+    result = train(config)
+    assert result.stopped_by == "good_runs_lost"
+    assert (result.final_path / "COMMIT").is_file()
+    assert int(result.final_path.name.removeprefix("step_")) < result.num_steps
+
+
+def test_without_a_checkpoint_before_the_last_one_is_the_result(configure, make_dataset):
+    config = configure(
+        dataset=make_dataset("data", held_back=BAD), train=FAST, diagnostics={"early_stop": True}
+    )
+    result = train(config)
+    assert result.stopped_by == "good_runs_lost"
+    final = json.loads((config.run.output / "final.json").read_text())
+    assert (final["step"], "stopped_at_step" in final) == (result.num_steps, False)
+    assert read_events(config.run.output, "rollback") == []
+
+
+def test_without_early_stop_it_is_told_once_and_the_last_one_is_the_result(configure, make_dataset):
+    config = configure(
+        dataset=make_dataset("data", held_back=BAD),
+        train=CHECKED,
+        diagnostics={"early_stop": False},
+    )
+    result = train(config)
+    alarms = [r["rule"] for r in read_events(config.run.output, "alarm")]
+    assert alarms.count("good_runs_lost") == 1
+    assert (result.stopped_by, result.num_steps) == (None, 12)
+    assert result.final_path.name == "step_000012"
+
+
+@pytest.mark.parametrize(
+    ("num_test", "diagnostics"), [(0, {}), (NUM_TEST, {"held_back": 0})], ids=["none", "not asked"]
+)
+def test_nothing_held_back_nothing_scored(configure, make_dataset, num_test, diagnostics):
+    config = configure(
+        dataset=make_dataset("data", held_back=BAD, num_test=num_test),
+        train=CHECKED,
+        diagnostics={"early_stop": False, **diagnostics},
+    )
+    train(config)
+    assert read_events(config.run.output, "held_back") == []
+
+
+def test_too_few_good_runs_conclude_nothing(configure, make_dataset):
+    config = configure(
+        dataset=make_dataset("data", held_back=BAD, num_test=3),
+        train=CHECKED,
+        diagnostics={"early_stop": True},
+    )
+    result = train(config)
+    scored = read_events(config.run.output, "held_back")
+    assert {(r["num_good"], r["good_lost_excess"]) for r in scored} == {(6, None)}
+    assert result.stopped_by != "good_runs_lost"
+
+
+def test_a_resumed_run_compares_with_the_same_start(configure, make_dataset):
+    """As the run that was never stopped, to the bit."""
+    data = make_dataset("data", held_back=GOOD)
+    diagnostics = {"early_stop": True}
+    whole = configure("whole", dataset=data, train=CHECKED, diagnostics=diagnostics)
+    train(whole)
+    halves = configure(
+        "halves", dataset=data, train=CHECKED | {"epochs": 3}, diagnostics=diagnostics
+    )
+    train(halves)
+    file = halves.run.output / "run.toml"
+    file.write_text(file.read_text().replace("epochs = 3", "epochs = 6"))
+    train(read_resumed_config(halves.run.output), resume=True)
+    told = [
+        [{k: v for k, v in r.items() if k != "scored_in_s"} for r in read_events(path, "held_back")]
+        for path in (whole.run.output, halves.run.output)
+    ]
+    assert told[0] == told[1]
+    assert len(told[0]) == 13
+
+
+def make_held_back(lengths, is_good):
+    from types import SimpleNamespace
+
+    rows = [SimpleNamespace(num_actions=length) for length in lengths]
+    return HeldBack(
+        trajectory_ids_N=[str(n) for n in range(len(rows))],
+        rows=rows,  # type: ignore[arg-type]
+        rows_of_N=[[n] for n in range(len(rows))],
+        is_good_N=np.array(is_good),
+    )
+
+
+def test_summary_by_hand():
+    """Eight good runs of 1 and 3 tokens, and two bad ones."""
+    held_back = make_held_back([1, 3] * 4 + [2, 2], [True] * 8 + [False] * 2)
+    before = np.array([-0.06, -0.18] * 4 + [-1.0, -1.0])
+    now = before + np.array([-0.04, -0.12] * 4 + [-0.1, -0.3])
+    told = summarize_change(held_back, before, now)
+    assert told == {
+        "num_good": 8,
+        "num_bad": 2,
+        "good_logprob": pytest.approx(-0.1),
+        "good_change": pytest.approx(-0.04),
+        "bad_logprob": pytest.approx(-0.6),
+        "bad_change": pytest.approx(-0.1),
+        "good_change_se": pytest.approx(0.0, abs=1e-12),  # each token lost as much
+        "good_lost_excess": pytest.approx(0.04 - 0.5 * 0.06),
+    }
+
+
+def test_what_is_surprising_from_the_start_may_not_lose_half():
+    """Half of 2 nats would be 1; .05 is allowed."""
+    held_back = make_held_back([1] * 8, [True] * 8)
+    before = np.full(8, -2.0)
+    told = summarize_change(held_back, before, before - 0.06)
+    assert told["good_lost_excess"] == pytest.approx(0.01)
+
+
+def test_standard_error_is_the_ratio_estimators():
+    """Eight runs of two tokens, four lost .4 and four nothing: mean -.1, deviation of a mean."""
+    held_back = make_held_back([2] * 8, [True] * 8)
+    before = np.full(8, -1.0)
+    now = before - np.array([0.4, 0.0] * 4)
+    told = summarize_change(held_back, before, now)
+    per_token = np.array([0.2, 0.0] * 4)
+    assert told["good_change"] == pytest.approx(-0.1)
+    assert told["good_change_se"] == pytest.approx(per_token.std(ddof=1) / np.sqrt(8))
+    assert told["bad_change"] is None
+
+
+def test_the_choice_is_of_both_kinds_and_repeats():
+    is_good = [n % 3 == 0 for n in range(90)]
+    chosen = choose_held_back(is_good, samples=10, seed=1)
+    assert chosen == choose_held_back(is_good, samples=10, seed=1) == sorted(set(chosen))
+    assert sum(is_good[n] for n in chosen) == 10
+    assert len(chosen) == 20
+    assert chosen != choose_held_back(is_good, samples=10, seed=2)
+    assert choose_held_back(is_good, samples=100, seed=1) == list(range(90))

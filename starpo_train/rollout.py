@@ -118,6 +118,11 @@ def _evaluate(
     options: EvaluateSection, traces: Path, dataset: Path, report: Callable[[Progress], None]
 ) -> EvaluateResult:
     has_runs = any(traces.iterdir())
+    if starpo_trace.stats():  # counts of what is instrumented already
+        raise RolloutError(
+            "this process is instrumented already, and the runs would be recorded elsewhere; call "
+            "`starpo_trace.uninstrument()` before `evaluate()`."
+        )
     starpo_trace.instrument(store=traces)  # first: the agent's own line then changes nothing
     try:
         player = make_player(options)

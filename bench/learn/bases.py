@@ -37,17 +37,16 @@ def make_pretrained_base(model: str) -> Base:
     return Base(model=model, lora_rank=16, rate_factor=0.5, trajectories_per_step=16, concurrency=8)
 
 
-def load_pretrained(name: str, chat_template: str) -> tuple[Any, Any]:
+def load_pretrained(name: str, *, markers: list[str]) -> tuple[Any, Any]:
     """Base model with the markers' tokens, of which the upper layers are trained -> model, tokenizer."""
     sys.path.append(str(EXAMPLE))
-    import smollm2
+    import smollm2_weights
 
     if name == SMOLLM2:
-        model, tokenizer = smollm2.load_smollm2()
+        model, tokenizer = smollm2_weights.load_smollm2()
     else:
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(name, local_files_only=True)
-    smollm2.add_tokens(model, tokenizer)
-    smollm2.freeze_lower_layers(model)
-    tokenizer.chat_template = chat_template
+    smollm2_weights.add_tokens(model, tokenizer, markers)
+    smollm2_weights.freeze_lower_layers(model, num_new_tokens=len(markers))
     return model, tokenizer

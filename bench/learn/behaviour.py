@@ -102,7 +102,8 @@ def make_behaviour(
         tokenizer = make_tokenizer(conversations, game)
         model = make_model(tokenizer)
     else:
-        model, tokenizer = load_pretrained(base.model, CHAT_TEMPLATE)
+        model, tokenizer = load_pretrained(base.model, markers=[*MARKERS, *list_call_texts(game)])
+        tokenizer.chat_template = CHAT_TEMPLATE
     examples = [encode_run(tokenizer, messages, game) for messages in conversations]
     losses = train_on_runs(model, examples, options, rng)
     model.save_pretrained(output)
@@ -120,6 +121,16 @@ def make_behaviour(
     }
     (output / "warmup.json").write_text(json.dumps(facts, indent=2) + "\n")
     return facts
+
+
+def list_call_texts(game: type[Game]) -> list[str]:
+    """What a call of each tool begins with, and what calls end with: a token each, of a pretrained model."""
+    begins = [
+        f'{{"name": "{function["name"]}", "arguments": {{"{argument}": "'
+        for function in (tool["function"] for tool in game.tools)
+        for argument in function["parameters"]["required"]
+    ]
+    return [*begins, '"}}']
 
 
 def demonstrate(game: Game, rng: random.Random, mistake_rate: float) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+import starpo_trace
 from starpo_train import agentfile, rollout
 from starpo_train.dataset import scan_table
 from starpo_train.errors import ConfigError, RolloutError
@@ -155,6 +156,22 @@ def test_an_unusable_file_is_refused(tmp_path: Path, changes: dict[str, Any], me
     """With the key, its value and what is allowed."""
     with pytest.raises(ConfigError, match=message):
         rollout.read_evaluate_config(write_evaluation(tmp_path, **changes))
+
+
+def test_a_process_that_records_already_is_told_before_anything_is_played(
+    make_chain_folder: Callable[..., Path], tmp_path: Path
+):
+    """Its runs would go to the other store."""
+    (tmp_path / "agent.py").write_text(AGENT)
+    (tmp_path / "model").symlink_to(make_chain_folder(["hello", " there"]))
+    config = rollout.read_evaluate_config(write_evaluation(tmp_path))
+    starpo_trace.instrument(store=tmp_path / "elsewhere")
+    try:
+        with pytest.raises(RolloutError, match=r"instrumented already.*uninstrument\(\)"):
+            rollout.evaluate(config)
+    finally:
+        starpo_trace.uninstrument()
+    assert not (tmp_path / "plays.txt").exists()
 
 
 def test_another_evaluations_folder_is_refused(tmp_path: Path):

@@ -70,7 +70,7 @@ WARMUPS: Mapping[str, Warmup] = {
     "shop": Warmup(num_tasks=900, runs_per_task=5, mistake_rate=0.1),
 }
 PRETRAINED_WARMUP = Warmup(
-    num_tasks=48, runs_per_task=1, mistake_rate=0.2, batch_size=1, learning_rate=5e-4
+    num_tasks=64, runs_per_task=1, mistake_rate=0.1, batch_size=1, learning_rate=5e-4
 )
 """After so few demonstrations its own mistakes come on top."""
 

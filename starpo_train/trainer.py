@@ -142,7 +142,10 @@ class Trainer:
                 self._train_epoch(stop)
             if self._is_finished() and not already_finished:
                 self._score_held_back()
-            final = self._find_result(self._commit())
+            last = self._commit()
+            final = self._find_result(last)
+            if final != last and not already_finished:
+                self._report_rollback(final)
             if self._is_finished() and self._ranks.is_first:
                 self.folder.write_final(
                     final, step=self.position.step, stopped_by=self._watch.stopped_by
@@ -323,17 +326,11 @@ class Trainer:
     def _find_result(self, last: Path) -> Path:
         """The last checkpoint; where the run was stopped and has lost the good runs, one from before."""
         healthy = self._find_healthy()
-        if self._watch.stopped_by is None or healthy is None or healthy == last:
-            return last
-        self._report(
-            {
-                "event": "rollback",
-                "step": self.position.step,
-                "epoch": self.position.epoch,
-                "checkpoint": healthy.name,
-            }
-        )
-        return healthy
+        return last if self._watch.stopped_by is None or healthy is None else healthy
+
+    def _report_rollback(self, result: Path) -> None:
+        where = {"step": self.position.step, "epoch": self.position.epoch}
+        self._report({"event": "rollback", **where, "checkpoint": result.name})
 
     def _find_healthy(self) -> Path | None:
         """The last checkpoint that was scored and had not lost the good runs; None: there is none."""

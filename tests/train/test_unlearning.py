@@ -119,6 +119,8 @@ def test_a_run_that_unlearns_goes_back_to_the_checkpoint_before(configure, make_
     assert rollback["checkpoint"] == result.final_path.name
     again = train(read_resumed_config(run), resume=True)
     assert (again.already_finished, again.final_path) == (True, result.final_path)
+    assert len(read_events(run, "rollback")) == 1
+    assert json.loads((run / "final.json").read_text()) == final
 
 
 def test_the_healthy_checkpoint_outlives_the_last(configure, make_dataset):

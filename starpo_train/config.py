@@ -214,7 +214,8 @@ class TrainSection:
     checkpoint_every_steps: int = 0
     """0: at the end only."""
     keep_checkpoints: int = 2
-    """Older ones are removed after a newer one is committed; 0 keeps all."""
+    """Older ones are removed after a newer one is committed, but not the one to go back to; 0 keeps
+    all."""
     threads: int = 0
     """Torch threads; 0 leaves torch's choice."""
     rank_timeout_s: float = 900.0
@@ -237,7 +238,7 @@ class DiagnosticsSection:
     held_back: int = 64
     """Score up to so many good trajectories of the dataset's split `test`, and as many bad ones, before
     the first step, at each checkpoint and at the end; 0: none. A run that loses the good ones stops, and
-    its result is the last checkpoint that had not."""
+    its result is the last checkpoint that had not, if there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

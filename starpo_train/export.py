@@ -14,12 +14,11 @@ from starpo_train.checkpoint import (
     Checkpoint,
     advise_intact,
     commit_folder,
-    list_checkpoints,
     read_checkpoint,
 )
 from starpo_train.errors import CheckpointError, ConfigError
 from starpo_train.modelfolder import COMMIT_FILE, STATE_FOLDER, list_files, read_commit
-from starpo_train.run_folder import RunFolder, require_outside
+from starpo_train.run_folder import find_result, require_outside
 
 DTYPES: Final = {
     "float32": torch.float32,
@@ -94,20 +93,20 @@ def export_adapter(run: Path, output: Path, *, dtype: str = "float32") -> Path:
 
 
 def find_checkpoint(run: Path) -> Path:
-    """A checkpoint's own folder, or the newest one of a run.
+    """A checkpoint's own folder, or a run's result, before its end the newest one.
 
     Raises:
         CheckpointError: nothing was committed there.
     """
     if (run / COMMIT_FILE).is_file():
         return run
-    committed = list_checkpoints(RunFolder(run).checkpoints_path)
-    if not committed:
+    result = find_result(run)
+    if result is None:
         raise CheckpointError(
             f"{run}: neither a committed checkpoint nor a run that has one; `starpo-train resume` "
             "goes on with a run."
         )
-    return committed[-1]
+    return result
 
 
 def _advise(whole: Path, damaged: list[Path]) -> str:

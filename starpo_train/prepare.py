@@ -126,6 +126,10 @@ def prepare_training_data(
         "logprob_conventions": None if fit is None else fit.describe(),
         "left_out": {reason: count for reason, count in left_out.items() if count},
     }
+    longest = max(row.num_tokens for row in tokenized.rows)
+    held_back, fault = read_held_back(config, policy, threshold=threshold, longest=longest)
+    if fault is not None:
+        summary["held_back_fault"] = fault
     if left_out["too_long_for_model"]:
         summary["too_long"] = {"longest_row": left_out.longest, "limit": left_out.limit}
     return TrainingData(
@@ -144,7 +148,7 @@ def prepare_training_data(
         reference_R=targets.reference_R,
         mismatched=targets.mismatched,
         mismatched_reference_R=targets.mismatched_reference_R,
-        held_back=read_held_back(config, policy, threshold=threshold),
+        held_back=held_back,
         kept=targets.kept,
         facts=summary,
     )

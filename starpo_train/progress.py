@@ -17,6 +17,8 @@ _DESCRIBED = {
     "{tokens_per_pack_before:,}; set train.tokens_per_pack to that, or see docs/training.md",
     "early_stop": "stopped early by {rule}: {reason}; docs/diagnostics.md says what to do",
     "rollback": "the result is {checkpoint}, the last one that still found successful runs likely",
+    "no_rollback": "no checkpoint before {checkpoint} still found successful runs likely: it is the result "
+    "all the same; set train.checkpoint_every_steps to have some",
     "alarm": "warning: step {step}: {rule}: {reason}; see docs/diagnostics.md",
     "tracker_failed": "{tracker} gets no more metrics ({error}); metrics.jsonl has them all",
 }

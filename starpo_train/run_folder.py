@@ -225,6 +225,14 @@ def read_resumed_config(run: Path) -> RunConfig:
     return replace(config, run=replace(config.run, output=run.resolve()))
 
 
+def find_result(run: Path) -> Path | None:
+    """Run folder -> its final checkpoint; before its end the newest one, or None."""
+    folder = RunFolder(run)
+    if folder.final_path.is_file():
+        return read_final_path(run)
+    return next(reversed(list_checkpoints(folder.checkpoints_path)), None)
+
+
 def find_model(name: str) -> str:
     """Model folder or hub name as it is; a run's folder -> its result, else its newest checkpoint.
 
@@ -234,9 +242,7 @@ def find_model(name: str) -> str:
     run = RunFolder(Path(name))
     if not run.config_path.is_file():
         return name
-    if run.final_path.is_file():
-        return str(read_final_path(run.path))
-    committed = list_checkpoints(run.checkpoints_path)
-    if not committed:
+    result = find_result(run.path)
+    if result is None:
         raise CheckpointError(f"{name}: the run has no committed checkpoint yet; resume it first.")
-    return str(committed[-1])
+    return str(result)

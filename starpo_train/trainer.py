@@ -53,7 +53,7 @@ class TrainResult:
     """Where a run ended."""
 
     final_path: Path
-    """Folder of the last committed checkpoint."""
+    """Folder of the run's result: the last committed checkpoint, or one that it went back to."""
     num_steps: int
     metrics_path: Path
     interrupted: bool = False
@@ -144,8 +144,8 @@ class Trainer:
                 self._score_held_back()
             last = self._commit()
             final = self._find_result(last)
-            if final != last and not already_finished:
-                self._report_rollback(final)
+            if not already_finished:
+                self._report_rollback(final, last)
             if self._is_finished() and self._ranks.is_first:
                 self.folder.write_final(
                     final, step=self.position.step, stopped_by=self._watch.stopped_by
@@ -182,10 +182,10 @@ class Trainer:
                 position.finished = True
             if position.batch == len(batches) or position.finished:
                 break
-            if stop.requested:
-                return
             if every and position.step % every == 0 and not self._commit_scored():
                 break
+            if stop.requested:
+                return
         position.epoch, position.batch = position.epoch + 1, 0
         self._proximal = None
         if every and position.step % every == 0 and not self._is_finished():
@@ -328,9 +328,13 @@ class Trainer:
         healthy = self._find_healthy()
         return last if self._watch.stopped_by is None or healthy is None else healthy
 
-    def _report_rollback(self, result: Path) -> None:
+    def _report_rollback(self, result: Path, last: Path) -> None:
+        """Say to which checkpoint the run went back, or that it could not."""
         where = {"step": self.position.step, "epoch": self.position.epoch}
-        self._report({"event": "rollback", **where, "checkpoint": result.name})
+        if result != last:
+            self._report({"event": "rollback", **where, "checkpoint": result.name})
+        elif self._watch.has_lost_good:
+            self._report({"event": "no_rollback", **where, "checkpoint": last.name})
 
     def _find_healthy(self) -> Path | None:
         """The last checkpoint that was scored and had not lost the good runs; None: there is none."""

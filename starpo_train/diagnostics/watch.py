@@ -13,7 +13,6 @@ import numpy as np
 
 from starpo_train.config import RunConfig
 from starpo_train.diagnostics.early_stop import (
-    GOOD_LOST,
     Finding,
     Window,
     extend_history,
@@ -76,6 +75,11 @@ class Watch:
     def healthy_at(self) -> int | None:
         """Last step at which runs held back were scored and not found lost; None: there was none."""
         return self._healthy_at
+
+    @property
+    def has_lost_good(self) -> bool:
+        """Whether a stopped run has lost the good runs, as its last score says."""
+        return self._stopped_by is not None and self._healthy_at != self._scored_at
 
     def snapshot(self) -> dict[str, Any]:
         """All that a resumed run needs to judge as this one would have."""
@@ -169,11 +173,13 @@ class Watch:
         found = [asdict(finding) for finding in judge_history(self._history, record)]
         found = [Finding(**values) for values in self._policy.ranks.gather(found)[0]]
         fresh = [finding for finding in found if finding.rule not in self._broken]
+        if self._stopped_by is not None:  # the end of a run that a rule has stopped is scored, too
+            fresh = []
         if self._section.early_stop and fresh:
             fresh = fresh[:1]
             self._stopped_by = fresh[0].rule
         self._broken += [finding.rule for finding in fresh]
-        if record.get("event") == "held_back" and GOOD_LOST not in [f.rule for f in found]:
+        if record.get("event") == "held_back" and _has_good(record):
             self._healthy_at = record["step"]
         return [
             {
@@ -196,6 +202,12 @@ class Watch:
             seed=self._seed,
             longest=longest,
         )
+
+
+def _has_good(record: Mapping[str, Any]) -> bool:
+    """Whether runs held back were not found lost; a score that is no number is none."""
+    excess = record["good_lost_excess"]
+    return excess is None or excess <= 0.0
 
 
 def summarize_scores(scores: CrossScores, ema: dict[str, float]) -> dict[str, Any]:

@@ -1,11 +1,16 @@
 """Runs of tasks held back are scored as a run goes on; one that loses the good ones goes back."""
 
 import json
+import os
+import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from starpo_train.diagnostics import early_stop
 from starpo_train.diagnostics.unlearning import summarize_change
+from starpo_train.export import find_checkpoint
 from starpo_train.heldback import choose_held_back
 from starpo_train.metrics import read_metrics
 from starpo_train.model import load_policy
@@ -30,8 +35,8 @@ def policy(model_folder):
 def make_dataset(hand, model_folder, policy, tmp_path):
     """What is worth 1 in training, and what in the tasks held back."""
 
-    def make(name, *, held_back, num_test=NUM_TEST):
-        trajectories = []
+    def make(name, *, held_back, num_test=NUM_TEST, more=()):
+        trajectories = list(more)
         tasks = [("train", n, GOOD) for n in range(2)]
         tasks += [("test", n, held_back) for n in range(num_test)]
         for split, number, worth in tasks:
@@ -145,6 +150,8 @@ def test_without_a_checkpoint_before_the_last_one_is_the_result(configure, make_
     final = json.loads((config.run.output / "final.json").read_text())
     assert (final["step"], "stopped_at_step" in final) == (result.num_steps, False)
     assert read_events(config.run.output, "rollback") == []
+    (told,) = read_events(config.run.output, "no_rollback")
+    assert told["checkpoint"] == result.final_path.name
 
 
 def test_without_early_stop_it_is_told_once_and_the_last_one_is_the_result(configure, make_dataset):
@@ -204,6 +211,104 @@ def test_a_resumed_run_compares_with_the_same_start(configure, make_dataset):
     ]
     assert told[0] == told[1]
     assert len(told[0]) == 13
+
+
+def test_an_interrupt_at_a_checkpoint_loses_no_score(configure, make_dataset):
+    """The run stops after the score, so that the resumed one judges as the whole one."""
+    data = make_dataset("data", held_back=GOOD)
+
+    def interrupt(record):
+        if record.get("step") == 3 and "loss" in record:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = configure(dataset=data, train=CHECKED, diagnostics={"early_stop": True})
+    part = train(config, progress=interrupt)
+    assert (part.interrupted, part.num_steps) == (True, 3)
+    train(read_resumed_config(config.run.output), resume=True)
+    assert [r["step"] for r in read_events(config.run.output, "held_back")] == list(range(13))
+
+
+def test_the_rule_that_stopped_the_run_is_the_one_that_is_told(
+    configure, make_dataset, monkeypatch
+):
+    """The end is scored, and sends the run back, but does not say that it was the reason."""
+    rules = tuple(
+        replace(rule, find=lambda window: "forced" if window.count == 3 else None)
+        if rule.name == "gradient_spike"
+        else rule
+        for rule in early_stop.RULES
+    )
+    monkeypatch.setattr(early_stop, "RULES", rules)
+    config = configure(
+        dataset=make_dataset("data", held_back=BAD),
+        train=FAST | {"learning_rate": 3e-4, "checkpoint_every_steps": 2},
+        diagnostics={"early_stop": True},
+    )
+    result = train(config)
+    stops = [r["rule"] for r in read_events(config.run.output, "early_stop")]
+    assert stops == [result.stopped_by]
+    final = json.loads((config.run.output / "final.json").read_text())
+    assert final["early_stop"] == result.stopped_by
+
+
+def test_commands_take_the_result_and_not_the_newest(configure, make_dataset):
+    config = configure(
+        dataset=make_dataset("data", held_back=BAD),
+        train=CHECKED,
+        diagnostics={"early_stop": True},
+    )
+    result = train(config)
+    assert result.final_path.name != f"step_{result.num_steps:06d}"
+    assert find_checkpoint(config.run.output) == result.final_path
+
+
+def test_what_cannot_be_scored_refuses_no_training(configure, make_dataset, hand):
+    """A run held back with an id that the model has not, and one longer than any that is trained."""
+    strange = hand.trajectory(
+        "strange",
+        [hand.turn([0, 20], [10**6, END], [-1.0, -1.0])],
+        reward=1.0,
+        task_id="strange",
+        split="test",
+    )
+    config = configure(
+        "strange", dataset=make_dataset("strange-data", held_back=GOOD, more=[strange]), train=FAST
+    )
+    result = train(config)
+    assert result.num_steps == 12
+    (start,) = read_events(config.run.output, "start")
+    assert "outside the vocabulary" in start["held_back_fault"]
+    assert read_events(config.run.output, "held_back") == []
+
+    longer = hand.trajectory(
+        "longer",
+        [hand.turn([0, *[20] * 30], [GOOD, END], [-1.0, -1.0])],
+        reward=1.0,
+        task_id="longer",
+        split="test",
+    )
+    config = configure(
+        "longer", dataset=make_dataset("longer-data", held_back=GOOD, more=[longer]), train=FAST
+    )
+    train(config)
+    assert {r["num_good"] for r in read_events(config.run.output, "held_back")} == {2 * NUM_TEST}
+
+
+def test_runs_with_ids_come_first(configure, make_dataset, hand):
+    """A run without ids would have to be rendered; the others need not."""
+    textual = hand.trajectory(
+        "textual",
+        [hand.turn(None, None, output_node="n1", input_nodes=["n0"])],
+        reward=1.0,
+        task_id="textual",
+        split="test",
+        usable_for="sft",
+    )
+    config = configure(
+        dataset=make_dataset("data", held_back=GOOD, more=[textual]), train=FAST | {"epochs": 1}
+    )
+    train(config)
+    assert {r["num_good"] for r in read_events(config.run.output, "held_back")} == {2 * NUM_TEST}
 
 
 def make_held_back(lengths, is_good):

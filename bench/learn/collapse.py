@@ -37,7 +37,7 @@ RECIPES: Mapping[str, tuple[str, dict[str, Any], float]] = {
     "TextCraft, StarPO at ten times its rate": ("textcraft", {"name": "starpo"}, 2e-3),
     "Sokoban, KTO as in the table": ("sokoban", {"name": "kto", "beta": 1.0}, 5e-4),
 }
-"""Name -> environment, algorithm and learning rate."""
+"""Name -> environment, algorithm and learning rate, which is constant; StarPO is in its default form."""
 
 
 def run_recipe(root: Path, recipe: str, seed: int) -> dict[str, Any]:

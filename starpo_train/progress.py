@@ -85,8 +85,11 @@ class TrainingDisplay(BarDisplay):
     def print_end(self, result: TrainResult) -> None:
         """Say where the checkpoint is."""
         if result.already_finished:
+            stopped = (
+                f" (stopped by {result.stopped_by}, and stays so)" if result.stopped_by else ""
+            )
             self._console.print(
-                f"already finished: {result.final_path}", markup=False, soft_wrap=True
+                f"already finished{stopped}: {result.final_path}", markup=False, soft_wrap=True
             )
             return
         verb = "stopped" if result.interrupted else "done"

@@ -134,7 +134,8 @@ class Trainer:
         """Train to the end, or until `stop`; either way the last step is committed."""
         already_finished = self._checkpoint is not None and self._is_finished()
         try:
-            if not already_finished or "train.epochs" in self._changes:
+            is_longer = "train.epochs" in self._changes and self._watch.stopped_by is None
+            if not already_finished or is_longer:
                 self._announce()
             if not already_finished and self._ranks.is_first:
                 self.folder.reopen()
@@ -420,7 +421,7 @@ class Trainer:
             config=self.config,
             facts=self.data.facts,
             last_step=self._metrics.last_step,
-            spared=self._find_healthy(),
+            spared=self._find_healthy() if self.config.diagnostics.early_stop else None,
         )
         return self._checkpoint
 

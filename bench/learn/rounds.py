@@ -25,6 +25,7 @@ from rich.table import Table
 from learn import work
 from learn.cells import fit
 from learn.conditions import record
+from learn.envs import GAMES
 from learn.methods import METHODS
 from learn.play import play
 from learn.whole import FULL
@@ -59,7 +60,7 @@ def do_round(
     folder.mkdir(parents=True)
     fresh = SPREAD_OF_TASKS * (seed + 1) + number
     record(environment, "exact", model=model, folder=folder, log=FULL.log, seed=fresh)
-    result, _ = fit(
+    result, said = fit(
         CHECKED,
         folder,
         base=model,
@@ -68,7 +69,7 @@ def do_round(
         epochs=EPOCHS,
     )
     if result is None:
-        raise RuntimeError(f"{folder}: `auto` was refused: {_}")
+        raise RuntimeError(f"{folder}: `auto` did not train: {said}")
     shutil.copytree(result, folder / "policy")
     told = {
         "round": number,
@@ -133,7 +134,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("learn-output"))
-    parser.add_argument("--only", nargs="+", metavar="ENV", default=["frozen_lake", "shop"])
+    parser.add_argument("--only", nargs="+", choices=GAMES, default=["frozen_lake", "shop"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", type=Path)

@@ -25,10 +25,11 @@ from typing import Any
 from figures import conclude
 
 from learn import TUNED_ON, UNSEEN, work
-from learn.bases import make_pretrained_base
+from learn.bases import SMOLLM2, make_pretrained_base
 from learn.cells import BEHAVIOUR, Cell, Scale, describe
 from learn.conditions import CONDITIONS, Log
 from learn.decide import rank_ope, summarize
+from learn.envs import GAMES
 from learn.methods import METHODS
 from learn.records import Record, find_key, read_records, write_records
 from learn.table import Place, find_cell, is_run
@@ -152,9 +153,10 @@ class _Progress:
 def collect(plan: Plan, records: Sequence[Record]) -> dict[str, Any]:
     """Records of the plan's cells -> the figures."""
     found = {find_key(record): record for record in records}
-    places = [Place(found, each, plan.conditions, plan.seeds) for each in plan.environments]
     keys = [(cell.environment, cell.data, cell.method, cell.seed) for cell in plan.list_cells()]
-    planned = [found[key] for key in keys if key in found]
+    found = {key: found[key] for key in keys if key in found}
+    planned = list(found.values())
+    places = [Place(found, each, plan.conditions, plan.seeds) for each in plan.environments]
     return {
         "rows": [row for place in places for row in place.list_rows()],
         "auto": [row for place in places for row in place.judge_auto()],
@@ -176,7 +178,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("learn-output"))
     parser.add_argument("--records", type=Path, metavar="FILE")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", nargs="+", metavar="ENV", default=(*TUNED_ON, *UNSEEN))
+    parser.add_argument("--only", nargs="+", choices=GAMES, default=(*TUNED_ON, *UNSEEN))
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS))
     parser.add_argument("--conditions", nargs="+", default=CONDITIONS, choices=CONDITIONS)
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2, 3, 4))
@@ -186,6 +188,8 @@ def main() -> None:
     if options.model:
         if options.quick:
             parser.error("--quick is of the tiny models; leave out --quick or --model")
+        if options.model != SMOLLM2 and not Path(options.model).is_dir():
+            parser.error(f"--model {options.model}: neither `smollm2` nor a folder")
         scale = replace(SMALL, base=make_pretrained_base(options.model))
         if options.methods is None:  # TRL's trainers are given tiny models only
             methods = tuple(name for name, method in METHODS.items() if method.trl is None)
@@ -194,7 +198,7 @@ def main() -> None:
         environments=tuple(options.only),
         conditions=tuple(options.conditions),
         methods=tuple(methods),
-        seeds=tuple(options.seeds),
+        seeds=tuple(dict.fromkeys(options.seeds)),
         scale=scale,
         workers=options.workers,
         records=options.records,

@@ -126,6 +126,12 @@ def test_a_run_that_unlearns_goes_back_to_the_checkpoint_before(configure, make_
     assert (again.already_finished, again.final_path) == (True, result.final_path)
     assert len(read_events(run, "rollback")) == 1
     assert json.loads((run / "final.json").read_text()) == final
+    (run / "run.toml").write_text(
+        (run / "run.toml").read_text().replace("epochs = 6", "epochs = 9")
+    )
+    longer = train(read_resumed_config(run), resume=True)
+    assert (longer.already_finished, longer.stopped_by) == (True, "good_runs_lost")
+    assert read_events(run, "resume") == []
 
 
 def test_the_healthy_checkpoint_outlives_the_last(configure, make_dataset):

@@ -1,11 +1,19 @@
 """Hand-made spans for the converter's tests, and the spans of a store."""
 
+from importlib.util import find_spec
+
 import pytest
 
 from starpo_trace import semconv
 from starpo_trace.convert.otlp import SpanRow
 from starpo_trace.convert.sources import find_source_files, read_span_batches
 from starpo_trace.messages import chain_hashes, dump_json, from_openai_chat
+
+if find_spec("hypothesis"):  # the environments of some libraries have none
+    from hypothesis import settings
+
+    settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+    settings.load_profile("untimed")
 
 TRACE_ID = f"{1:032x}"
 

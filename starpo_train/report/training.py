@@ -67,6 +67,8 @@ class RunView:
     """The run's own start record, without what is too long to show."""
     stops: tuple[tuple[bool, str], ...]
     """(whether it ended the run, what was found and when), of each rule that was broken."""
+    rollbacks: tuple[str, ...]
+    """Checkpoint that the run went back to, in words."""
     curves: tuple[Curve, ...]
     config_text: str
     """The resolved run file."""
@@ -143,6 +145,11 @@ def view_run(path: Path) -> RunView:
         stops=tuple(
             (r["event"] == "early_stop", f"step {r['step']}, {r.get('rule')}: {r.get('reason')}")
             for r in broken
+        ),
+        rollbacks=tuple(
+            f"from step {r.get('step')}: the result is {r.get('checkpoint')}"
+            for r in records
+            if r.get("event") == "rollback"
         ),
         curves=tuple(
             curve for key in CURVES if (curve := _build_curve(key, measured, marks)) is not None

@@ -56,6 +56,8 @@ class DataExplanation:
     """What `algorithm.name = "auto"` runs; None when it refuses."""
     refusal: str | None
     """Why it refuses."""
+    num_cut: int
+    """Failed trajectories that `auto` leaves out, as a limit cut them."""
     cloning: CloningCounts
 
     def describe(self) -> dict[str, Any]:
@@ -70,6 +72,7 @@ class DataExplanation:
             "auto": {
                 "algorithm": self.choice.algorithm if self.choice else None,
                 "reason": self.choice.reason if self.choice else self.refusal,
+                "num_cut": self.num_cut,
             },
             "filtered_bc": asdict(self.cloning),
         }
@@ -92,10 +95,11 @@ def explain_data(
     """
     manifest = read_manifest(dataset)
     facts = describe_data(trajectories)
-    choice, refusal = None, None
+    choice, refusal, num_cut = None, None, 0
     try:
         threshold = find_threshold(AlgorithmSection(), trajectories)
         kept = leave_out_truncated(trajectories, "drop_failed", threshold=threshold)
+        num_cut = len(trajectories) - len(kept)
         choice = choose_algorithm("auto", describe_data(kept), Terms(good_from=threshold))
     except (ProvenanceError, DataError) as error:
         refusal = str(error)
@@ -113,6 +117,7 @@ def explain_data(
         ),
         choice=choice,
         refusal=refusal,
+        num_cut=num_cut,
         cloning=count_cloned(trajectories),
     )
 
@@ -162,6 +167,11 @@ def print_explanation(explanation: DataExplanation, *, console: Console | None =
         _print_line(console, f"auto: {choice.algorithm}; {choice.reason}")
     else:
         _print_line(console, f"auto: refused; {explanation.refusal}")
+    if explanation.num_cut:
+        count = f"{explanation.num_cut} of {explanation.facts.num_trajectories}"
+        _print_line(
+            console, f"auto leaves out {count} that failed as a limit cut them (data.truncated)"
+        )
 
 
 def write_explanation(path: Path, values: dict[str, Any]) -> None:

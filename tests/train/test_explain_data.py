@@ -159,3 +159,21 @@ def test_counts_of_cloning_are_those_of_a_run(hand, configure, model_folder, tmp
     assert counted.num_kept == len(data.trajectory_ids_N) == 3
     assert counted.left_out == data.facts["left_out"]
     assert count_cloned(read_trajectories(dataset), threshold=0.75).num_kept == 2
+
+
+def test_what_auto_leaves_out_is_said(hand, tmp_path, capsys):
+    """Two solved, two failed of themselves, three failed as a limit cut them."""
+    runs = [
+        hand.trajectory(
+            f"run{n}",
+            [hand.turn([0, 20 + n], [40, 1], [-0.7, -0.1])],
+            reward=float(n < 2),
+            task_id=f"task{n}",
+            end="truncated" if n >= 4 else "terminated",
+        )
+        for n in range(7)
+    ]
+    explained = explain(hand.dataset(tmp_path / "data", runs), tmp_path)
+    assert explained["auto"]["num_cut"] == 3
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "auto leaves out 3 of 7 that failed as a limit cut them (data.truncated)" in printed

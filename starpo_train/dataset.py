@@ -136,14 +136,18 @@ def has_version(path: Path, digest: str) -> bool:
     return (path / VERSIONS_FOLDER / f"{digest}.json").is_file()
 
 
+def _is_kept() -> pl.Expr:
+    """Whether the recipe keeps a trajectory."""
+    return pl.col("excluded_because").list.len().fill_null(0) == 0
+
+
 def has_split(path: Path, split: str) -> bool:
     """Whether the dataset has a trajectory in the split that its recipe keeps.
 
     Raises:
         DataError: no dataset.
     """
-    is_kept = pl.col("excluded_because").list.len().fill_null(0) == 0
-    rows = _scan(read_manifest(path), "trajectories").filter(is_kept, pl.col("split") == split)
+    rows = _scan(read_manifest(path), "trajectories").filter(_is_kept(), pl.col("split") == split)
     return not rows.head(1).collect().is_empty()
 
 
@@ -182,7 +186,7 @@ def read_trajectories(path: Path, *, split: str = "train") -> list[Trajectory]:
     """
     manifest = read_manifest(path)
     rows = _scan(manifest, "trajectories").sort("trajectory_id").collect()
-    is_kept = pl.col("excluded_because").list.len().fill_null(0) == 0
+    is_kept = _is_kept()
     chosen = rows.filter(is_kept, pl.col("split") == split)
     if chosen.is_empty():
         sizes = dict(rows.filter(is_kept).group_by("split").len().sort("split").iter_rows())

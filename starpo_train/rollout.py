@@ -96,7 +96,8 @@ def evaluate(
         ConfigError: the output folder holds another evaluation, or other runs than are asked for, or
             another process plays it.
         ModelError, CheckpointError: the model is not there, or a checkpoint that is not whole.
-        RolloutError: the agent file or environment cannot be used, or its runs keep failing.
+        RolloutError: the agent file or environment cannot be used, its runs keep failing, or the process
+            records elsewhere already.
         ServerError: the model cannot be served, or the server died.
     """
     options = config.evaluate

@@ -3,6 +3,7 @@
 The same runs, token for token, as `traffic.py` records through the server, without HTTP and spans.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import polars as pl
@@ -76,7 +77,7 @@ def play_runs(
     device = choose_device("auto")
     player = Lockstep(model.to(device), tokenizer, environment, temperature=temperature)
     runs: list[PlayedRun] = []
-    with device:  # tensors are made there
+    with nullcontext() if device.type == "cpu" else device:  # tensors are made there
         for first in range(0, len(numbered), most_rows):
             runs += player.play(numbered[first : first + most_rows])
     return runs

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 NUM_FIRST: Final = 10
 NUM_LAST: Final = 24
-GOOD_LOST: Final = "good_runs_lost"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,5 +247,5 @@ RULES: Final = (
     Rule(name="gradient_spike", metric="grad_norm", find=find_gradient_spike),
     Rule(name="left_the_data", metric="approx_kl", find=find_left_data),
     Rule(name="input_forgotten", metric="retrieval_excess", find=find_forgotten_input),
-    Rule(name=GOOD_LOST, metric="good_lost_excess", find=find_lost_good),
+    Rule(name="good_runs_lost", metric="good_lost_excess", find=find_lost_good),
 )

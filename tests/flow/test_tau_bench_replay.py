@@ -86,7 +86,7 @@ def test_missing_recording_is_named(tmp_path):
         [sys.executable, SCRIPT, "--data", tmp_path / "nowhere"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 1

@@ -92,7 +92,7 @@ def test_an_agent_in_a_bad_environment_is_recorded(tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, f"True 1\n{[True] * 6}\n")

@@ -57,7 +57,7 @@ def terminate(store, *, before="", after="", wait="time.sleep(60)", environment=
     assert child.stdout.readline() == "ready\n"
     for _ in range(times):
         child.send_signal(signal.SIGTERM)
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=180)
     return child.returncode, out, err
 
 

@@ -354,7 +354,7 @@ def test_a_process_leaves_a_dead_endpoint_soon(fault):
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=180,
         )
     assert done.returncode == 0
     lost = [line for line in done.stderr.splitlines() if line.startswith("starpo_trace lost")]

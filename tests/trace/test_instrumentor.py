@@ -44,7 +44,7 @@ def run_instrumented(folder, server, collector, **environment):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=180,
     )
 
 

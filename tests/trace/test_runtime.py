@@ -187,7 +187,7 @@ def test_an_unreachable_endpoint_is_not_the_agents_problem(tmp_path):
             text=True,
             check=False,
             cwd=tmp_path,
-            timeout=60,
+            timeout=180,
         )
     assert (done.returncode, done.stdout.strip()) == (0, "fine")
 

@@ -161,7 +161,7 @@ def test_keys_made_at_once_are_all_there(tmp_path):
         process.stdin.write(b"\n")
         process.stdin.flush()
     for process in processes:
-        process.communicate(timeout=60)
+        process.communicate(timeout=180)
     assert [process.returncode for process in processes] == [0] * 4
     expected = {f"k{process}-{number}" for process in range(4) for number in range(10)}
     assert set(read_keyring(tmp_path / "keys").key_ids) == expected

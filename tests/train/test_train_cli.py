@@ -211,7 +211,7 @@ def test_sigterm_commits_and_resume_finishes(hand, dataset, model_folder, tmp_pa
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=180)[0]
     assert process.returncode == 130, output
     assert f"go on with: starpo-train resume {tmp_path}/run" in output
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()

@@ -170,7 +170,7 @@ class Collect:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal -> exit status."""
         self.process.send_signal(number)
-        _, rest = self.process.communicate(timeout=60)
+        _, rest = self.process.communicate(timeout=180)
         self.lines += rest.splitlines()
         return self.process.returncode
 

@@ -87,7 +87,7 @@ def test_a_signal_finishes_what_is_in_flight(collect, helpers, number):
     connection.sendall(body[100:])
     with connection:
         assert connection.recv(12) == b"HTTP/1.1 200"
-    assert receiver.process.wait(60) == 0
+    assert receiver.process.wait(180) == 0
     assert helpers.stored_ids(receiver.store) == [1]
     assert [path.suffix for path in list_segments(receiver.store)] == [".otlp"]
 

@@ -316,7 +316,7 @@ def test_several_processes_share_answers_and_budget(tmp_path):
     workers = [context.Process(target=keep_many, args=(path, i, results)) for i in range(4)]
     for worker in workers:
         worker.start()
-    found = [results.get(timeout=60) for _ in workers]
+    found = [results.get(timeout=180) for _ in workers]
     for worker in workers:
         worker.join()
     store = JudgeStore(path)

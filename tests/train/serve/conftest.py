@@ -135,7 +135,7 @@ def start_server() -> Callable[..., Any]:
         while not runner.started:
             time.sleep(0.01)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=180)
         try:
             yield SimpleNamespace(client=client, url=url, model=str(folder), server=server)
         finally:

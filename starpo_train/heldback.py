@@ -14,6 +14,7 @@ from starpo_train.errors import DataError, ModelError
 from starpo_train.leftout import LeftOut
 from starpo_train.policy import Policy
 from starpo_train.rows import tokenize_trajectories
+from starpo_train.targets import number_tasks
 from starpo_train.trainingdata import HeldBack
 
 SPLIT: Final = "test"
@@ -60,6 +61,7 @@ def read_held_back(
         rows=tokenized.rows,
         rows_of_N=tokenized.rows_of_N,
         is_good_N=np.array([_is_good(t, threshold) for t in tokenized.trajectories]),
+        task_of_N=number_tasks(tokenized),
     )
     return held_back, None
 

@@ -30,6 +30,8 @@ class HeldBack:
     rows_of_N: list[list[int]]
     is_good_N: np.ndarray
     """bool: the reward is at or above the threshold."""
+    task_of_N: np.ndarray
+    """int64: the same number for attempts at one task."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 Methods that push bad actions down may push the good ones down with them: on the data they train on that is
 seen late. Runs that succeeded at tasks nothing is trained on show it.
 
-Suffixes: N trajectories, R rows.
+Suffixes: N trajectories, R rows, G tasks.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,9 @@ from starpo_train.scoring import score_rows
 from starpo_train.trainingdata import HeldBack
 
 LEAST_GOOD: Final = 8
-"""Fewer good trajectories are measured, but nothing is concluded from them."""
+"""Fewer good trajectories are measured, but nothing is concluded from them;"""
+LEAST_TASKS: Final = 4
+"""nor from those of fewer tasks."""
 ALLOWED_SHARE: Final = 0.5
 """Of their surprise at the start: how much more surprising good runs may become,"""
 ALLOWED_AT_MOST: Final = 0.05
@@ -41,9 +43,11 @@ def summarize_change(
 ) -> dict[str, float | int | None]:
     """Log-probabilities before the first step and now -> a record's numbers, nats per token.
 
-    `good_change_se` is the ratio estimator's standard error over trajectories. `good_lost_excess` is
-    how far good trajectories have become less likely, less two standard errors, beyond what is
-    allowed: half of their surprise (minus log-probability) at the start, but no more than 0.05.
+    `good_change_se` is the ratio estimator's standard error over tasks, as attempts at one share
+    it: with r_g the sum of change - mean change * tokens over a task's good trajectories,
+    sqrt(G / (G - 1) * sum r_g^2) / all tokens. `good_lost_excess` is how far good trajectories have
+    become less likely, less two standard errors, beyond what is allowed: half of their surprise
+    (minus log-probability) at the start, but no more than 0.05.
     """
     lengths_N = np.array(
         [sum(held_back.rows[r].num_actions for r in rows) for rows in held_back.rows_of_N]
@@ -58,13 +62,15 @@ def summarize_change(
         num_tokens = int(lengths_N[kind_N].sum())
         record[f"{name}_logprob"] = _divide(now_N[kind_N].sum(), num_tokens)
         record[f"{name}_change"] = _divide(change_N[kind_N].sum(), num_tokens)
-    num_good = int(good_N.sum())
-    if num_good < LEAST_GOOD:
+    tasks_G, task_of_good_N = np.unique(held_back.task_of_N[good_N], return_inverse=True)
+    num_tasks = len(tasks_G)
+    if good_N.sum() < LEAST_GOOD or num_tasks < LEAST_TASKS:
         return record | {"good_change_se": None, "good_lost_excess": None}
     num_tokens = lengths_N[good_N].sum()
     change = change_N[good_N].sum() / num_tokens
     residuals_N = change_N[good_N] - change * lengths_N[good_N]
-    error = float(np.sqrt((residuals_N**2).sum() * num_good / (num_good - 1)) / num_tokens)
+    residuals_G = np.bincount(task_of_good_N, weights=residuals_N)
+    error = float(np.sqrt((residuals_G**2).sum() * num_tasks / (num_tasks - 1)) / num_tokens)
     surprise = -before_N[good_N].sum() / num_tokens
     allowed = min(ALLOWED_SHARE * float(surprise), ALLOWED_AT_MOST)
     return record | {

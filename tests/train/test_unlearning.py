@@ -317,7 +317,7 @@ def test_runs_with_ids_come_first(configure, make_dataset, hand):
     assert {r["num_good"] for r in read_events(config.run.output, "held_back")} == {2 * NUM_TEST}
 
 
-def make_held_back(lengths, is_good):
+def make_held_back(lengths, is_good, tasks=None):
     from types import SimpleNamespace
 
     rows = [SimpleNamespace(num_actions=length) for length in lengths]
@@ -326,6 +326,7 @@ def make_held_back(lengths, is_good):
         rows=rows,  # type: ignore[arg-type]
         rows_of_N=[[n] for n in range(len(rows))],
         is_good_N=np.array(is_good),
+        task_of_N=np.arange(len(rows)) if tasks is None else np.array(tasks),
     )
 
 
@@ -365,6 +366,27 @@ def test_standard_error_is_the_ratio_estimators():
     assert told["good_change"] == pytest.approx(-0.1)
     assert told["good_change_se"] == pytest.approx(per_token.std(ddof=1) / np.sqrt(8))
     assert told["bad_change"] is None
+
+
+def test_attempts_at_a_task_are_not_independent():
+    """Two tasks of four lost .4 in each of their attempts: as uncertain as four runs, not eight."""
+    before = np.full(8, -1.0)
+    now = before - np.array([0.4] * 4 + [0.0] * 4)
+    told = summarize_change(
+        make_held_back([2] * 8, [True] * 8, tasks=[7, 7, 9, 9, 3, 3, 4, 4]), before, now
+    )
+    per_task = np.array([0.2, 0.2, 0.0, 0.0])
+    assert told["good_change"] == pytest.approx(-0.1)
+    assert told["good_change_se"] == pytest.approx(per_task.std(ddof=1) / np.sqrt(4))
+
+
+def test_few_tasks_are_measured_and_nothing_is_concluded():
+    """Eight good runs of three tasks."""
+    before = np.full(8, -1.0)
+    held_back = make_held_back([2] * 8, [True] * 8, tasks=[1, 1, 1, 2, 2, 2, 3, 3])
+    told = summarize_change(held_back, before, before - 0.5)
+    assert told["good_change"] == pytest.approx(-0.25)
+    assert (told["good_change_se"], told["good_lost_excess"]) == (None, None)
 
 
 def test_the_choice_is_of_both_kinds_and_repeats():

@@ -1,4 +1,4 @@
-"""`python bench/learn [tune | collapse | rounds] ...`; without a word, the table of `whole.py`."""
+"""`python bench/learn [tune | collapse | rounds | temperature] ...`; without a word, the table of `whole.py`."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 BENCH = Path(__file__).resolve().parents[1]
 PLACES = [str(BENCH), str(BENCH.parent)]
-PARTS = ("tune", "collapse", "rounds")
+PARTS = ("tune", "collapse", "rounds", "temperature")
 
 if __name__ == "__main__":
     sys.path[:0] = PLACES

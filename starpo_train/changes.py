@@ -60,8 +60,10 @@ def find_changes(checkpoint: Checkpoint, config: RunConfig) -> Changes:
     return changes
 
 
-def require_same_run(changes: Changes, checkpoint: Checkpoint, config: RunConfig) -> None:
-    """Refuse changes that would make it another run.
+def require_same_run(
+    changes: Changes, checkpoint: Checkpoint, config: RunConfig, *, result: Path | None
+) -> None:
+    """Refuse changes that would make it another run; `result`: what a new one may begin with.
 
     Raises:
         ConfigError: names each of them, before and now.
@@ -75,8 +77,8 @@ def require_same_run(changes: Changes, checkpoint: Checkpoint, config: RunConfig
     raise ConfigError(
         f"{config.run.output / 'run.toml'} was edited since {checkpoint.path.name}: "
         f"{describe_changes(refused)}. That would be another run: put the old values back, or "
-        f"start a new one with its own run.output; model.path = {str(checkpoint.path)!r} there "
-        f"begins with the weights reached here.{moved}"
+        f"start a new one with its own run.output; model.path = {str(result or checkpoint.path)!r} "
+        f"there begins with the weights reached here.{moved}"
     )
 
 

@@ -101,7 +101,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         CheckpointError: as `read_commit`.
     """
     commit = read_commit(folder)
-    values = json.loads((folder / _VALUES_FILE).read_text(encoding="utf-8"))
+    values = read_values(folder)
     layout = values.pop("layout", {"files": name_files(1), "rows": {}})
     files = [folder / STATE_FOLDER / name for name in layout["files"]]
     return Checkpoint(
@@ -111,6 +111,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         values=values,
         lineage=commit["lineage"],
     )
+
+
+def read_values(folder: Path) -> dict[str, Any]:
+    """A checkpoint's numbers beside its tensors; not verified."""
+    return json.loads((folder / _VALUES_FILE).read_text(encoding="utf-8"))
 
 
 @contextmanager

@@ -157,8 +157,12 @@ def _export(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from starpo_train.export import export_adapter, export_model, find_checkpoint
+    from starpo_train.run_folder import RunFolder, find_final_name
 
-    source = find_checkpoint(options.run_folder).name
+    run = options.run_folder
+    source = find_checkpoint(run).name
+    if RunFolder(run).is_run and find_final_name(run) is None:
+        source += f" of a run that has not ended (starpo-train resume {run})"
     export = export_adapter if options.adapter else export_model
     path = export(options.run_folder, options.output, dtype=options.dtype)
     Console(highlight=False, soft_wrap=True).print(f"written: {path}, from {source}", markup=False)

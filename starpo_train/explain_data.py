@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from starpo_train.config import AlgorithmSection
-from starpo_train.dataset import Manifest, Trajectory, read_manifest
+from starpo_train.dataset import Manifest, Trajectory, has_split, read_manifest
 from starpo_train.errors import DataError, ProvenanceError
 from starpo_train.guards import GuardFinding, run_guards
 from starpo_train.leftout import name_reason
@@ -58,6 +58,8 @@ class DataExplanation:
     """Why it refuses."""
     num_cut: int
     """Failed trajectories that `auto` leaves out, as a limit cut them."""
+    holds_back: bool
+    """Whether there is a split `test`, which `good_runs_lost` and off-policy evaluation go by."""
     cloning: CloningCounts
 
     def describe(self) -> dict[str, Any]:
@@ -74,6 +76,7 @@ class DataExplanation:
                 "reason": self.choice.reason if self.choice else self.refusal,
                 "num_cut": self.num_cut,
             },
+            "holds_back": self.holds_back,
             "filtered_bc": asdict(self.cloning),
         }
         return _drop_nan(values)
@@ -118,6 +121,7 @@ def explain_data(
         choice=choice,
         refusal=refusal,
         num_cut=num_cut,
+        holds_back=has_split(dataset, "test"),
         cloning=count_cloned(trajectories),
     )
 
@@ -171,6 +175,12 @@ def print_explanation(explanation: DataExplanation, *, console: Console | None =
         count = f"{explanation.num_cut} of {explanation.facts.num_trajectories}"
         _print_line(
             console, f"auto leaves out {count} that failed as a limit cut them (data.truncated)"
+        )
+    if not explanation.holds_back:
+        _print_line(
+            console,
+            "there is no split 'test': `good_runs_lost` and `starpo-train ope` have nothing to go by "
+            "(`starpo-trace export --test-fraction 0.2`)",
         )
 
 

@@ -127,9 +127,9 @@ def prepare_training_data(
         "left_out": {reason: count for reason, count in left_out.items() if count},
     }
     longest = max(row.num_tokens for row in tokenized.rows)
-    held_back, fault = read_held_back(config, policy, threshold=threshold, longest=longest)
-    if fault is not None:
-        summary["held_back_fault"] = fault
+    held_back, note = read_held_back(config, policy, threshold=threshold, longest=longest)
+    if note is not None:
+        summary["held_back_note"] = note
     if left_out["too_long_for_model"]:
         summary["too_long"] = {"longest_row": left_out.longest, "limit": left_out.limit}
     return TrainingData(

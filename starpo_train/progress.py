@@ -17,8 +17,9 @@ _DESCRIBED = {
     "{tokens_per_pack_before:,}; set train.tokens_per_pack to that, or see docs/training.md",
     "early_stop": "stopped early by {rule}: {reason}; docs/diagnostics.md says what to do",
     "rollback": "the result is {checkpoint}, the last one that still found successful runs likely",
-    "no_rollback": "no checkpoint before {checkpoint} still found successful runs likely: it is the result "
-    "all the same; set train.checkpoint_every_steps to have some",
+    "no_rollback": "no checkpoint is left that still found successful runs likely: {checkpoint} is the result "
+    "all the same; a lower train.learning_rate loses them later, a smaller "
+    "train.checkpoint_every_steps (0: none on the way) keeps more of what was before",
     "alarm": "warning: step {step}: {rule}: {reason}; see docs/diagnostics.md",
     "tracker_failed": "{tracker} gets no more metrics ({error}); metrics.jsonl has them all",
 }
@@ -146,6 +147,8 @@ def _describe_start(record: dict[str, Any]) -> str:
         lines.append(f"without effect on {record['algorithm']}: {names}")
     if record["left_out"]:
         lines.append(_describe_left_out(record))
+    if record.get("held_back_note"):
+        lines.append(f"runs of tasks held back (docs/diagnostics.md): {record['held_back_note']}")
     if record.get("rendering"):
         found = ", ".join(f"{name} in {count}" for name, count in record["rendering"].items())
         lines.append(f"rendered by the chat template (docs/tokens.md): {found}")

@@ -18,7 +18,7 @@ from starpo_train.model import choose_device, load_policy
 from starpo_train.policy import Policy
 from starpo_train.prepare import prepare_training_data
 from starpo_train.ranks import ALONE, JointStop, Ranks, open_ranks, watch_ranks
-from starpo_train.run_folder import RunFolder
+from starpo_train.run_folder import RunFolder, find_result
 from starpo_train.sharding import shard_policy
 from starpo_train.signals import StopRequest
 from starpo_train.trackers import require_trackers
@@ -87,7 +87,8 @@ def open_trainer(
         checkpoint = folder.claim(config, resume=True, ranks=ranks)
         if checkpoint is not None:
             changes = find_changes(checkpoint, config)
-            ranks.agree(partial(require_same_run, changes, checkpoint, config))
+            result = find_result(folder.path)
+            ranks.agree(partial(require_same_run, changes, checkpoint, config, result=result))
         policy = ranks.agree(lambda: _load_resumed_policy(config, checkpoint, ranks))
         if checkpoint is not None:
             config = _pin_dataset(config, checkpoint)

@@ -212,6 +212,12 @@ def read_final_path(run: Path) -> Path:
     return run / json.loads(file.read_text(encoding="utf-8"))["checkpoint"]
 
 
+def find_final_name(run: Path) -> str | None:
+    """Name of the checkpoint that is a run's result, or None before its end; it may be gone."""
+    file = RunFolder(run).final_path
+    return read_final_path(run).name if file.is_file() else None
+
+
 def read_resumed_config(run: Path) -> RunConfig:
     """Run folder -> its resolved configuration, output set to where the folder is now.
 

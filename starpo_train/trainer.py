@@ -19,7 +19,7 @@ from torch import Tensor
 
 from starpo_train.blame import refuse_gradient, refuse_loss
 from starpo_train.changes import Changes
-from starpo_train.checkpoint import Checkpoint
+from starpo_train.checkpoint import Checkpoint, list_checkpoints, read_values
 from starpo_train.config import RunConfig
 from starpo_train.diagnostics.watch import Watch
 from starpo_train.errors import DataError
@@ -29,7 +29,7 @@ from starpo_train.optimizer import Optimizer
 from starpo_train.policy import Policy
 from starpo_train.proximal import PROXIMAL, Proximal, correct_rows
 from starpo_train.ranks import JointStop
-from starpo_train.run_folder import RunFolder
+from starpo_train.run_folder import RunFolder, find_final_name
 from starpo_train.schedule import plan_epoch
 from starpo_train.scoring import score_rows
 from starpo_train.signals import StopRequest
@@ -133,6 +133,7 @@ class Trainer:
     def run(self, stop: StopRequest | JointStop) -> TrainResult:
         """Train to the end, or until `stop`; either way the last step is committed."""
         already_finished = self._checkpoint is not None and self._is_finished()
+        told = find_final_name(self.folder.path)
         try:
             is_longer = "train.epochs" in self._changes and self._watch.stopped_by is None
             if not already_finished or is_longer:
@@ -141,11 +142,11 @@ class Trainer:
                 self.folder.reopen()
             while not self._is_finished() and not stop.requested:
                 self._train_epoch(stop)
-            if self._is_finished() and not already_finished:
+            if self._is_finished():
                 self._score_held_back()
             last = self._commit()
             final = self._find_result(last)
-            if not already_finished:
+            if self._is_finished() and final.name != told:
                 self._report_rollback(final, last)
             if self._is_finished() and self._ranks.is_first:
                 self.folder.write_final(
@@ -340,8 +341,14 @@ class Trainer:
     def _find_healthy(self) -> Path | None:
         """The last checkpoint that was scored and had not lost the good runs; None: there is none."""
         step = self._watch.healthy_at
-        path = self.folder.checkpoints_path / f"step_{step or 0:06d}"
-        return path if step and (step == self.position.step or path.is_dir()) else None
+        if not step:
+            return None
+        path = self.folder.checkpoints_path / f"step_{step:06d}"
+        if step == self.position.step or path.is_dir():
+            return path
+        # it was removed by hand: one from before it
+        left = reversed(list_checkpoints(path.parent))
+        return next((each for each in left if _was_healthy(each)), None)
 
     def _clip_gradients(self, trajectories: list[int]) -> float:
         grad_norm = self._optimizer.clip_gradients()
@@ -424,6 +431,13 @@ class Trainer:
             spared=self._find_healthy() if self.config.diagnostics.early_stop else None,
         )
         return self._checkpoint
+
+
+def _was_healthy(checkpoint: Path) -> bool:
+    """Whether it was scored itself, and had not lost the good runs."""
+    values = read_values(checkpoint)
+    healthy_at = values.get("watch", {}).get("healthy_at")
+    return bool(healthy_at) and healthy_at == values["step"]
 
 
 def _require_same_data(checkpoint: Checkpoint, data: TrainingData) -> None:

@@ -46,7 +46,7 @@ def summarize_change(
     `good_change_se` is the ratio estimator's standard error over tasks, as attempts at one share
     it: with r_g the sum of change - mean change * tokens over a task's good trajectories,
     sqrt(G / (G - 1) * sum r_g^2) / all tokens. `good_lost_excess` is how far good trajectories have
-    become less likely, less two standard errors, beyond what is allowed: half of their surprise
+    become less likely, less one standard error, beyond what is allowed: half of their surprise
     (minus log-probability) at the start, but no more than 0.05.
     """
     lengths_N = np.array(
@@ -63,7 +63,7 @@ def summarize_change(
         record[f"{name}_logprob"] = _divide(now_N[kind_N].sum(), num_tokens)
         record[f"{name}_change"] = _divide(change_N[kind_N].sum(), num_tokens)
     tasks_G, task_of_good_N = np.unique(held_back.task_of_N[good_N], return_inverse=True)
-    num_tasks = len(tasks_G)
+    num_tasks = record["num_good_tasks"] = len(tasks_G)
     if good_N.sum() < LEAST_GOOD or num_tasks < LEAST_TASKS:
         return record | {"good_change_se": None, "good_lost_excess": None}
     num_tokens = lengths_N[good_N].sum()
@@ -75,7 +75,7 @@ def summarize_change(
     allowed = min(ALLOWED_SHARE * float(surprise), ALLOWED_AT_MOST)
     return record | {
         "good_change_se": error,
-        "good_lost_excess": float(-change - 2.0 * error - allowed),
+        "good_lost_excess": float(-change - error - allowed),
     }
 
 
@@ -90,7 +90,11 @@ def describe_change(record: Mapping[str, Any]) -> str:
         for name in ("good", "bad")
         if record[f"{name}_change"] is not None
     ]
-    return (
-        f"step {record['step']}: runs of tasks held back, nats/token since the start: "
-        + ", ".join(parts)
-    )
+    words = f"step {record['step']}: runs of tasks held back, nats/token since the start: "
+    words += ", ".join(parts)
+    if record["good_lost_excess"] is None:
+        words += (
+            f"; {record['num_good']} good runs of {record['num_good_tasks']} tasks are too few for "
+            f"`good_runs_lost` ({LEAST_GOOD} of {LEAST_TASKS})"
+        )
+    return words

@@ -42,6 +42,11 @@ FACTS = {
 
 MOST_LAGS = 12
 _BROKEN = ("early_stop", "alarm")
+_ROLLBACKS = {
+    "rollback": "from step {}: the result is {}",
+    "no_rollback": "nowhere from step {}: no checkpoint is left that still found successful runs likely; the "
+    "result is {} all the same",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +73,7 @@ class RunView:
     stops: tuple[tuple[bool, str], ...]
     """(whether it ended the run, what was found and when), of each rule that was broken."""
     rollbacks: tuple[str, ...]
-    """Checkpoint that the run went back to, in words."""
+    """Checkpoint that the run went back to, or that it had none to go back to, in words."""
     curves: tuple[Curve, ...]
     config_text: str
     """The resolved run file."""
@@ -147,9 +152,9 @@ def view_run(path: Path) -> RunView:
             for r in broken
         ),
         rollbacks=tuple(
-            f"from step {r.get('step')}: the result is {r.get('checkpoint')}"
+            _ROLLBACKS[r["event"]].format(r.get("step"), r.get("checkpoint"))
             for r in records
-            if r.get("event") == "rollback"
+            if r.get("event") in _ROLLBACKS
         ),
         curves=tuple(
             curve for key in CURVES if (curve := _build_curve(key, measured, marks)) is not None

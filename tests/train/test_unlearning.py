@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 from dataclasses import replace
 
@@ -11,7 +13,7 @@ import pytest
 from starpo_train.diagnostics import early_stop
 from starpo_train.diagnostics.unlearning import summarize_change
 from starpo_train.export import find_checkpoint
-from starpo_train.heldback import choose_held_back
+from starpo_train.heldback import draw_orders
 from starpo_train.metrics import read_metrics
 from starpo_train.model import load_policy
 from starpo_train.run import train
@@ -134,6 +136,78 @@ def test_a_run_that_unlearns_goes_back_to_the_checkpoint_before(configure, make_
     assert read_events(run, "resume") == []
 
 
+def collapse(configure, make_dataset, **train_settings):
+    """A run that pushes down what succeeds elsewhere -> its configuration and what became of it."""
+    config = configure(
+        dataset=make_dataset("data", held_back=BAD),
+        train=CHECKED | train_settings,
+        diagnostics={"early_stop": True},
+    )
+    return config, train(config)
+
+
+def test_a_result_that_was_removed_is_not_replaced_by_the_lost_one(configure, make_dataset):
+    """The healthy checkpoint before it is taken; without any, that is said."""
+    config, result = collapse(configure, make_dataset, keep_checkpoints=0, learning_rate=5e-5)
+    run = config.run.output
+    steps = [int(path.name.removeprefix("step_")) for path in (result.final_path, find_newest(run))]
+    assert 2 <= steps[0] < steps[1]
+    shutil.rmtree(result.final_path)
+    again = train(read_resumed_config(run), resume=True)
+    assert again.final_path.name == f"step_{steps[0] - 1:06d}"
+    assert [r["checkpoint"] for r in read_events(run, "rollback")] == [
+        result.final_path.name,
+        again.final_path.name,
+    ]
+    for path in sorted((run / "checkpoints").glob("step_*"))[:-1]:
+        shutil.rmtree(path)
+    last = train(read_resumed_config(run), resume=True)
+    assert last.final_path == find_newest(run)
+    assert [r["checkpoint"] for r in read_events(run, "no_rollback")] == [last.final_path.name]
+
+
+def test_a_kill_before_the_end_was_told_loses_no_record(configure, make_dataset):
+    """As if it had come right after the last commit."""
+    config, result = collapse(configure, make_dataset)
+    run = config.run.output
+    final = (run / "final.json").read_text()
+    (run / "final.json").unlink()
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(x for x in lines if '"rollback"' not in x))
+    assert train(read_resumed_config(run), resume=True).final_path == result.final_path
+    assert [r["checkpoint"] for r in read_events(run, "rollback")] == [result.final_path.name]
+    assert (run / "final.json").read_text() == final
+
+
+def test_a_run_whose_epochs_are_shortened_is_scored_at_its_end(configure, make_dataset):
+    """It was interrupted where nothing had been scored, and ends there: it goes back all the same."""
+    _, collapsed = collapse(configure, make_dataset)
+    lost_at = collapsed.num_steps
+    config = configure(
+        "again",
+        dataset=collapsed.final_path.parents[2] / "data",
+        train=CHECKED | {"checkpoint_every_steps": lost_at - 1},
+        diagnostics={"early_stop": True},
+    )
+
+    def interrupt(record):
+        if "event" not in record and record["step"] == lost_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert train(config, progress=interrupt).interrupted
+    run = config.run.output
+    file = run / "run.toml"
+    file.write_text(file.read_text().replace("epochs = 6", "epochs = 1"))
+    ended = train(read_resumed_config(run), resume=True)
+    assert ended.stopped_by == "good_runs_lost"
+    assert ended.final_path.name == f"step_{lost_at - 1:06d}"
+    assert json.loads((run / "final.json").read_text())["stopped_at_step"] == lost_at
+
+
+def find_newest(run):
+    return max((run / "checkpoints").glob("step_*"))
+
+
 def test_the_healthy_checkpoint_outlives_the_last(configure, make_dataset):
     """`keep_checkpoints = 1` would keep the damaged one."""
     config = configure(
@@ -184,6 +258,9 @@ def test_nothing_held_back_nothing_scored(configure, make_dataset, num_test, dia
     )
     train(config)
     assert read_events(config.run.output, "held_back") == []
+    (start,) = read_events(config.run.output, "start")
+    told = start.get("held_back_note")
+    assert told is None if diagnostics else "has no split 'test'" in told
 
 
 def test_too_few_good_runs_conclude_nothing(configure, make_dataset):
@@ -283,8 +360,8 @@ def test_what_cannot_be_scored_refuses_no_training(configure, make_dataset, hand
     result = train(config)
     assert result.num_steps == 12
     (start,) = read_events(config.run.output, "start")
-    assert "outside the vocabulary" in start["held_back_fault"]
-    assert read_events(config.run.output, "held_back") == []
+    assert re.match(r"1 cannot be scored.*strange.*outside the vocabulary", start["held_back_note"])
+    assert {r["num_good"] for r in read_events(config.run.output, "held_back")} == {2 * NUM_TEST}
 
     longer = hand.trajectory(
         "longer",
@@ -338,6 +415,7 @@ def test_summary_by_hand():
     told = summarize_change(held_back, before, now)
     assert told == {
         "num_good": 8,
+        "num_good_tasks": 8,
         "num_bad": 2,
         "good_logprob": pytest.approx(-0.1),
         "good_change": pytest.approx(-0.04),
@@ -389,11 +467,9 @@ def test_few_tasks_are_measured_and_nothing_is_concluded():
     assert (told["good_change_se"], told["good_lost_excess"]) == (None, None)
 
 
-def test_the_choice_is_of_both_kinds_and_repeats():
+def test_the_order_is_of_both_kinds_and_repeats():
     is_good = [n % 3 == 0 for n in range(90)]
-    chosen = choose_held_back(is_good, samples=10, seed=1)
-    assert chosen == choose_held_back(is_good, samples=10, seed=1) == sorted(set(chosen))
-    assert sum(is_good[n] for n in chosen) == 10
-    assert len(chosen) == 20
-    assert chosen != choose_held_back(is_good, samples=10, seed=2)
-    assert choose_held_back(is_good, samples=100, seed=1) == list(range(90))
+    good, bad = draw_orders(is_good, seed=1)
+    assert [good, bad] == draw_orders(is_good, seed=1) != draw_orders(is_good, seed=2)
+    assert sorted(good) == list(range(0, 90, 3)) != good
+    assert sorted(good + bad) == list(range(90))

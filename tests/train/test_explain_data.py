@@ -177,3 +177,22 @@ def test_what_auto_leaves_out_is_said(hand, tmp_path, capsys):
     assert explained["auto"]["num_cut"] == 3
     printed = " ".join(capsys.readouterr().out.split())
     assert "auto leaves out 3 of 7 that failed as a limit cut them (data.truncated)" in printed
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_that_nothing_is_held_back_is_told(tmp_path, capsys, hand, split):
+    """With what would hold some back."""
+    runs = [
+        hand.trajectory(
+            f"run{n}",
+            [hand.turn([0, 20 + n], [40, 1], [-0.7, -0.1])],
+            reward=float(n),
+            task_id=f"task{n}",
+            split=split if n else "train",
+        )
+        for n in range(2)
+    ]
+    explained = explain(hand.dataset(tmp_path / "data", runs), tmp_path)
+    assert explained["holds_back"] == (split == "test")
+    is_told = "--test-fraction" in capsys.readouterr().out
+    assert is_told == (split == "train")

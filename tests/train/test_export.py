@@ -1,6 +1,7 @@
 """What leaves a run: whole model folders with their lineage, in the type asked for, and adapters."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -111,6 +112,16 @@ def test_the_folder_has_what_vllm_reads(kind, request, base):
     # every weight file at the top is read; the optimizer's state is not there
     assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
     assert AutoTokenizer.from_pretrained(folder).eos_token_id == 1
+
+
+def test_exporting_an_unended_run_says_so(full_run, tmp_path, capsys):
+    """Its newest checkpoint is not its result."""
+    run = shutil.copytree(full_run.metrics_path.parent, tmp_path / "run")
+    for name, is_told in (("ended", False), ("unended", True)):
+        assert main(["export", str(run), "-o", str(tmp_path / name)]) == 0
+        told = f"from step_000002 of a run that has not ended (starpo-train resume {run})"
+        assert (told in capsys.readouterr().out) == is_told
+        (run / "final.json").unlink(missing_ok=True)
 
 
 def test_export_in_bfloat16(full_run, tmp_path, capsys):

@@ -240,6 +240,7 @@ def test_run_view_shows_measurements_and_marks_where_a_run_was_stopped(tmp_path)
         {"event": "diagnostics", "step": 2, "mi_per_sequence": 1.0, "retrieval_at_1": 0.5},
         {"event": "early_stop", "step": 2, **at},
         {"event": "rollback", "step": 2, "checkpoint": "step_000001"},
+        {"event": "no_rollback", "step": 2, "checkpoint": "step_000002"},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     view = view_run(tmp_path)
@@ -252,7 +253,8 @@ def test_run_view_shows_measurements_and_marks_where_a_run_was_stopped(tmp_path)
     }
     assert [ended for ended, _ in view.stops] == [False, True]
     assert view.stops[1][1] == "step 2, gradient_spike: three <b>norms</b>"
-    assert view.rollbacks == ("from step 2: the result is step_000001",)
+    assert view.rollbacks[0] == "from step 2: the result is step_000001"
+    assert re.match("nowhere from step 2: .*the result is step_000002", view.rollbacks[1])
     places = [re.findall(r'class="margin" x1="([\d.]+)%"', c.picture) for c in view.curves]
     assert places == [["0.0", "100.0"], ["0.0", "100.0"], ["50.0", "100.0"], ["50.0", "100.0"]]
     page = render_report(

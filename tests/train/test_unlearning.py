@@ -12,6 +12,7 @@ import pytest
 
 from starpo_train.diagnostics import early_stop
 from starpo_train.diagnostics.unlearning import summarize_change
+from starpo_train.errors import ConfigError
 from starpo_train.export import find_checkpoint
 from starpo_train.heldback import draw_orders
 from starpo_train.metrics import read_metrics
@@ -134,6 +135,9 @@ def test_a_run_that_unlearns_goes_back_to_the_checkpoint_before(configure, make_
     longer = train(read_resumed_config(run), resume=True)
     assert (longer.already_finished, longer.stopped_by) == (True, "good_runs_lost")
     assert read_events(run, "resume") == []
+    (run / "run.toml").write_text((run / "run.toml").read_text().replace("0.0001", "0.001"))
+    with pytest.raises(ConfigError, match=f"model.path = '{result.final_path}' there begins"):
+        train(read_resumed_config(run), resume=True)
 
 
 def collapse(configure, make_dataset, **train_settings):
@@ -181,12 +185,13 @@ def test_a_kill_before_the_end_was_told_loses_no_record(configure, make_dataset)
 
 def test_a_run_whose_epochs_are_shortened_is_scored_at_its_end(configure, make_dataset):
     """It was interrupted where nothing had been scored, and ends there: it goes back all the same."""
-    _, collapsed = collapse(configure, make_dataset)
+    _, collapsed = collapse(configure, make_dataset, learning_rate=5e-5)
     lost_at = collapsed.num_steps
+    assert lost_at > 2
     config = configure(
         "again",
         dataset=collapsed.final_path.parents[2] / "data",
-        train=CHECKED | {"checkpoint_every_steps": lost_at - 1},
+        train=CHECKED | {"checkpoint_every_steps": lost_at - 1, "learning_rate": 5e-5},
         diagnostics={"early_stop": True},
     )
 

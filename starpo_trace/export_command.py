@@ -17,6 +17,8 @@ from starpo_trace.schema import REWARD_SOURCES
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from starpo_trace.convert.manifest import Manifest
+
 
 def add_export_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `export` to the command line."""
@@ -80,7 +82,7 @@ def run_export(options: argparse.Namespace) -> int:
     from starpo_trace.convert.dataset import TRUST_SOURCES, build_dataset
     from starpo_trace.show import render_curation, render_manifest
 
-    before = _read_source_names(options.output)
+    before = _read_last(options.output)
     with _hold_native_stderr() as terminal, _show_progress(terminal) as progress:
         manifest = build_dataset(
             options.sources,
@@ -96,13 +98,8 @@ def run_export(options: argparse.Namespace) -> int:
             num_workers=options.workers,
             progress=progress,
         )
-    gone = sorted(before - {entry["source"] for entry in manifest.sources})
-    if gone:
-        print(
-            f"starpo-trace: {', '.join(gone)}: no longer among the sources, so its runs are not in "
-            "this version; to keep both, name both",
-            file=sys.stderr,
-        )
+    for line in () if before is None else _describe_losses(before, manifest):
+        print(f"starpo-trace: {line}", file=sys.stderr)
     print(options.output)
     console = Console()
     console.print(render_manifest(manifest))
@@ -111,13 +108,31 @@ def run_export(options: argparse.Namespace) -> int:
     return 0
 
 
-def _read_source_names(output: Path) -> set[str]:
-    """What the dataset was made of until now; nothing where there is none."""
+def _read_last(output: Path) -> "Manifest | None":
+    """The dataset's manifest until now; None where there is none."""
     from starpo_trace.convert.manifest import read_manifest
 
     with suppress(DatasetError):
-        return {entry["source"] for entry in read_manifest(output).sources}
-    return set()
+        return read_manifest(output)
+    return None
+
+
+def _describe_losses(before: "Manifest", now: "Manifest") -> Iterator[str]:
+    """What the last version had and this one lacks, as the command was given otherwise."""
+    names, left = ({entry["source"] for entry in each.sources} for each in (before, now))
+    if gone := sorted(names - left):
+        yield (
+            f"{', '.join(gone)}: no longer among the sources, so its runs are not in this version; to "
+            "keep both, name both"
+        )
+    held_out = [
+        each.curation.get("splits", {}).get("test", {}).get("trajectories", 0)
+        for each in (before, now)
+    ]
+    if held_out[0] and not held_out[1]:
+        fraction = before.parameters.get("test_fraction")
+        how = f"--test-fraction {fraction:g}" if fraction else "the recipe of then"
+        yield f"{held_out[0]} trajectories were held out as `test` and none is now; {how} does it again"
 
 
 @contextmanager

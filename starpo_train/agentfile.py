@@ -6,12 +6,21 @@ with an "id" each, and `play(client, model, task, seed)`, one run that returns
 """
 
 import inspect
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any, Literal, get_args
+
+import numpy as np
 
 from starpo_train.attempts import Attempt, number_attempts
 from starpo_train.environments.loading import import_file
 from starpo_train.errors import RolloutError
+
+End = Literal["terminated", "truncated"]
+"""How a run may end: of itself, or cut by a limit."""
+ENDS: tuple[End, ...] = get_args(End)
 
 
 def load_agent(path: Path) -> ModuleType:
@@ -31,6 +40,22 @@ def load_agent(path: Path) -> ModuleType:
                 "and play(client, model, task, seed)"
             )
     return agent
+
+
+def read_outcome(result: Any, path: Path) -> tuple[float, End]:
+    """What `play` returned -> the run's reward and how it ended.
+
+    Raises:
+        RolloutError: it is something else.
+    """
+    if isinstance(result, Mapping):
+        reward, end = result.get("reward"), result.get("end", "terminated")
+        if isinstance(reward, int | float | np.number) and math.isfinite(reward) and end in ENDS:
+            return float(reward), end
+    raise RolloutError(
+        f'{path}: play returned {result!r}; it must return {{"reward": NUMBER, "end": END}}, END one of '
+        f"{', '.join(ENDS)}"
+    )
 
 
 def list_attempts(

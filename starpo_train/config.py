@@ -263,6 +263,8 @@ class RunConfig:
             ("algorithm.gamma_token", self.algorithm.gamma_token, 0.0, 1.0),
             ("algorithm.lambda", self.algorithm.lambda_, 0.0, 1.0),
             ("train.warmup_fraction", self.train.warmup_fraction, 0.0, 1.0),
+            ("train.learning_rate", self.train.learning_rate, 0.0, 1.0),
+            ("train.beta2", self.train.beta2, 0.0, 0.999999),
         ):
             if not low <= value <= high:
                 raise ConfigError(f"{where} = {value}: must be between {low:g} and {high:g}.")
@@ -272,6 +274,7 @@ class RunConfig:
             ("train.tokens_per_pack", self.train.tokens_per_pack),
             ("train.learning_rate", self.train.learning_rate),
             ("train.max_grad_norm", self.train.max_grad_norm),
+            ("model.lora_alpha", _or_one(self.model.lora_alpha)),
             ("train.rank_timeout_s", self.train.rank_timeout_s),
             ("algorithm.correction_cap", self.algorithm.correction_cap),
             ("algorithm.ratio_cap", self.algorithm.ratio_cap),

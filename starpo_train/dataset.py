@@ -162,6 +162,8 @@ def _find_manifest(path: Path) -> tuple[Path, Path]:
         raise DataError(f"{folder}: {what} {digest}; `ls {folder}/{VERSIONS_FOLDER}` lists them.")
     file = path / MANIFEST_FILE
     if not file.is_file():
+        if (inner := path / "dataset" / MANIFEST_FILE).is_file():  # of an evaluation
+            raise DataError(f"{path}: no dataset, but {inner.parent} is one; give that.")
         raise DataError(
             f"{path}: no dataset here ({MANIFEST_FILE} is missing); "
             "build one with `starpo-trace export SOURCE -o DATASET`."

@@ -27,6 +27,13 @@ class EndpointSection:
     """Of requests that were refused for now."""
     timeout_s: float = 600.0
 
+    def __post_init__(self) -> None:
+        """Refuse what no request could be sent to."""
+        if not self.base_url.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"evaluate.endpoint.base_url = {self.base_url!r}: must begin with http:// or https://."
+            )
+
     def open(self) -> Endpoint:
         """With its key.
 

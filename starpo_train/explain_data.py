@@ -94,9 +94,10 @@ def explain_data(
     """Trajectories of a dataset's split -> what they allow, and what `run_guards` finds.
 
     Raises:
-        DataError: the dataset's tables are not those of its manifest.
+        DataError: the dataset's tables are not those of its manifest, or a policy has no trajectory.
     """
     manifest = read_manifest(dataset)
+    _require_policies(dataset, split, trajectories, policy_id, baseline_policy_id)
     facts = describe_data(trajectories)
     choice, refusal, num_cut = None, None, 0
     try:
@@ -124,6 +125,18 @@ def explain_data(
         holds_back=has_split(dataset, "test"),
         cloning=count_cloned(trajectories),
     )
+
+
+def _require_policies(
+    dataset: Path, split: str, trajectories: Sequence[Trajectory], *policies: str | None
+) -> None:
+    known = sorted({t.policy_id for t in trajectories if t.policy_id is not None})
+    for policy in policies:
+        if policy is not None and policy not in known:
+            raise DataError(
+                f"{dataset} ({split}): no trajectory is of policy {policy!r}; there are "
+                f"{', '.join(known) or 'none'}."
+            )
 
 
 def count_cloned(

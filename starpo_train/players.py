@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import starpo_trace
-from starpo_train.agentfile import list_attempts, load_agent
+from starpo_train.agentfile import list_attempts, load_agent, read_outcome
 from starpo_train.attempts import Attempt, number_attempts
 from starpo_train.environments.endpoint import Endpoint
 from starpo_train.environments.loading import load_environment
@@ -105,9 +105,9 @@ class AgentPlayer:
             cohort = attempt.task.get("cohort")
             with _record(self._options, self._path.stem, attempt, cohort, *self.environment) as run:
                 result = self._agent.play(client, endpoint.model, attempt.task, attempt.seed)
-                reward = float(result["reward"])
+                reward, end = read_outcome(result, self._path)
                 starpo_trace.reward(reward)
-                run.end(result.get("end", "terminated"))
+                run.end(end)
             return reward
 
         return _submit_each(pool, attempts, stop, play)

@@ -9,8 +9,10 @@ again, so an interrupted evaluation goes on where it was.
 
 import json
 import logging
+import sysconfig
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -27,7 +29,7 @@ from starpo_trace.errors import DatasetError, SourceError
 from starpo_train.attempts import Attempt
 from starpo_train.dataset import scan_table
 from starpo_train.environments.endpoint import Endpoint
-from starpo_train.errors import ConfigError, RolloutError
+from starpo_train.errors import ConfigError, ModelError, RolloutError
 from starpo_train.evaluation_claim import (
     claim_environment,
     claim_output,
@@ -35,7 +37,8 @@ from starpo_train.evaluation_claim import (
 )
 from starpo_train.evaluation_file import EvaluateConfig, EvaluateSection, read_evaluate_config
 from starpo_train.folderlock import hold_folder
-from starpo_train.modelfolder import require_model
+from starpo_train.gate.files import SUMMARY_FILE
+from starpo_train.modelfolder import hash_weights, require_model
 from starpo_train.players import Player, make_player
 from starpo_train.serve.process import ServerProcess
 from starpo_train.stats import estimate_success_rate
@@ -47,8 +50,9 @@ logger = logging.getLogger(__name__)
 
 SUCCESS_REWARD = 0.5
 """A reward from here on counts as a success, as in the gate's default."""
-SUMMARY_FILE = "summary.json"
 
+_NOT_OWN = (str(Path(__file__).parent), *set(sysconfig.get_paths().values()), "<")
+"""Begins the names of files that are ours, Python's or installed."""
 _FLUSH_TIMEOUT_S = 30.0
 _MOST_FAILURES = 8
 _FAILED_SHARE = 0.1
@@ -264,12 +268,25 @@ def _describe_failures(options: EvaluateSection, tally: _Tally) -> RolloutError:
     import openai
 
     last, hint = tally.errors[-1], ""
+    if (where := _locate(last)) is not None:
+        hint = f"at {where}; "
     if options.endpoint is not None and isinstance(last, openai.OpenAIError):
-        hint = f"check [evaluate.endpoint], {options.endpoint.base_url}; "
+        hint += f"check [evaluate.endpoint], {options.endpoint.base_url}; "
     return RolloutError(
         f"{options.played}: {len(tally.errors)} runs failed, the last with {last!r}; {hint}"
         "finished runs are kept, start again to go on"
     )
+
+
+def _locate(error: BaseException) -> str | None:
+    """Where in the agent's or environment's own code it came from; None: nowhere there."""
+    own: list[traceback.FrameSummary] = []
+    raised: BaseException | None = error
+    while raised is not None:  # what it was raised from is nearer to the fault
+        frames = traceback.extract_tb(raised.__traceback__)
+        own = [f for f in frames if not f.filename.startswith(_NOT_OWN)] or own
+        raised = raised.__cause__
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else None
 
 
 def _count(future: Future[float | None], tally: _Tally) -> None:
@@ -281,6 +298,16 @@ def _count(future: Future[float | None], tally: _Tally) -> None:
     if reward is not None:
         tally.num_done += 1
         tally.num_successes += reward >= SUCCESS_REWARD
+
+
+def _find_weights(options: EvaluateSection) -> str | None:
+    """Hash of the weights that were served here; None: another server's, or not to be had."""
+    if options.model is None:
+        return None
+    try:
+        return hash_weights(options.model)
+    except ModelError:
+        return None
 
 
 def summarize_runs(
@@ -302,6 +329,7 @@ def summarize_runs(
     return {
         "policy_id": options.policy_id,
         "model": options.model_name,
+        "weights_sha256": _find_weights(options),
         "environment": environment[0],
         "environment_version": environment[1],
         "sampling": asdict(options.sampling) if options.agent is None else None,

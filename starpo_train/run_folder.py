@@ -9,6 +9,7 @@ from typing import IO, Any
 
 from torch import Tensor
 
+from starpo_trace.schema import MANIFEST_FILE
 from starpo_train.checkpoint import (
     Checkpoint,
     advise_intact,
@@ -185,7 +186,7 @@ class RunFolder:
 
 
 def require_outside(output: Path) -> None:
-    """Refuse to write inside a run, which would take it for its own, or a committed folder.
+    """Refuse to write inside a run, which would take it for its own, a committed folder or a dataset.
 
     Raises:
         ConfigError: `output` is one of them or in one.
@@ -195,6 +196,8 @@ def require_outside(output: Path) -> None:
             what = "the folder of a run"
         elif (folder / COMMIT_FILE).is_file():
             what = "a committed model folder, which must stay as it is"
+        elif (folder / MANIFEST_FILE).is_file() and (folder / "trajectories").is_dir():
+            what = "a dataset, which no other version could be exported to then"
         else:
             continue
         raise ConfigError(f"{output} is in {folder}, {what}; choose a folder outside of it.")

@@ -229,6 +229,11 @@ def check_output(path: Path) -> None:
         VERSIONS_FOLDER,
     }
     others = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
+    if others and (path / MANIFEST_FILE).is_file():
+        raise DatasetError(
+            f"{path}: a dataset that holds {', '.join(others[:3])} beside its own files; move that "
+            "elsewhere, a new version would not know what to do with it"
+        )
     if others:
         raise DatasetError(
             f"{path}: exists and is not a dataset (it holds {', '.join(others[:3])}); "

@@ -309,18 +309,20 @@ def _judge(estimate: Estimate | None, empty: Comparison, *, config: GateConfig) 
 def _count_needed(
     estimate: Estimate, change: float, *, margin: float, config: GateConfig
 ) -> int | None:
-    """Tasks to decide if the true change is zero; when there are as many already, if it is as seen.
+    """Tasks to decide if the true change is zero, or as seen where the bounds or the tasks exclude that.
 
     The spread is that of the per-task differences; when even that promises a decision that the
     bounds did not give, it is the spread that the bounds imply. None: out of reach.
     """
     implied = (estimate.high - estimate.low) / (2 * float(norm.ppf(1 - config.alpha)))
     is_sequential = config.looks == "sequential"
+    as_seen = abs(change + margin)
+    may_be_zero = estimate.low <= 0.0 <= estimate.high
     count = tasks_needed_sequential if is_sequential else stats.tasks_needed
     for error in (
         (estimate.standard_error,) if is_sequential else (estimate.standard_error, implied)
     ):
-        for distance in (margin, abs(change + margin)):
+        for distance in (margin, as_seen) if may_be_zero else (as_seen,):
             needed = count(
                 task_deviation=error * sqrt(estimate.num_tasks),
                 distance=distance,

@@ -22,7 +22,13 @@ from starpo_train.gate.comparing import (
 from starpo_train.gate.evidence import OpeEvidence, weigh_evidence
 from starpo_train.gate.looks import Accumulated, Looks, accumulate_tasks
 from starpo_train.gate.margins import GateConfig
-from starpo_train.gate.pairing import PairedTasks, find_obstacles, list_notes, pair_tasks
+from starpo_train.gate.pairing import (
+    PairedTasks,
+    find_faults,
+    find_obstacles,
+    list_notes,
+    pair_tasks,
+)
 from starpo_train.gate.preflight import check_preflight
 from starpo_train.gate.sequential import p_value_sequential
 from starpo_train.gate.verdict import (
@@ -72,6 +78,7 @@ def decide_release(
         look=look,
         obstacles=[
             *find_obstacles(candidate, baseline),
+            *find_faults(candidate, baseline, seen.paired, config=config),
             *(fault for check in checks for fault in check.describe_faults()),
             *_object_to_look(earlier, config=config),
         ],

@@ -1,6 +1,7 @@
 """Folders and files -> what pins them."""
 
 import hashlib
+import json
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from starpo_trace.schema import MANIFEST_FILE
 from starpo_train.dataset import read_manifest
 from starpo_train.installed import installed_version
 from starpo_train.modelfolder import hash_file, hash_weights
+
+SUMMARY_FILE = "summary.json"
+"""What `starpo-train evaluate` writes beside its dataset."""
 
 
 def identify_dataset(path: Path) -> dict[str, Any]:
@@ -30,6 +34,16 @@ def identify_checkpoint(path: Path) -> dict[str, Any]:
         ModelError: there is no such model, or it has no weights.
     """
     return {"path": str(path), "weights_sha256": hash_weights(str(path))}
+
+
+def read_played_weights(dataset: Path) -> str | None:
+    """SHA-256 of the weights that an evaluation's dataset was played with, if its summary has it."""
+    try:
+        summary = json.loads((dataset.parent / SUMMARY_FILE).read_text(encoding="utf-8"))
+        played = summary["weights_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(played) if played else None
 
 
 def identify_code() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """TOML gate file -> GateConfig: what must be shown before a candidate ships, and how surely."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -8,6 +9,28 @@ from starpo_train.errors import ConfigError
 from starpo_train.tomlfile import read_config
 
 GUARDRAILS = ("tokens_per_trace", "steps_p95")
+
+_OF_TASKS = (lambda x: 0 < x < 1, "above 0 and below 1: 0.03 is three points")
+_OF_COST = (
+    lambda x: 0 < x <= 1,
+    "above 0, 1 at most: 0.15 is 15 %, and what may more than double is left out of gate.guardrails",
+)
+_MUST: dict[str, tuple[Callable[[float], bool], str]] = {
+    "alpha": (lambda x: 0 < x < 0.5, "a probability below 0.5"),
+    "power": (lambda x: 0 < x < 1, "a probability"),
+    "margin_success": _OF_TASKS,
+    "margin_success_ood": _OF_TASKS,
+    "margin_cohort": _OF_TASKS,
+    "margin_tokens": _OF_COST,
+    "margin_steps_p95": _OF_COST,
+    "min_tasks": (lambda x: x >= 2, "at least 2"),
+    "min_cohort_tasks": (lambda x: x > 0, "greater than 0"),
+    "max_unmeasured_fraction": (lambda x: 0 <= x <= 1, "from 0 to 1"),
+    "bootstrap_resamples": (
+        lambda x: x >= 200,
+        "at least 200: the ends of a range are read off its tails",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,22 +74,9 @@ class GateConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no gate could use."""
-        for name in ("alpha", "power"):
-            if not 0 < getattr(self, name) < (0.5 if name == "alpha" else 1):
-                raise ConfigError(f"gate.{name} = {getattr(self, name)}: must be a probability.")
-        for name in (
-            "margin_success",
-            "margin_success_ood",
-            "margin_tokens",
-            "margin_steps_p95",
-            "margin_cohort",
-            "min_cohort_tasks",
-            "bootstrap_resamples",
-        ):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"gate.{name} = {getattr(self, name)}: must be greater than 0.")
-        if self.min_tasks < 2:
-            raise ConfigError(f"gate.min_tasks = {self.min_tasks}: must be at least 2.")
+        for name, (is_fine, must) in _MUST.items():
+            if not is_fine(getattr(self, name)):
+                raise ConfigError(f"gate.{name} = {getattr(self, name)}: must be {must}.")
         for name in self.guardrails:
             if name not in GUARDRAILS:
                 raise ConfigError(f"gate.guardrails: {name!r} is none of {', '.join(GUARDRAILS)}.")

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 
 from starpo_train.errors import DataError
+from starpo_train.gate.margins import GateConfig
 from starpo_train.stats import Floats
 
 NEEDED_COLUMNS = (
@@ -161,6 +162,42 @@ def find_obstacles(
     return obstacles
 
 
+def find_faults(
+    candidate: pl.DataFrame, baseline: pl.DataFrame, paired: PairedTasks, *, config: GateConfig
+) -> list[str]:
+    """What makes the answer none, though the two can be compared: slips in the data or the gate file."""
+    faults = []
+    policies = _list_policies(candidate)
+    if len(policies) > 1:
+        faults.append(
+            f"The candidate mixes {len(policies)} policies ({', '.join(policies[:3])}), so that no "
+            "verdict is about one of them; give the evaluation of the one that would ship."
+        )
+    rewards = pl.concat([frame["reward"].cast(pl.Float64) for frame in (candidate, baseline)])
+    rewards = rewards.filter(rewards.is_finite())
+    if len(rewards):
+        lowest, highest = float(rewards.min()), float(rewards.max())  # type: ignore[arg-type]
+        threshold, seen = config.success_threshold, f"rewards go from {lowest:g} to {highest:g}"
+        if highest < threshold:
+            faults.append(
+                f"No run of either side reaches gate.success_threshold = {threshold:g} ({seen}), so that "
+                "success says nothing."
+            )
+        elif lowest < highest and lowest >= threshold:
+            faults.append(
+                f"Every run of both sides reaches gate.success_threshold = {threshold:g} although {seen}, "
+                "so that success says nothing; set it between them."
+            )
+    known = {cohort for cohort in paired.cohorts if cohort is not None}
+    there = ", ".join(sorted(known)) or "none"
+    faults += [
+        f"gate.ood_cohorts: no paired task is of the cohort {cohort!r}; there are {there}."
+        for cohort in config.ood_cohorts
+        if cohort not in known
+    ]
+    return faults
+
+
 def list_notes(candidate: pl.DataFrame, baseline: pl.DataFrame, paired: PairedTasks) -> list[str]:
     """What a reader must know about the data: exclusions, gaps, mixed policies."""
     notes = []
@@ -182,16 +219,17 @@ def list_notes(candidate: pl.DataFrame, baseline: pl.DataFrame, paired: PairedTa
                 f"{side.num_missing_rewards} of {side.num_trajectories} trajectories of the {role} "
                 "have no reward; the bounds on success count them at their worst and best."
             )
-    policies = [
-        sorted(map(str, frame["policy_id"].drop_nulls().unique()))
-        for frame in (candidate, baseline)
-    ]
-    for role, names in zip(("candidate", "baseline"), policies, strict=True):
-        if len(names) > 1:
-            notes.append(f"The {role} mixes {len(names)} policies: {', '.join(names[:3])}.")
+    policies = [_list_policies(frame) for frame in (candidate, baseline)]
+    if len(policies[1]) > 1:
+        mixed = ", ".join(policies[1][:3])
+        notes.append(f"The baseline mixes {len(policies[1])} policies: {mixed}.")
     if policies[0] and policies[0] == policies[1]:
         notes.append(f"Candidate and baseline are the same policy: {', '.join(policies[0][:3])}.")
     return notes
+
+
+def _list_policies(frame: pl.DataFrame) -> list[str]:
+    return sorted(map(str, frame["policy_id"].drop_nulls().unique()))
 
 
 def drop_replayed(trajectories: pl.DataFrame, rewarded: pl.Expr) -> pl.DataFrame:

@@ -15,10 +15,12 @@ from starpo_train.errors import ConfigError, DataError
 from starpo_train.gate.decision import decide_release
 from starpo_train.gate.evidence import OpeEvidence, read_ope
 from starpo_train.gate.files import (
+    SUMMARY_FILE,
     hash_file,
     identify_checkpoint,
     identify_code,
     identify_dataset,
+    read_played_weights,
 )
 from starpo_train.gate.looks import (
     Looks,
@@ -93,8 +95,10 @@ def run_gate(
         if role not in ("baseline", "candidate", *evidence):
             known = ", ".join(("baseline", "candidate", *evidence))
             raise ConfigError(f"--checkpoint {role}=...: no such role; there are {known}.")
+    datasets = {"baseline": baseline, "candidate": candidate, **evidence}
     rows = {"candidate": read_rows(candidate), "baseline": read_rows(baseline)}
     inputs = _identify_inputs(baseline, candidate, evidence, extras)
+    unknown = _require_evaluated(inputs["checkpoints"], datasets)
     evaluation = _name_evaluation(rows, {"candidate": candidate, "baseline": baseline})
     this = _describe_this_look(inputs, config)
     earlier = _find_earlier(extras.looks, evaluation, this, config=config)
@@ -107,6 +111,7 @@ def run_gate(
         ope=None if extras.ope is None else _read_ope(extras.ope, inputs),
         earlier=earlier,
     )
+    decision = replace(decision, notes=(*decision.notes, *unknown))
     if extras.looks is None:
         decision = _note_earlier_verdict(decision, target, evaluation, this)
     else:  # before the verdict can be seen
@@ -153,6 +158,32 @@ def _identify_inputs(
             "sha256_before": hash_file(extras.looks) if extras.looks.is_file() else None,
         },
     }
+
+
+def _require_evaluated(
+    checkpoints: Mapping[str, Mapping[str, Any]], datasets: Mapping[str, Path]
+) -> list[str]:
+    """Refuse a checkpoint that is not what played; notes where that is not recorded.
+
+    Raises:
+        ConfigError: the summary beside a dataset names other weights.
+    """
+    notes = []
+    for role, checkpoint in checkpoints.items():
+        played = read_played_weights(datasets[role])
+        if played is None:
+            notes.append(
+                f"Nothing beside {datasets[role]} says which weights played: that they are those of "
+                f"--checkpoint {role}={checkpoint['path']} is not checked."
+            )
+        elif played != checkpoint["weights_sha256"]:
+            raise ConfigError(
+                f"--checkpoint {role}={checkpoint['path']}: its weights (sha256 "
+                f"{checkpoint['weights_sha256'][:12]}...) are not those that played "
+                f"{datasets[role]} ({played[:12]}..., says the {SUMMARY_FILE} beside it); evaluate what "
+                "is to ship."
+            )
+    return notes
 
 
 def _read_ope(path: Path, inputs: dict[str, Any]) -> OpeEvidence:

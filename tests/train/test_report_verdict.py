@@ -32,7 +32,7 @@ def decide(tmp_path, **changes):
         baseline=tmp_path / "old",
         candidate=tmp_path / "new",
         evidence={},
-        config=GateConfig(bootstrap_resamples=10),
+        config=GateConfig(bootstrap_resamples=200),
         output=tmp_path / "gate",
     )
     file = tmp_path / "gate" / "verdict.json"
@@ -98,7 +98,7 @@ def test_signature_is_verified_not_verified_and_broken(tmp_path, monkeypatch):
         baseline=data["old"],
         candidate=data["new"],
         evidence={},
-        config=GateConfig(bootstrap_resamples=10),
+        config=GateConfig(bootstrap_resamples=200),
         output=tmp_path / "gate",
         extras=GateExtras(key_file=keys["ci"]),
     )

@@ -87,7 +87,7 @@ def make_release(tmp_path: Path) -> dict:
         baseline=data["old"],
         candidate=data["new"],
         evidence={"filtered_bc": data["old"]},
-        config=GateConfig(bootstrap_resamples=100),
+        config=GateConfig(bootstrap_resamples=200),
         output=tmp_path / "gate",
     )
     verdict = json.loads((tmp_path / "gate" / "verdict.json").read_text())
@@ -194,7 +194,7 @@ def make_hostile(tmp_path: Path) -> dict:
         baseline=data["old"],
         candidate=data["new"],
         evidence={bad: data["old"]},
-        config=GateConfig(bootstrap_resamples=10),
+        config=GateConfig(bootstrap_resamples=200),
         output=tmp_path,
     )
     verdict = json.loads((tmp_path / "verdict.json").read_text())

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from torch import Tensor
 
@@ -32,6 +32,9 @@ from starpo_train.sharding import gather_weights
 from starpo_train.slices import Slice
 from starpo_train.tomlfile import to_json_dict, write_config
 from starpo_train.wholefile import write_atomically
+
+START: Final = "step_000000"
+"""The model that a run began with."""
 
 
 class RunFolder:
@@ -155,10 +158,17 @@ class RunFolder:
             ranks=policy.ranks,
         )
         if policy.ranks.is_first and config.train.keep_checkpoints > 0:
-            for old in list_checkpoints(self.checkpoints_path)[: -config.train.keep_checkpoints]:
-                if old != spared:
-                    remove_checkpoint(old)
+            self._remove_old(config.train.keep_checkpoints, spared)
         return folder
+
+    def _remove_old(self, num_kept: int, spared: Path | None) -> None:
+        found = list_checkpoints(self.checkpoints_path)
+        old = found[:-num_kept]
+        if found[0].name == START and spared is not None:  # only there to go back to
+            old = list({found[0]: None, **dict.fromkeys(old)})
+        for folder in old:
+            if folder != spared:
+                remove_checkpoint(folder)
 
     @property
     def is_run(self) -> bool:

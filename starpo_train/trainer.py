@@ -341,7 +341,7 @@ class Trainer:
     def _find_healthy(self) -> Path | None:
         """The last checkpoint that was scored and had not lost the good runs; None: there is none."""
         step = self._watch.healthy_at
-        if not step:
+        if step is None:
             return None
         path = self.folder.checkpoints_path / f"step_{step:06d}"
         if step == self.position.step or path.is_dir():
@@ -389,7 +389,9 @@ class Trainer:
         self._report_split(self.position.step)
         if self.position.step == 0:
             self._has_collapsed({})
-            self._score_held_back()
+            may_go_back = self._score_held_back() and self._watch.may_go_back
+            if may_go_back and self.config.train.checkpoint_every_steps:
+                self._commit()  # what it goes back to where its first checkpoint has lost the good runs
 
     def _report_split(self, step: int) -> None:
         if (news := self._budget.take_news()) is not None:
@@ -436,8 +438,7 @@ class Trainer:
 def _was_healthy(checkpoint: Path) -> bool:
     """Whether it was scored itself, and had not lost the good runs."""
     values = read_values(checkpoint)
-    healthy_at = values.get("watch", {}).get("healthy_at")
-    return bool(healthy_at) and healthy_at == values["step"]
+    return values.get("watch", {}).get("healthy_at") == values["step"]
 
 
 def _require_same_data(checkpoint: Checkpoint, data: TrainingData) -> None:

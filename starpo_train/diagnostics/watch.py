@@ -65,6 +65,7 @@ class Watch:
         self._scored_before: list[float] = list(state.get("scored_before", ()))
         self._scored_at: int | None = state.get("scored_at")
         self._healthy_at: int | None = state.get("healthy_at")
+        self._may_conclude = False
 
     @property
     def stopped_by(self) -> str | None:
@@ -75,6 +76,11 @@ class Watch:
     def healthy_at(self) -> int | None:
         """Last step at which runs held back were scored and not found lost; None: there was none."""
         return self._healthy_at
+
+    @property
+    def may_go_back(self) -> bool:
+        """Whether enough runs were just scored for a rule to say that the good ones are lost."""
+        return self._section.early_stop and self._may_conclude
 
     @property
     def has_lost_good(self) -> bool:
@@ -179,8 +185,10 @@ class Watch:
             fresh = fresh[:1]
             self._stopped_by = fresh[0].rule
         self._broken += [finding.rule for finding in fresh]
-        if record.get("event") == "held_back" and _has_good(record):
-            self._healthy_at = record["step"]
+        if record.get("event") == "held_back":
+            self._may_conclude = record["good_lost_excess"] is not None
+            if _has_good(record):
+                self._healthy_at = record["step"]
         return [
             {
                 "event": "early_stop" if self._section.early_stop else "alarm",

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,10 +141,11 @@ def test_a_run_that_unlearns_goes_back_to_the_checkpoint_before(configure, make_
         train(read_resumed_config(run), resume=True)
 
 
-def collapse(configure, make_dataset, **train_settings):
+def collapse(configure, make_dataset, name="run", **train_settings):
     """A run that pushes down what succeeds elsewhere -> its configuration and what became of it."""
     config = configure(
-        dataset=make_dataset("data", held_back=BAD),
+        name,
+        dataset=make_dataset(f"{name}-data", held_back=BAD),
         train=CHECKED | train_settings,
         diagnostics={"early_stop": True},
     )
@@ -170,6 +172,25 @@ def test_a_result_that_was_removed_is_not_replaced_by_the_lost_one(configure, ma
     assert [r["checkpoint"] for r in read_events(run, "no_rollback")] == [last.final_path.name]
 
 
+def test_a_run_lost_at_its_first_checkpoint_goes_back_to_its_start(configure, make_dataset):
+    """The model it began with, which is kept until a checkpoint is healthy."""
+    config, result = collapse(
+        configure, make_dataset, checkpoint_every_steps=4, learning_rate=3e-4, keep_checkpoints=1
+    )
+    assert (result.stopped_by, result.final_path.name) == ("good_runs_lost", "step_000000")
+    began, ended = (
+        (path / "model.safetensors").read_bytes()
+        for path in (Path(config.model.path), result.final_path)
+    )
+    assert began == ended
+    (rollback,) = read_events(config.run.output, "rollback")
+    assert (rollback["step"], rollback["checkpoint"]) == (4, "step_000000")
+
+    _, healthy = collapse(configure, make_dataset, "healthy", learning_rate=1e-5)
+    assert healthy.stopped_by is None
+    assert not (healthy.final_path.parent / "step_000000").exists()
+
+
 def test_a_kill_before_the_end_was_told_loses_no_record(configure, make_dataset):
     """As if it had come right after the last commit."""
     config, result = collapse(configure, make_dataset)
@@ -190,7 +211,7 @@ def test_a_run_whose_epochs_are_shortened_is_scored_at_its_end(configure, make_d
     assert lost_at > 2
     config = configure(
         "again",
-        dataset=collapsed.final_path.parents[2] / "data",
+        dataset=collapsed.final_path.parents[2] / "run-data",
         train=CHECKED | {"checkpoint_every_steps": lost_at - 1, "learning_rate": 5e-5},
         diagnostics={"early_stop": True},
     )

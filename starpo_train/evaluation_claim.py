@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from starpo_train.attempts import Attempt
 from starpo_train.environments.protocol import Task
-from starpo_train.errors import ConfigError
+from starpo_train.errors import ConfigError, ModelError
 from starpo_train.evaluation_file import EvaluateSection
+from starpo_train.modelfolder import hash_weights
 from starpo_train.wholefile import write_atomically
 
 CLAIM_FILE: Final = "evaluation.json"
@@ -18,6 +19,7 @@ REFERENCES_FILE: Final = "references.jsonl"
 TASKS_FILE: Final = "tasks.jsonl"
 
 _IDENTITY: Final = ("policy_id", "split", "seed")
+_WEIGHTS: Final = "weights_sha256"
 
 
 def claim_output(options: EvaluateSection) -> None:
@@ -82,6 +84,37 @@ def claim_environment(options: EvaluateSection, version: str | None) -> None:
             f"environment, which is {version!r} now; choose another evaluate.output"
         )
     write_atomically(path, json.dumps(claim, indent=2) + "\n")
+
+
+def claim_weights(options: EvaluateSection, *, is_new: bool) -> None:
+    """The same for the weights that are served here, whose hash the gate compares with what ships.
+
+    Where runs were played before hashes were kept, none is written down.
+
+    Raises:
+        ConfigError: the output folder holds runs of other weights.
+    """
+    if options.model is None:
+        return
+    try:
+        weights = hash_weights(options.model)
+    except ModelError:  # in a form that has no hash
+        return
+    path = options.output / CLAIM_FILE
+    claim = _read_claim(path)
+    theirs = claim.get(_WEIGHTS)
+    if theirs is None and is_new:
+        write_atomically(path, json.dumps({**claim, _WEIGHTS: weights}, indent=2) + "\n")
+    elif theirs not in (None, weights):
+        raise ConfigError(
+            f"{options.output}: holds runs of other weights than those in {options.model} now (sha256 "
+            f"{theirs[:12]}..., now {weights[:12]}...); choose another evaluate.output"
+        )
+
+
+def read_weights(options: EvaluateSection) -> str | None:
+    """Hash of the weights that played; None: another server's, or in no form that has one."""
+    return _read_claim(options.output / CLAIM_FILE).get(_WEIGHTS)
 
 
 def write_tasks(folder: Path, attempts: Sequence[Attempt]) -> None:

@@ -29,16 +29,18 @@ from starpo_trace.errors import DatasetError, SourceError
 from starpo_train.attempts import Attempt
 from starpo_train.dataset import scan_table
 from starpo_train.environments.endpoint import Endpoint
-from starpo_train.errors import ConfigError, ModelError, RolloutError
+from starpo_train.errors import ConfigError, RolloutError
 from starpo_train.evaluation_claim import (
     claim_environment,
     claim_output,
+    claim_weights,
+    read_weights,
     write_tasks,
 )
 from starpo_train.evaluation_file import EvaluateConfig, EvaluateSection, read_evaluate_config
 from starpo_train.folderlock import hold_folder
 from starpo_train.gate.files import SUMMARY_FILE
-from starpo_train.modelfolder import hash_weights, require_model
+from starpo_train.modelfolder import require_model
 from starpo_train.players import Player, make_player
 from starpo_train.serve.process import ServerProcess
 from starpo_train.stats import estimate_success_rate
@@ -140,6 +142,7 @@ def _evaluate(
         left = [a for a in attempts if (a.task_id, a.number) not in finished]
         wall_s, tally = 0.0, _Tally(num_done=len(attempts) - len(left))
         if left:
+            claim_weights(options, is_new=not finished)
             report(Progress(stage="server", num_done=len(finished), num_runs=len(attempts)))
             with serve_policy(options) as (endpoint, check):
                 started_s = time.monotonic()
@@ -300,16 +303,6 @@ def _count(future: Future[float | None], tally: _Tally) -> None:
         tally.num_successes += reward >= SUCCESS_REWARD
 
 
-def _find_weights(options: EvaluateSection) -> str | None:
-    """Hash of the weights that were served here; None: another server's, or not to be had."""
-    if options.model is None:
-        return None
-    try:
-        return hash_weights(options.model)
-    except ModelError:
-        return None
-
-
 def summarize_runs(
     dataset: Path,
     options: EvaluateSection,
@@ -329,7 +322,7 @@ def summarize_runs(
     return {
         "policy_id": options.policy_id,
         "model": options.model_name,
-        "weights_sha256": _find_weights(options),
+        "weights_sha256": read_weights(options),
         "environment": environment[0],
         "environment_version": environment[1],
         "sampling": asdict(options.sampling) if options.agent is None else None,

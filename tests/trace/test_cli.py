@@ -305,3 +305,30 @@ def test_sources_that_are_left_out_are_named(tmp_path, capsys):
     assert f"{tmp_path / 'one'}: no longer among the sources" in capsys.readouterr().err
     assert main(["export", dataset, "-o", str(tmp_path / "other")]) == 1
     assert "is a dataset" in capsys.readouterr().err
+
+
+def test_that_nothing_is_held_out_any_more_is_told(tmp_path, capsys):
+    """A second export without `--test-fraction` puts the tasks held out back into `train`."""
+    instrument(store=tmp_path / "traces")
+    with trajectory(task_id="t"):
+        reward(1.0)
+    uninstrument()
+    export = ["export", str(tmp_path / "traces"), "-o", str(tmp_path / "dataset")]
+    assert main([*export, "--test-fraction", "1"]) == 0
+    assert "held out" not in capsys.readouterr().err
+    assert main(export) == 0
+    told = capsys.readouterr().err
+    assert "1 trajectories were held out as `test` and none is now; --test-fraction 1 does" in told
+
+
+def test_a_dataset_with_something_else_inside_is_named(tmp_path, capsys):
+    """It is a dataset all the same."""
+    instrument(store=tmp_path / "traces")
+    with trajectory("t"):
+        reward(1.0)
+    uninstrument()
+    export = ["export", str(tmp_path / "traces"), "-o", str(tmp_path / "dataset")]
+    assert main(export) == 0
+    (tmp_path / "dataset" / "run").mkdir()
+    assert main(export) == 1
+    assert "a dataset that holds run beside its own files" in capsys.readouterr().err

@@ -266,6 +266,63 @@ def test_different_environments_cannot_be_compared():
     assert "versions 1 for the candidate, 2 for the baseline" in decision.reasons[0]
 
 
+def test_a_candidate_of_several_policies_is_none():
+    """Half of it is the baseline itself: no verdict is about what would ship."""
+    baseline = make_rows([[0]] * 100, policy="old")
+    mixed = pl.concat([baseline, make_rows([[1]] * 100, policy="new")])
+    decision = decide_release(mixed, baseline, config=SUCCESS_ONLY)
+    assert decision.verdict == "INCONCLUSIVE"
+    assert "The candidate mixes 2 policies (new, old)" in decision.reasons[0]
+    decision = decide_release(make_rows([[1]] * 100, policy="new"), mixed, config=SUCCESS_ONLY)
+    assert decision.verdict == "PROMOTE"
+    assert "The baseline mixes 2 policies: new, old." in decision.notes
+
+
+@pytest.mark.parametrize(
+    ("rewards", "threshold", "words"),
+    [
+        ((0, 1), 5.0, "No run of either side reaches gate.success_threshold = 5"),
+        ((0, 0), 0.5, "rewards go from 0 to 0"),
+        ((1, 0), -1.0, "although rewards go from 0 to 1, so that success says nothing"),
+        ((1, 1), 0.5, None),
+    ],
+)
+def test_a_success_that_all_or_none_have_says_nothing(rewards, threshold, words):
+    """A threshold beside the rewards; that all runs succeed with one and the same reward is no fault."""
+    candidate, baseline = (make_rows([[reward]] * 100) for reward in rewards)
+    config = GateConfig(guardrails=(), success_threshold=threshold)
+    decision = decide_release(candidate, baseline, config=config)
+    assert decision.verdict == ("PROMOTE" if words is None else "INCONCLUSIVE")
+    assert words is None or words in decision.reasons[0]
+
+
+def test_a_mistyped_cohort_is_named():
+    """It would turn the judging of out-of-distribution tasks off."""
+    frame = make_rows([[1]] * 100, cohorts=["few-holes"] * 60 + ["many-holes"] * 40)
+    config = GateConfig(guardrails=(), ood_cohorts=("many-hole",))
+    decision = decide_release(frame, frame, config=config)
+    assert decision.verdict == "INCONCLUSIVE"
+    assert "cohort 'many-hole'; there are few-holes, many-holes." in decision.reasons[0]
+
+
+def test_tasks_needed_are_for_what_was_seen_where_that_excludes_no_change():
+    """Tokens rose by about 23 %, margin 15 %: a true rise of 0 is out of the question."""
+    rng = np.random.default_rng(5)
+    baseline = make_rows(np.ones((60, 1)), policy="old")
+    factor = np.exp(rng.normal(0.17, 0.4, 60))
+    tokens = (baseline["input_tokens"].to_numpy() * factor).astype(int)
+    candidate = make_rows(np.ones((60, 1)), policy="new").with_columns(
+        input_tokens=pl.Series(tokens), output_tokens=baseline["output_tokens"]
+    )
+    decision = decide_release(candidate, baseline, config=QUICK)
+    found = next(c for c in decision.comparisons if c.metric == "tokens_per_trace")
+    assert found.outcome == "unclear"
+    assert found.low > 0
+    error = (found.high - found.low) / (2 * 1.6448536)  # what the bounds imply, about
+    as_seen = ((1.6448536 + 0.8416212) * error * 60**0.5 / (found.change - 0.15)) ** 2
+    assert found.tasks_needed == pytest.approx(as_seen, rel=0.1)
+
+
 def test_evidence_never_changes_the_verdict():
     """A far better filtered-cloning policy is stated, the verdict stays."""
     candidate = make_rows([[task % 2] for task in range(100)])
@@ -310,6 +367,13 @@ def test_gate_file_names_the_nearest_key(tmp_path):
         {"min_tasks": 1},
         {"guardrails": ("speed",)},
         {"power": 1.0},
+        {"margin_success": 3.0},
+        {"margin_success_ood": 1.0},
+        {"margin_cohort": 10.0},
+        {"margin_tokens": 15.0},
+        {"margin_steps_p95": float("nan")},
+        {"max_unmeasured_fraction": 5.0},
+        {"bootstrap_resamples": 1},
     ],
 )
 def test_unusable_settings_are_refused(values):

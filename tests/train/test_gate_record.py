@@ -13,6 +13,7 @@ from starpo_train.gate import GateConfig, GateExtras, decide_release, run_gate
 from starpo_train.gate.evidence import read_ope
 from starpo_train.gate.releases import list_releases, measure_rollbacks, roll_back
 from starpo_train.gate.verify import verify_verdict
+from starpo_train.modelfolder import hash_weights
 from starpo_train.stats import p_value_no_gain
 
 SUCCESS_ONLY = GateConfig(guardrails=())
@@ -127,6 +128,18 @@ def test_off_policy_evidence_about_other_weights_says_nothing(tmp_path, hand, re
     )
     assert decision.ope["outcome"] == "inconclusive"
     assert "other weights than the candidate's" in decision.ope["statement"]
+
+
+def test_a_checkpoint_that_did_not_play_is_refused(tmp_path, hand, release):
+    """By the summary that `evaluate` writes beside the dataset; without one, that is told."""
+    model, other = hand.model(tmp_path / "model"), hand.model(tmp_path / "other", seed=1)
+    told = release(checkpoints={"candidate": model}).notes
+    assert any("says which weights played" in note for note in told)
+    summary = {"weights_sha256": hash_weights(str(model))}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert not any("weights" in note for note in release(checkpoints={"candidate": model}).notes)
+    with pytest.raises(ConfigError, match=r"candidate=.*other: its weights .* are not those that"):
+        release(checkpoints={"candidate": other})
 
 
 def test_signature_is_the_hmac_of_canonical_json(tmp_path, release):

@@ -8,6 +8,8 @@ from learn.decide import rank_ope, summarize
 from learn.records import find_key, read_records, write_records
 from learn.table import Place, compare, estimate, find_cell, is_run
 from learn.targets import list_quick_targets, list_targets
+from learn.temperature import average
+from learn.temperature import list_targets as list_temperature_targets
 
 SEEDS = (0, 1, 2)
 
@@ -152,3 +154,20 @@ def test_a_quick_run_fails_where_something_failed_or_did_harm():
         {"rows": [{"result": "failed"}]},
     ):
         assert not all(target["met"] for target in list_quick_targets(figures | spoilt))
+
+
+def test_policies_are_compared_at_their_best_temperature():
+    """Recorded .5 and .7 on average, `auto` .6 and .6: ahead at 1, behind at its best."""
+    means = average(
+        {
+            "frozen_lake": {
+                BEHAVIOUR: {0: [0.4, 0.6], 1: [0.6, 0.8]},
+                "filtered_bc": {0: [0.5, 0.5], 1: [0.5, 0.5]},
+                "auto": {0: [0.6, 0.5], 1: [0.6, 0.7]},
+            }
+        }
+    )
+    assert means["frozen_lake"]["auto"] == pytest.approx([0.6, 0.6])
+    recorded, cloned = list_temperature_targets(means)
+    assert (recorded["value"], recorded["met"]) == (0, False)
+    assert (cloned["value"], cloned["met"]) == (1, True)

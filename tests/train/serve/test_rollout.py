@@ -1,6 +1,7 @@
 """Agent file + served checkpoint -> recorded runs, dataset and summary; interrupted and resumed."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import starpo_trace
 from starpo_train import agentfile, rollout
 from starpo_train.dataset import scan_table
 from starpo_train.errors import ConfigError, RolloutError
+from starpo_train.modelfolder import hash_weights
 
 AGENT = """
 from pathlib import Path
@@ -93,10 +95,29 @@ def test_an_interrupted_evaluation_goes_on(make_chain_folder: Callable[..., Path
     assert next(progress.stage for progress in shown) == "server"
     assert (shown[-1].stage, shown[-1].num_done) == ("done", 4)
 
+    assert second.summary["weights_sha256"] == hash_weights(str(tmp_path / "model"))
     (tmp_path / "model").unlink()  # no server is needed when nothing is left to play
     third = rollout.evaluate(config).summary
     assert third["runs_played"] == 0
+    assert third["weights_sha256"] == second.summary["weights_sha256"]
     check_dataset(second.dataset)
+
+
+@pytest.mark.slow
+def test_runs_of_two_models_are_not_mixed(make_chain_folder: Callable[..., Path], tmp_path: Path):
+    """Other weights at the same path are refused while runs are left to play."""
+    (tmp_path / "agent.py").write_text(AGENT)
+    shutil.copytree(make_chain_folder(["hello", " there"]), tmp_path / "model")
+    (tmp_path / "broken").touch()
+    config = rollout.read_evaluate_config(write_evaluation(tmp_path))
+    rollout.evaluate(config)
+    (tmp_path / "broken").unlink()
+    shutil.rmtree(tmp_path / "model")
+    shutil.copytree(make_chain_folder(["hello", " there", " you"]), tmp_path / "model")
+    with pytest.raises(
+        ConfigError, match=r"out: holds runs of other weights than those in .*model"
+    ):
+        rollout.evaluate(config)
 
 
 def check_dataset(dataset: Path) -> None:
@@ -129,9 +150,24 @@ def test_an_agent_that_always_fails_stops_the_evaluation(
     (tmp_path / "model").symlink_to(make_chain_folder(["hello", " there"]))
     (tmp_path / "broken").touch()
     config = rollout.read_evaluate_config(write_evaluation(tmp_path, tasks=200))
-    with pytest.raises(RolloutError, match=r"agent\.py: \d+ runs failed.*RuntimeError\('boom'\)"):
+    line = AGENT[: AGENT.index('raise RuntimeError("boom")')].count("\n") + 1
+    words = rf"agent\.py: \d+ runs failed.*RuntimeError\('boom'\); at {tmp_path}/agent.py:{line}; "
+    with pytest.raises(RolloutError, match=words):
         rollout.evaluate(config)
     assert len(read_plays(tmp_path)) < 100
+
+
+@pytest.mark.parametrize(
+    "result",
+    [1.0, {"rewrd": 1.0}, {"reward": None}, {"reward": "1.0"}, {"reward": float("nan")},
+     {"reward": 1.0, "end": "done"}],
+)  # fmt: skip
+def test_what_play_may_return_is_told(result: Any):
+    """What it did return, and what it must."""
+    with pytest.raises(RolloutError) as raised:
+        agentfile.read_outcome(result, Path("agent.py"))
+    assert f"agent.py: play returned {result!r}; it must return" in str(raised.value)
+    assert agentfile.read_outcome({"reward": True}, Path("agent.py")) == (1.0, "terminated")
 
 
 def test_relative_paths_resolve_against_the_file(tmp_path: Path):

@@ -55,6 +55,8 @@ def test_written_config_reads_back_equal(tmp_path):
         ("[train]\nepochs = 0", r"train\.epochs = 0: must be greater than 0"),
         ('[algorithm]\nname = "ppo"', r"must be auto \| starpo \| topr"),
         ("[algorithm]\nkeep_groups = 1.5", r"keep_groups = 1\.5: must be between 0 and 1"),
+        ("[train]\nlearning_rate = inf", r"train\.learning_rate = inf: must be between 0 and 1"),
+        ("[train]\nbeta2 = 1.0", r"train\.beta2 = 1\.0: must be between 0 and 0\.999999"),
         ("[algorithm]\nsnr_top_p = -0.1", r"snr_top_p = -0\.1: must be between 0 and 1"),
         ('[algorithm]\nadvantage = "group"', r"must be grpo \| dr_grpo \| rloo"),
         (
@@ -72,6 +74,12 @@ def test_bad_options_name_the_place_and_the_way_out(tmp_path, addition, message)
     text = f"{addition}\n{MINIMAL}" if "[" not in addition else MINIMAL + addition
     with pytest.raises(ConfigError, match=message):
         read(tmp_path, text)
+
+
+def test_a_negative_lora_scale_is_refused(tmp_path):
+    """It would train away from the data."""
+    with pytest.raises(ConfigError, match=r"model\.lora_alpha = -4\.0: must be greater than 0"):
+        read(tmp_path, MINIMAL.replace("[model]", "[model]\nlora_alpha = -4"))
 
 
 def test_missing_required_option_is_named(tmp_path):

@@ -332,6 +332,10 @@ def test_sampling_is_what_is_asked_for(configure, guess):
         ({"sampling": {"temprature": 1}}, r"evaluate\.sampling\.temprature; did you mean"),
         ({"player": "oracle"}, r"evaluate\.player = 'oracle' needs no model and no endpoint"),
         ({"max_turns": 0}, r"evaluate\.max_turns = 0: must be at least 1"),
+        (
+            {"endpoint": {"base_url": "127.0.0.1:9", "model": "m"}},
+            r"endpoint\.base_url = '127\.0\.0\.1:9': must begin with http://",
+        ),
     ],
 )
 def test_an_unusable_file_is_refused(configure, changes, message):

@@ -179,6 +179,16 @@ def test_what_auto_leaves_out_is_said(hand, tmp_path, capsys):
     assert "auto leaves out 3 of 7 that failed as a limit cut them (data.truncated)" in printed
 
 
+def test_a_policy_without_runs_is_named(tmp_path, capsys, hand):
+    """With those that have some; and a folder above a dataset, with the dataset."""
+    run = hand.trajectory("run", [hand.turn([0, 20], [40, 1], [-0.7, -0.1])], reward=1.0)
+    dataset = hand.dataset(tmp_path / "evaluation" / "dataset", [run])
+    assert main(["explain", str(dataset), "--policy", "nope"]) == 2
+    assert "no trajectory is of policy 'nope'; there are " in capsys.readouterr().err
+    assert main(["explain", str(dataset.parent)]) == 2
+    assert f"no dataset, but {dataset} is one; give that." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_that_nothing_is_held_back_is_told(tmp_path, capsys, hand, split):
     """With what would hold some back."""

@@ -205,6 +205,16 @@ def test_exports_into_a_run_or_a_committed_folder_are_refused(
     read_commit(out)
 
 
+def test_a_dataset_is_no_place_for_a_model_or_a_run(full_run, hand, tmp_path, capsys):
+    """No other version could be exported to it then."""
+    run = hand.trajectory("run", [hand.turn([0, 20], [40, 1], [-0.7, -0.1])], reward=1.0)
+    dataset = hand.dataset(tmp_path / "data", [run])
+    output = dataset / "out"
+    assert main(["export", str(full_run.metrics_path.parent), "-o", str(output)]) == 2
+    assert f"{output} is in {dataset}, a dataset, which" in capsys.readouterr().err
+    assert not output.exists()
+
+
 def test_an_export_beside_a_run_file_is_allowed(full_run, tmp_path):
     """A project's folder may hold a run file called run.toml."""
     (tmp_path / "run.toml").touch()

@@ -7,14 +7,11 @@ that policy on this traffic alone with `auto` and a checkpoint every few steps, 
 round has seen. What the diagnostics said is printed beside it. A round is a folder and is not done twice.
 """
 
-import argparse
 import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from learn import work
+from learn.bygame import do_each, measure
 from learn.cells import fit
 from learn.conditions import record
-from learn.envs import GAMES
 from learn.methods import METHODS
-from learn.play import play
 from learn.whole import FULL
 
 ROUNDS = 5
@@ -103,19 +99,6 @@ def summarize(run: Path) -> dict[str, Any]:
     }
 
 
-def measure(model: Path, environment: str, seed: int) -> float:
-    """Success on unseen tasks, the table's."""
-    runs = play(
-        model,
-        environment,
-        split="test",
-        tasks=FULL.test_tasks,
-        attempts=FULL.test_attempts,
-        seed=seed,
-    )
-    return float((runs["reward"] >= 0.5).mean() or 0.0)
-
-
 def print_rounds(found: Sequence[Mapping[str, Any]]) -> None:
     """A row for every run."""
     table = Table("environment", "seed", *(f"round {n}" for n in range(ROUNDS + 1)), "stopped by")
@@ -130,22 +113,11 @@ def print_rounds(found: Sequence[Mapping[str, Any]]) -> None:
 def main() -> None:
     """Do it, print, write the JSON."""
     begun_s = time.monotonic()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, default=Path("learn-output"))
-    parser.add_argument("--only", nargs="+", choices=GAMES, default=["frozen_lake", "shop"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    runs = [(environment, seed) for seed in options.seeds for environment in options.only]
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(do_rounds, options.output.resolve(), *run) for run in runs]
-        found = [
-            {"environment": environment, "seed": seed, "rounds": job.result()}
-            for (environment, seed), job in zip(runs, jobs, strict=True)
-        ]
+    done, path = do_each(do_rounds, about=__doc__, games=["frozen_lake", "shop"])
+    found = [
+        {"environment": environment, "seed": seed, "rounds": rounds}
+        for (environment, seed), rounds in done.items()
+    ]
     print_rounds(found)
     gains = [run["rounds"][-1]["success"] - run["rounds"][0]["success"] for run in found]
     ends = [
@@ -171,5 +143,5 @@ def main() -> None:
         {"runs": found},
         begun_s=begun_s,
         is_quick=False,
-        path=options.json,
+        path=path,
     )

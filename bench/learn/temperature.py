@@ -7,14 +7,11 @@ policy, filtered BC and `auto` (trained on `exact` as in the table) play the sam
 game and seed is a folder and is not done twice.
 """
 
-import argparse
 import json
 import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from learn import work
+from learn.bygame import do_each, measure
 from learn.cells import BEHAVIOUR, fit
 from learn.envs import GAMES
 from learn.methods import METHODS
-from learn.play import play
 from learn.whole import FULL
 
 TEMPERATURES = (1.0, 0.7, 0.5, 0.3)
@@ -58,25 +55,13 @@ def try_temperatures(root: Path, environment: str, seed: int) -> dict[str, list[
             )
             if model is None:
                 raise RuntimeError(f"{trained}: {policy} did not train: {told}")
-        found[policy] = [measure(model, environment, seed, each) for each in TEMPERATURES]
+        found[policy] = [
+            measure(model, environment, seed, temperature=each) for each in TEMPERATURES
+        ]
         shutil.rmtree(folder / policy, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     written.write_text(json.dumps(found) + "\n")
     return found
-
-
-def measure(model: Path, environment: str, seed: int, temperature: float) -> float:
-    """Success on unseen tasks, the table's."""
-    runs = play(
-        model,
-        environment,
-        split="test",
-        tasks=FULL.test_tasks,
-        attempts=FULL.test_attempts,
-        seed=seed,
-        temperature=temperature,
-    )
-    return float((runs["reward"] >= 0.5).mean() or 0.0)
 
 
 def average(found: Found) -> dict[str, dict[str, list[float]]]:
@@ -118,25 +103,15 @@ def print_means(means: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
 def main() -> None:
     """Do it, print, write the JSON."""
     begun_s = time.monotonic()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, default=Path("learn-output"))
-    parser.add_argument("--only", nargs="+", choices=GAMES, default=list(GAMES))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    pairs = [(environment, seed) for seed in options.seeds for environment in options.only]
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(try_temperatures, options.output.resolve(), *pair) for pair in pairs]
-        done = {pair: job.result() for pair, job in zip(pairs, jobs, strict=True)}
+    done, path = do_each(try_temperatures, about=__doc__, games=list(GAMES))
     found = {
         environment: {
-            policy: {seed: done[environment, seed][policy] for seed in options.seeds}
+            policy: {
+                seed: told[policy] for (game, seed), told in done.items() if game == environment
+            }
             for policy in POLICIES
         }
-        for environment in options.only
+        for environment in dict.fromkeys(game for game, _ in done)
     }
     means = average(found)
     print_means(means)
@@ -146,5 +121,5 @@ def main() -> None:
         {"temperatures": TEMPERATURES, "success": found},
         begun_s=begun_s,
         is_quick=False,
-        path=options.json,
+        path=path,
     )

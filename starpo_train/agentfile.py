@@ -7,12 +7,10 @@ with an "id" each, and `play(client, model, task, seed)`, one run that returns
 
 import inspect
 import math
-from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
-
-import numpy as np
 
 from starpo_train.attempts import Attempt, number_attempts
 from starpo_train.environments.loading import import_file
@@ -48,10 +46,12 @@ def read_outcome(result: Any, path: Path) -> tuple[float, End]:
     Raises:
         RolloutError: it is something else.
     """
-    if isinstance(result, Mapping):
+    with suppress(AttributeError, TypeError, ValueError, OverflowError):
         reward, end = result.get("reward"), result.get("end", "terminated")
-        if isinstance(reward, int | float | np.number) and math.isfinite(reward) and end in ENDS:
-            return float(reward), end
+        if not isinstance(reward, str) and isinstance(end, str) and end in ENDS:
+            number = float(reward)
+            if math.isfinite(number):
+                return number, end
     raise RolloutError(
         f'{path}: play returned {result!r}; it must return {{"reward": NUMBER, "end": END}}, END one of '
         f"{', '.join(ENDS)}"

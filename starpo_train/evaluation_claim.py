@@ -89,27 +89,32 @@ def claim_environment(options: EvaluateSection, version: str | None) -> None:
 def claim_weights(options: EvaluateSection, *, is_new: bool) -> None:
     """The same for the weights that are served here, whose hash the gate compares with what ships.
 
-    Where runs were played before hashes were kept, none is written down.
+    Where runs were finished before hashes were kept, none is written down; where none was, anew.
 
     Raises:
-        ConfigError: the output folder holds runs of other weights.
+        ConfigError: the output folder holds runs of other weights, or of weights where none are known now.
     """
-    if options.model is None:
-        return
-    try:
-        weights = hash_weights(options.model)
-    except ModelError:  # in a form that has no hash
-        return
     path = options.output / CLAIM_FILE
     claim = _read_claim(path)
-    theirs = claim.get(_WEIGHTS)
-    if theirs is None and is_new:
-        write_atomically(path, json.dumps({**claim, _WEIGHTS: weights}, indent=2) + "\n")
-    elif theirs not in (None, weights):
+    theirs, mine = claim.get(_WEIGHTS), _hash_weights(options.model)
+    if is_new:
+        write_atomically(path, json.dumps({**claim, _WEIGHTS: mine}, indent=2) + "\n")
+    elif theirs not in (None, mine):
+        now = "an endpoint, whose are not known" if mine is None else f"sha256 {mine[:12]}..."
         raise ConfigError(
-            f"{options.output}: holds runs of other weights than those in {options.model} now (sha256 "
-            f"{theirs[:12]}..., now {weights[:12]}...); choose another evaluate.output"
+            f"{options.output}: holds runs of other weights than those that would play now (sha256 "
+            f"{theirs[:12]}..., now {now}); choose another evaluate.output"
         )
+
+
+def _hash_weights(model: str | None) -> str | None:
+    """None: another server's, or in no form that has a hash."""
+    if model is None:
+        return None
+    try:
+        return hash_weights(model)
+    except ModelError:
+        return None
 
 
 def read_weights(options: EvaluateSection) -> str | None:

@@ -53,7 +53,12 @@ logger = logging.getLogger(__name__)
 SUCCESS_REWARD = 0.5
 """A reward from here on counts as a success, as in the gate's default."""
 
-_NOT_OWN = (str(Path(__file__).parent), *set(sysconfig.get_paths().values()), "<")
+_NOT_OWN = (
+    str(Path(__file__).parent),
+    str(Path(starpo_trace.__file__).parent),
+    *set(sysconfig.get_paths().values()),
+    "<",
+)
 """Begins the names of files that are ours, Python's or installed."""
 _FLUSH_TIMEOUT_S = 30.0
 _MOST_FAILURES = 8

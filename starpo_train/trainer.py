@@ -133,7 +133,7 @@ class Trainer:
     def run(self, stop: StopRequest | JointStop) -> TrainResult:
         """Train to the end, or until `stop`; either way the last step is committed."""
         already_finished = self._checkpoint is not None and self._is_finished()
-        told = find_final_name(self.folder.path)
+        told = find_final_name(self.folder.path) if already_finished else None
         try:
             is_longer = "train.epochs" in self._changes and self._watch.stopped_by is None
             if not already_finished or is_longer:

@@ -72,13 +72,14 @@ def decide_release(
         success_threshold=config.success_threshold,
     )
     look = earlier.number if earlier else 1
+    faults = find_faults(candidate, baseline, seen.paired, config=config)
     decision = decide_paired(
         seen.paired,
         config=config,
         look=look,
         obstacles=[
             *find_obstacles(candidate, baseline),
-            *find_faults(candidate, baseline, seen.paired, config=config),
+            *faults,
             *(fault for check in checks for fault in check.describe_faults()),
             *_object_to_look(earlier, config=config),
         ],
@@ -92,6 +93,7 @@ def decide_release(
         preflight=tuple(asdict(check) for check in checks),
         ope=None if ope is None else {**asdict(ope), "statement": ope.statement},
         looks=_describe_look(earlier, config=config),
+        faults=tuple(faults),
     )
 
 

@@ -39,7 +39,7 @@ def identify_checkpoint(path: Path) -> dict[str, Any]:
 def read_played_weights(dataset: Path) -> str | None:
     """SHA-256 of the weights that an evaluation's dataset was played with, if its summary has it."""
     try:
-        summary = json.loads((dataset.parent / SUMMARY_FILE).read_text(encoding="utf-8"))
+        summary = json.loads((dataset.resolve().parent / SUMMARY_FILE).read_text(encoding="utf-8"))
         played = summary["weights_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from starpo_train.errors import ConfigError, DataError
+from starpo_train.gate.margins import GateConfig
 from starpo_train.gate.pairing import PairedTasks, PolicyTasks
 from starpo_train.stats import Floats
 from starpo_train.wholefile import write_atomically
@@ -31,6 +32,8 @@ class Looks:
     """Who was compared, and where."""
     alpha: float
     """Error that all looks together may make."""
+    success_threshold: float | None = None
+    """From which reward on they counted a run as a success; None: it was not recorded."""
     looks: tuple[dict[str, Any], ...] = ()
     """When, at which data, with how many tasks and what verdict."""
     tasks: tuple[dict[str, Any], ...] = ()
@@ -74,6 +77,7 @@ def read_looks(path: Path) -> Looks | None:
         looks = Looks(
             evaluation=record["evaluation"],
             alpha=float(record["alpha"]),
+            success_threshold=record.get("success_threshold"),
             looks=tuple(record["looks"]),
             tasks=tuple(record["tasks"]),
         )
@@ -96,6 +100,7 @@ def write_looks(path: Path, looks: Looks) -> None:
         "schema_version": SCHEMA_VERSION,
         "evaluation": looks.evaluation,
         "alpha": looks.alpha,
+        "success_threshold": looks.success_threshold,
         "looks": list(looks.looks),
         "tasks": list(looks.tasks),
     }
@@ -103,9 +108,9 @@ def write_looks(path: Path, looks: Looks) -> None:
 
 
 def require_same_evaluation(
-    looks: Looks, evaluation: dict[str, Any], alpha: float, path: Path
+    looks: Looks, evaluation: dict[str, Any], config: GateConfig, path: Path
 ) -> None:
-    """Refuse a file that is about other policies, or that began with another error rate.
+    """Refuse a file that is about other policies, or that began with other settings.
 
     Raises:
         ConfigError: it is.
@@ -119,11 +124,13 @@ def require_same_evaluation(
             f"--looks {path}: it records looks at {was}, this one is at {now} (or another "
             "environment); give each evaluation a file of its own."
         )
-    if looks.alpha != alpha:
-        raise ConfigError(
-            f"--looks {path}: its looks began with gate.alpha = {looks.alpha:g}, not {alpha:g}; it "
-            "cannot change between looks."
-        )
+    for name in ("alpha", "success_threshold"):
+        began, now = getattr(looks, name), getattr(config, name)
+        if began not in (None, now):
+            raise ConfigError(
+                f"--looks {path}: its looks began with gate.{name} = {began:g}, not {now:g}; it cannot "
+                "change between looks."
+            )
 
 
 def accumulate_tasks(paired: PairedTasks, recorded: Sequence[dict[str, Any]]) -> Accumulated:

@@ -175,18 +175,20 @@ def find_faults(
         )
     rewards = pl.concat([frame["reward"].cast(pl.Float64) for frame in (candidate, baseline)])
     rewards = rewards.filter(rewards.is_finite())
-    if len(rewards):
+    success = np.concatenate([paired.candidate.success_T, paired.baseline.success_T])
+    success = success[np.isfinite(success)]
+    if len(rewards) and len(success):
         lowest, highest = float(rewards.min()), float(rewards.max())  # type: ignore[arg-type]
-        threshold, seen = config.success_threshold, f"rewards go from {lowest:g} to {highest:g}"
-        if highest < threshold:
+        threshold = f"gate.success_threshold = {config.success_threshold:g}"
+        seen = f"rewards go from {lowest:g} to {highest:g}"
+        if success.max() == 0:
             faults.append(
-                f"No run of either side reaches gate.success_threshold = {threshold:g} ({seen}), so that "
-                "success says nothing."
+                f"No run of either side reaches {threshold} ({seen}), so that success says nothing."
             )
-        elif lowest < highest and lowest >= threshold:
+        elif success.min() == 1 and lowest < highest:
             faults.append(
-                f"Every run of both sides reaches gate.success_threshold = {threshold:g} although {seen}, "
-                "so that success says nothing; set it between them."
+                f"Every run of both sides reaches {threshold} although {seen}, so that success says "
+                "nothing; set it between them."
             )
     known = {cohort for cohort in paired.cohorts if cohort is not None}
     there = ", ".join(sorted(known)) or "none"

@@ -114,8 +114,10 @@ def run_gate(
     decision = replace(decision, notes=(*decision.notes, *unknown))
     if extras.looks is None:
         decision = _note_earlier_verdict(decision, target, evaluation, this)
-    else:  # before the verdict can be seen
-        looks = earlier or Looks(evaluation=evaluation, alpha=config.alpha)
+    elif not decision.faults:  # before the verdict can be seen
+        looks = earlier or Looks(
+            evaluation=evaluation, alpha=config.alpha, success_threshold=config.success_threshold
+        )
         this |= {"verdict": decision.verdict.value, "tasks": decision.accounting["tasks_paired"]}
         _record_look(extras.looks, looks, rows, this, config=config)
     record = {
@@ -234,7 +236,7 @@ def _find_earlier(
     looks = None if path is None else read_looks(path)
     if path is None or looks is None:
         return None
-    require_same_evaluation(looks, evaluation, config.alpha, path)
+    require_same_evaluation(looks, evaluation, config, path)
     repeated = [_is_same_look(look, this) for look in looks.looks]
     if config.looks == "once" and repeated and repeated[0]:
         return replace(looks, looks=())
@@ -318,7 +320,11 @@ def read_rows(path: Path) -> pl.DataFrame:
     Raises:
         DataError: no dataset, or an empty one.
     """
-    rows = scan_table(path, "trajectories").select(NEEDED_COLUMNS).collect()
+    table = scan_table(path, "trajectories")
+    wanted = [*NEEDED_COLUMNS]
+    if "attempt" in table.collect_schema():  # tells what was played again
+        wanted.append("attempt")
+    rows = table.select(wanted).collect()
     if rows.is_empty():
         raise DataError(f"{path}: the dataset holds no trajectory; evaluate the policy first")
     return rows

@@ -184,6 +184,8 @@ class GateDecision:
     """Off-policy evaluation, beside the verdict; never part of it."""
     looks: dict[str, Any] | None = None
     """Which look at this evaluation it is, and what earlier ones leave to it."""
+    faults: tuple[str, ...] = ()
+    """Slips in the data or the gate file, for which nothing was decided and no look is recorded."""
 
     @property
     def exit_code(self) -> int:

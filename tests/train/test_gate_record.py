@@ -4,6 +4,7 @@ import hmac
 import json
 from hashlib import sha256
 
+import polars as pl
 import pytest
 from gate_data import make_rows, write_dataset
 
@@ -11,6 +12,7 @@ from starpo_train.cli import main
 from starpo_train.errors import ConfigError, DataError
 from starpo_train.gate import GateConfig, GateExtras, decide_release, run_gate
 from starpo_train.gate.evidence import read_ope
+from starpo_train.gate.files import read_played_weights
 from starpo_train.gate.releases import list_releases, measure_rollbacks, roll_back
 from starpo_train.gate.verify import verify_verdict
 from starpo_train.modelfolder import hash_weights
@@ -140,6 +142,32 @@ def test_a_checkpoint_that_did_not_play_is_refused(tmp_path, hand, release):
     assert not any("weights" in note for note in release(checkpoints={"candidate": model}).notes)
     with pytest.raises(ConfigError, match=r"candidate=.*other: its weights .* are not those that"):
         release(checkpoints={"candidate": other})
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "new"
+    link.symlink_to(tmp_path / "new")
+    assert read_played_weights(link) == summary["weights_sha256"]
+
+
+def test_runs_that_were_played_again_are_not_missing(tmp_path, hand):
+    """An attempt that was interrupted and played again counts once, as in the evaluation's summary."""
+    rows = make_rows([[1]] * 40, policy="new").with_columns(attempt=pl.lit(0, pl.Int64))
+    torn = rows.with_columns(
+        reward=pl.lit(None, pl.Float64), num_steps=pl.lit(1, pl.Int64), input_tokens=None
+    )
+    write_dataset(tmp_path / "resumed", pl.concat([rows, torn], how="vertical_relaxed"))
+    old = make_rows([[1]] * 40, policy="old").with_columns(attempt=pl.lit(0, pl.Int64))
+    write_dataset(tmp_path / "straight", old)
+    decision = run_gate(
+        baseline=tmp_path / "straight",
+        candidate=tmp_path / "resumed",
+        evidence={},
+        config=GateConfig(margin_success=0.1),
+        output=tmp_path / "out",
+    )
+    assert decision.verdict == "PROMOTE"
+    assert decision.accounting["rewards_missing_candidate"] == 0
+    changes = {c.metric: c.change for c in decision.comparisons}
+    assert (changes["tokens_per_trace"], changes["steps_p95"]) == (0.0, 0.0)
 
 
 def test_signature_is_the_hmac_of_canonical_json(tmp_path, release):

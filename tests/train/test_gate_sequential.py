@@ -227,3 +227,25 @@ def test_an_earlier_verdict_in_the_output_is_noted(tmp_path):
         )
     assert decision.verdict == "PROMOTE"
     assert "held an earlier verdict about the same policies" in decision.notes[0]
+
+
+def test_a_look_that_was_refused_is_not_recorded(tmp_path):
+    """A slip of the threshold would freeze every task as failed; corrected, the candidate is blocked."""
+    rng = np.random.default_rng(4)
+    paths = {}
+    for role, rate in (("baseline", 0.75), ("candidate", 0.4)):
+        rewards = rng.random((100, 4)) < rate
+        paths[role] = gate_dataset(tmp_path / role, gate_rows(rewards, policy=role))
+
+    def look(threshold):
+        config = GateConfig(guardrails=(), looks="sequential", success_threshold=threshold)
+        extras = GateExtras(looks=tmp_path / "looks.json")
+        return run_gate(**paths, evidence={}, config=config, output=tmp_path / "out", extras=extras)
+
+    refused = look(50.0)
+    assert refused.verdict == "INCONCLUSIVE"
+    assert "No run of either side reaches" in refused.faults[0]
+    assert not (tmp_path / "looks.json").exists()
+    assert look(0.5).verdict == "BLOCK"
+    with pytest.raises(ConfigError, match=r"gate\.success_threshold = 0\.5, not 0\.6"):
+        look(0.6)

@@ -191,6 +191,18 @@ def test_a_run_lost_at_its_first_checkpoint_goes_back_to_its_start(configure, ma
     assert not (healthy.final_path.parent / "step_000000").exists()
 
 
+def test_a_run_that_goes_back_again_says_so_again(configure, make_dataset):
+    """Its last checkpoint was removed: it goes the same way, and the record of it is there once."""
+    config, result = collapse(configure, make_dataset, learning_rate=5e-5)
+    run = config.run.output
+    final = (run / "final.json").read_text()
+    shutil.rmtree(find_newest(run))
+    again = train(read_resumed_config(run), resume=True)
+    assert (again.already_finished, again.final_path) == (False, result.final_path)
+    assert (run / "final.json").read_text() == final
+    assert [r["checkpoint"] for r in read_events(run, "rollback")] == [result.final_path.name]
+
+
 def test_a_kill_before_the_end_was_told_loses_no_record(configure, make_dataset):
     """As if it had come right after the last commit."""
     config, result = collapse(configure, make_dataset)

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
+import torch
 
 import starpo_trace
 from starpo_train import agentfile, rollout
@@ -115,9 +117,13 @@ def test_runs_of_two_models_are_not_mixed(make_chain_folder: Callable[..., Path]
     shutil.rmtree(tmp_path / "model")
     shutil.copytree(make_chain_folder(["hello", " there", " you"]), tmp_path / "model")
     with pytest.raises(
-        ConfigError, match=r"out: holds runs of other weights than those in .*model"
+        ConfigError, match=r"out: holds runs of other weights than those that would"
     ):
         rollout.evaluate(config)
+    shutil.rmtree(tmp_path / "out" / "traces")  # nothing is finished: the weights are claimed anew
+    shutil.rmtree(tmp_path / "out" / "dataset")
+    told = rollout.evaluate(config).summary
+    assert told["weights_sha256"] == hash_weights(str(tmp_path / "model"))
 
 
 def check_dataset(dataset: Path) -> None:
@@ -160,14 +166,19 @@ def test_an_agent_that_always_fails_stops_the_evaluation(
 @pytest.mark.parametrize(
     "result",
     [1.0, {"rewrd": 1.0}, {"reward": None}, {"reward": "1.0"}, {"reward": float("nan")},
-     {"reward": 1.0, "end": "done"}],
+     {"reward": 1.0, "end": "done"}, {"reward": 10**400}, {"reward": 1.0, "end": ["terminated"]}],
 )  # fmt: skip
 def test_what_play_may_return_is_told(result: Any):
     """What it did return, and what it must."""
     with pytest.raises(RolloutError) as raised:
         agentfile.read_outcome(result, Path("agent.py"))
     assert f"agent.py: play returned {result!r}; it must return" in str(raised.value)
-    assert agentfile.read_outcome({"reward": True}, Path("agent.py")) == (1.0, "terminated")
+
+
+@pytest.mark.parametrize("reward", [True, np.float32(0.5) > 0.1, np.int64(1), torch.tensor(1.0)])
+def test_rewards_of_any_number_type_are_taken(reward: Any):
+    """numpy's bool is none of its numbers; torch has tensors of one."""
+    assert agentfile.read_outcome({"reward": reward}, Path("agent.py")) == (1.0, "terminated")
 
 
 def test_relative_paths_resolve_against_the_file(tmp_path: Path):

@@ -1,9 +1,12 @@
 """Hand-made datasets and tiny models for the training tests."""
 
+import importlib
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -168,6 +171,28 @@ def build_model_folder(path: Path, *, family: str = "qwen3", seed: int = 0, **ch
     model_class(config_class(**sizes | changes)).save_pretrained(path)
     build_tokenizer().save_pretrained(path)
     return path
+
+
+@contextmanager
+def _import_from(folder: Path, *names: str) -> Iterator[dict[str, ModuleType]]:
+    held = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    sys.path.insert(0, str(folder))
+    try:
+        yield {name: importlib.import_module(name) for name in names}
+    finally:
+        sys.path.remove(str(folder))
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(held)
+
+
+@pytest.fixture(scope="session")
+def import_from() -> Any:
+    """`with import_from(folder, *names) as modules`: as a script beside them does.
+
+    Another test's module of such a name (an agent file is called `agent`) is out of the way meanwhile.
+    """
+    return _import_from
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,7 @@
 """`explain` on what the demo records, on a closed model's runs, and on single attempts."""
 
-import importlib
 import json
 import random
-import sys
 from pathlib import Path
 
 import pytest
@@ -34,14 +32,11 @@ def read_verdicts(explained):
 
 
 @pytest.fixture(scope="module")
-def environment():
+def environment(import_from):
     """The demo's environment, imported as the demo does."""
     pytest.importorskip("gymnasium", reason="needs the extra `demo`")
-    folder = str(ROOT / "examples" / "frozen_lake")
-    sys.path.insert(0, folder)
-    yield importlib.import_module("environment")
-    sys.path.remove(folder)
-    del sys.modules["environment"]
+    with import_from(ROOT / "examples" / "frozen_lake", "environment") as modules:
+        yield modules["environment"]
 
 
 def test_the_demos_lakes_may_be_trained_with_ratios(hand, environment, tmp_path, capsys):

@@ -1,10 +1,8 @@
 """The example's environment and agent, on maps walked by hand."""
 
-import importlib
 import json
 import random
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,15 +14,11 @@ LAKE = ("SFF", "HFH", "FFG")
 
 
 @pytest.fixture(scope="module")
-def example() -> Iterator[SimpleNamespace]:
+def example(import_from: Callable[..., Any]) -> Iterator[SimpleNamespace]:
     """The example's modules, imported as its own scripts import them."""
     pytest.importorskip("gymnasium", reason="needs the extra `demo`")
-    sys.path.insert(0, str(EXAMPLE))
-    names = ("environment", "agent", "warmup")
-    yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
-    sys.path.remove(str(EXAMPLE))
-    for name in names:
-        del sys.modules[name]
+    with import_from(EXAMPLE, "environment", "agent", "warmup") as modules:
+        yield SimpleNamespace(**modules)
     import starpo_trace
 
     starpo_trace.uninstrument()  # importing the agent instruments this process

@@ -15,6 +15,7 @@ from starpo_train.checkpoint import (
     advise_intact,
     list_checkpoints,
     read_checkpoint,
+    read_values,
     remove_checkpoint,
     write_checkpoint,
 )
@@ -150,7 +151,7 @@ class RunFolder:
             (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
         folder = write_checkpoint(
-            self.checkpoints_path / f"step_{step:06d}",
+            self.name_checkpoint(step),
             save_model=save_model,
             tensors=tensors,
             values=values,
@@ -169,6 +170,23 @@ class RunFolder:
         for folder in old:
             if folder != spared:
                 remove_checkpoint(folder)
+
+    def name_checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of a step is or would be."""
+        return self.checkpoints_path / f"step_{step:06d}"
+
+    def find_healthy(self, step: int | None, *, now: int) -> Path | None:
+        """The checkpoint of the last `step` that had not lost the good runs, which may be made `now`.
+
+        Where it was removed by hand, one from before it; None: there is none.
+        """
+        if step is None:
+            return None
+        path = self.name_checkpoint(step)
+        if step == now or path.is_dir():
+            return path
+        left = reversed(list_checkpoints(self.checkpoints_path))
+        return next((each for each in left if _was_healthy(each)), None)
 
     @property
     def is_run(self) -> bool:
@@ -193,6 +211,12 @@ class RunFolder:
         if of_checkpoint != step:
             values["stopped_at_step"] = step
         write_atomically(self.final_path, json.dumps(values) + "\n")
+
+
+def _was_healthy(checkpoint: Path) -> bool:
+    """Whether it was scored itself, and had not lost the good runs."""
+    values = read_values(checkpoint)
+    return values.get("watch", {}).get("healthy_at") == values["step"]
 
 
 def require_outside(output: Path) -> None:

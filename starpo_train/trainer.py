@@ -19,7 +19,7 @@ from torch import Tensor
 
 from starpo_train.blame import refuse_gradient, refuse_loss
 from starpo_train.changes import Changes
-from starpo_train.checkpoint import Checkpoint, list_checkpoints, read_values
+from starpo_train.checkpoint import Checkpoint
 from starpo_train.config import RunConfig
 from starpo_train.diagnostics.watch import Watch
 from starpo_train.errors import DataError
@@ -340,15 +340,7 @@ class Trainer:
 
     def _find_healthy(self) -> Path | None:
         """The last checkpoint that was scored and had not lost the good runs; None: there is none."""
-        step = self._watch.healthy_at
-        if step is None:
-            return None
-        path = self.folder.checkpoints_path / f"step_{step:06d}"
-        if step == self.position.step or path.is_dir():
-            return path
-        # it was removed by hand: one from before it
-        left = reversed(list_checkpoints(path.parent))
-        return next((each for each in left if _was_healthy(each)), None)
+        return self.folder.find_healthy(self._watch.healthy_at, now=self.position.step)
 
     def _clip_gradients(self, trajectories: list[int]) -> float:
         grad_norm = self._optimizer.clip_gradients()
@@ -403,7 +395,7 @@ class Trainer:
             self._progress(record)
 
     def _commit(self) -> Path:
-        path = self.folder.checkpoints_path / f"step_{self.position.step:06d}"
+        path = self.folder.name_checkpoint(self.position.step)
         if self._checkpoint == path:  # resumed, and nothing trained since
             return path
         tensors: dict[str, Tensor | Slice] = self._optimizer.snapshot()
@@ -433,12 +425,6 @@ class Trainer:
             spared=self._find_healthy() if self.config.diagnostics.early_stop else None,
         )
         return self._checkpoint
-
-
-def _was_healthy(checkpoint: Path) -> bool:
-    """Whether it was scored itself, and had not lost the good runs."""
-    values = read_values(checkpoint)
-    return values.get("watch", {}).get("healthy_at") == values["step"]
 
 
 def _require_same_data(checkpoint: Checkpoint, data: TrainingData) -> None:

@@ -43,9 +43,11 @@ FACTS = {
 MOST_LAGS = 12
 _BROKEN = ("early_stop", "alarm")
 _ROLLBACKS = {
-    "rollback": "from step {}: the result is {}",
-    "no_rollback": "nowhere from step {}: no checkpoint is left that still found successful runs likely; the "
-    "result is {} all the same",
+    "rollback": ("went back", "from step {}: the result is {}"),
+    "no_rollback": (
+        "could not go back",
+        "from step {}: no checkpoint is left that still found successful runs likely; the result is {}",
+    ),
 }
 
 
@@ -72,8 +74,8 @@ class RunView:
     """The run's own start record, without what is too long to show."""
     stops: tuple[tuple[bool, str], ...]
     """(whether it ended the run, what was found and when), of each rule that was broken."""
-    rollbacks: tuple[str, ...]
-    """Checkpoint that the run went back to, or that it had none to go back to, in words."""
+    rollbacks: tuple[tuple[str, str], ...]
+    """(Whether the run went back to an earlier checkpoint or could not, from where and to which), in words."""
     curves: tuple[Curve, ...]
     config_text: str
     """The resolved run file."""
@@ -152,7 +154,10 @@ def view_run(path: Path) -> RunView:
             for r in broken
         ),
         rollbacks=tuple(
-            _ROLLBACKS[r["event"]].format(r.get("step"), r.get("checkpoint"))
+            (
+                _ROLLBACKS[r["event"]][0],
+                _ROLLBACKS[r["event"]][1].format(r["step"], r["checkpoint"]),
+            )
             for r in records
             if r.get("event") in _ROLLBACKS
         ),

@@ -253,8 +253,9 @@ def test_run_view_shows_measurements_and_marks_where_a_run_was_stopped(tmp_path)
     }
     assert [ended for ended, _ in view.stops] == [False, True]
     assert view.stops[1][1] == "step 2, gradient_spike: three <b>norms</b>"
-    assert view.rollbacks[0] == "from step 2: the result is step_000001"
-    assert re.match("nowhere from step 2: .*the result is step_000002", view.rollbacks[1])
+    assert view.rollbacks[0] == ("went back", "from step 2: the result is step_000001")
+    what, text = view.rollbacks[1]
+    assert (what, text.endswith("the result is step_000002")) == ("could not go back", True)
     places = [re.findall(r'class="margin" x1="([\d.]+)%"', c.picture) for c in view.curves]
     assert places == [["0.0", "100.0"], ["0.0", "100.0"], ["50.0", "100.0"], ["50.0", "100.0"]]
     page = render_report(

@@ -74,6 +74,17 @@ def measure_by_hand(hand, model, *, answer, held_back_task=0):
     return float(hand.score(loaded, prompt, [answer, END]).sum())
 
 
+def collapse(configure, make_dataset, name="run", **train_settings):
+    """A run that pushes down what succeeds elsewhere -> its configuration and what became of it."""
+    config = configure(
+        name,
+        dataset=make_dataset(f"{name}-data", held_back=BAD),
+        train=CHECKED | train_settings,
+        diagnostics={"early_stop": True},
+    )
+    return config, train(config)
+
+
 def test_the_change_is_what_transformers_own_forward_pass_says(configure, make_dataset, hand):
     """Log-probability of runs held back, at the end less that before the first step, over tokens."""
     config = configure(
@@ -100,12 +111,7 @@ def test_the_change_is_what_transformers_own_forward_pass_says(configure, make_d
 
 def test_a_run_that_unlearns_goes_back_to_the_checkpoint_before(configure, make_dataset):
     """Where it pushes down what succeeds elsewhere it stops; its result still found that likely."""
-    config = configure(
-        dataset=make_dataset("data", held_back=BAD),
-        train=CHECKED,
-        diagnostics={"early_stop": True},
-    )
-    result = train(config)
+    config, result = collapse(configure, make_dataset)
     run = config.run.output
     assert result.stopped_by == "good_runs_lost"
     (stop,) = read_events(run, "early_stop")
@@ -139,17 +145,6 @@ def test_a_run_that_unlearns_goes_back_to_the_checkpoint_before(configure, make_
     (run / "run.toml").write_text((run / "run.toml").read_text().replace("0.0001", "0.001"))
     with pytest.raises(ConfigError, match=f"model.path = '{result.final_path}' there begins"):
         train(read_resumed_config(run), resume=True)
-
-
-def collapse(configure, make_dataset, name="run", **train_settings):
-    """A run that pushes down what succeeds elsewhere -> its configuration and what became of it."""
-    config = configure(
-        name,
-        dataset=make_dataset(f"{name}-data", held_back=BAD),
-        train=CHECKED | train_settings,
-        diagnostics={"early_stop": True},
-    )
-    return config, train(config)
 
 
 def test_a_result_that_was_removed_is_not_replaced_by_the_lost_one(configure, make_dataset):
@@ -373,12 +368,7 @@ def test_the_rule_that_stopped_the_run_is_the_one_that_is_told(
 
 
 def test_commands_take_the_result_and_not_the_newest(configure, make_dataset):
-    config = configure(
-        dataset=make_dataset("data", held_back=BAD),
-        train=CHECKED,
-        diagnostics={"early_stop": True},
-    )
-    result = train(config)
+    config, result = collapse(configure, make_dataset)
     assert result.final_path.name != f"step_{result.num_steps:06d}"
     assert find_checkpoint(config.run.output) == result.final_path
 
